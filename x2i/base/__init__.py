@@ -1,0 +1,1 @@
+"""The ground floor: errors, strict configs, atomic files, seeds, weights. It imports no room."""

@@ -1,0 +1,77 @@
+"""Atomic files: written aside, flushed to disk, then renamed. A killed writer leaves no half file."""
+
+import contextlib
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from x2i.base.errors import X2IError
+
+
+def aside(path: Path) -> Path:
+    """A fresh name beside `path`, hidden, on the same file system, so that a rename is atomic."""
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
+
+
+@contextlib.contextmanager
+def atomic(path: str | Path) -> Iterator[Path]:
+    """Yield a path to write to; it becomes `path` if the block ends well, and vanishes if not.
+
+    Works for a file and for a folder (made by the block). An existing *file* is replaced.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = aside(path)
+    try:
+        yield temporary
+        if temporary.is_file():
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        remove(temporary)
+        raise
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write UTF-8 text atomically."""
+    with atomic(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what killed writers left below `folder`: call it only under the folder's lock."""
+    for path in folder.rglob(".*.tmp"):
+        remove(path)
+
+
+@contextlib.contextmanager
+def exclusive(target: str | Path, what: str) -> Iterator[None]:
+    """Hold the lock of `target` (a file beside it) for the length of the block.
+
+    Raises:
+        X2IError: another process holds it; `what` says in the message what that one is doing.
+    """
+    target = Path(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(target.with_name(f".{target.name}.lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise X2IError(f"{target}: another process is {what} here. Wait for it, or stop it first.") from None
+    try:
+        yield
+    finally:
+        lock.release()
