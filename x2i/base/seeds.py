@@ -14,7 +14,8 @@ def canonical_json(value: Any) -> str:
 
 def digest(*parts: Any) -> str:
     """SHA-256 (64 hex digits) of the canonical JSON of `parts`."""
-    return hashlib.sha256(canonical_json(list(parts)).encode()).hexdigest()
+    text = canonical_json(list(parts))
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()  # file names may hold any bytes
 
 
 def generator(*parts: Any) -> np.random.Generator:

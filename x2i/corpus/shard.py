@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import IO
+from typing import IO, Self
 
 BLOCK = tarfile.BLOCKSIZE
 
@@ -89,7 +89,7 @@ class ShardWriter:
         self._hash.update(blob)
         self.size += len(blob)
 
-    def __enter__(self) -> "ShardWriter":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(

@@ -1,0 +1,1 @@
+"""Trains unified models on X2I corpora: a planned order of samples, stages, checkpoints, metrics, previews."""

@@ -1,0 +1,102 @@
+"""The plan: exact mixture, whole epochs, random access, and nothing depends on what should not matter."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from x2i.base.errors import RecipeError
+from x2i.trainer.plan import StagePlan, permuted, round_mixture
+
+SAMPLES = {"a": np.arange(0, 7), "b": np.arange(7, 20), "c": np.arange(20, 21)}
+MIXTURE = {"a": 0.5, "b": 0.3, "c": 0.2}
+
+
+def plan(batch: int = 4, seed: int = 0, stage: str = "one", window: int = 40, **mixture: float) -> StagePlan:
+    return StagePlan(SAMPLES, mixture or MIXTURE, batch, seed, stage, window)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 64, 1000, 1025])
+def test_permutation_visits_every_place_once(size: int) -> None:
+    assert sorted(permuted(i, size, "k", 1) for i in range(size)) == list(range(size))
+
+
+def test_permutations_of_other_keys_differ_and_look_shuffled() -> None:
+    orders = [[permuted(i, 512, "k", epoch) for i in range(512)] for epoch in range(2)]
+    for order in orders:
+        assert np.mean(np.array(order) == np.arange(512)) < 0.05
+        assert abs(np.corrcoef(order, np.arange(512))[0, 1]) < 0.15
+    assert np.mean(np.array(orders[0]) == np.array(orders[1])) < 0.05
+
+
+def test_permutation_of_a_hundred_million_needs_no_table() -> None:
+    places = {permuted(i, 100_000_000, 3) for i in range(1000)}
+    assert len(places) == 1000 and max(places) < 100_000_000 and max(places) > 90_000_000
+
+
+@pytest.mark.parametrize(
+    ("weights", "total", "expected"),
+    [
+        ([1, 1, 1], 10, [4, 3, 3]),
+        ([0.5, 0.3, 0.2], 40, [20, 12, 8]),
+        ([1e6, 1, 1], 8, [6, 1, 1]),
+        ([0.26, 0.26, 0.48], 4, [1, 1, 2]),
+    ],
+)
+def test_mixture_is_rounded_to_whole_draws(weights: list[float], total: int, expected: list[int]) -> None:
+    assert round_mixture(weights, total) == expected
+
+
+def test_mixture_is_exact_in_every_window() -> None:
+    p = plan()
+    for window in range(3):
+        dealt = Counter(p.draw(window * 40 + i).task for i in range(40))
+        assert dealt == {"a": 20, "b": 12, "c": 8}
+
+
+def test_each_epoch_of_a_task_visits_every_sample_once_each_time_in_another_order() -> None:
+    p = plan()
+    seen = [d.sample for i in range(400) if (d := p.draw(i)).task == "b"]
+    epochs = [seen[k : k + 13] for k in range(0, len(seen) - 13, 13)]
+    assert len(epochs) > 5
+    for epoch in epochs:
+        assert sorted(epoch) == list(range(7, 20))
+    assert len({tuple(e) for e in epochs}) == len(epochs)
+
+
+def test_any_step_can_be_had_alone() -> None:
+    sequential = [plan().step(n) for n in range(30)]
+    p = plan()
+    for n in (29, 0, 17, 11, 28):
+        assert p.step(n) == sequential[n]
+    assert plan().step(25) == sequential[25]
+
+
+def test_the_stream_does_not_depend_on_the_batch() -> None:
+    one = [d for n in range(24) for d in plan(batch=2).step(n)]
+    other = [d for n in range(6) for d in plan(batch=8).step(n)]
+    assert one == other
+
+
+def test_seed_and_stage_change_the_order() -> None:
+    first = [d.sample for d in plan(batch=40).step(0)]
+    assert first != [d.sample for d in plan(batch=40, seed=1).step(0)]
+    assert first != [d.sample for d in plan(batch=40, stage="two").step(0)]
+
+
+def test_scaling_the_weights_or_the_order_of_keys_changes_nothing() -> None:
+    assert plan(b=3, a=5, c=2).step(3) == plan().step(3)
+
+
+def test_spares_are_other_samples_of_the_same_task() -> None:
+    p = plan()
+    draw = next(d for i in range(40) if (d := p.draw(i)).task == "a")
+    spares = [p.spare(draw, attempt) for attempt in range(1, 7)]
+    assert all(s.task == "a" and s.index == draw.index for s in spares)
+    assert p.spare(draw, 1) == spares[0]
+    assert len({s.sample for s in spares}) > 1
+
+
+def test_a_task_without_samples_is_refused_and_the_remedy_named() -> None:
+    with pytest.raises(RecipeError, match="no training samples of deblurr; they have a, b, c"):
+        plan(a=1, deblurr=1)

@@ -1,0 +1,134 @@
+"""The lake: one Parquet file per annotator and unit, at a path that says what made it.
+
+    LAKE/rows/<source fingerprint>/<unit>.parquet         what the source says of each row
+    LAKE/<annotator>/<fingerprint>/annotator.json         name, version, parameters, weights, columns
+    LAKE/<annotator>/<fingerprint>/<unit>.parquet         the columns, keyed by row_id
+    LAKE/plans/<source>-<fingerprint>.jsonl               the plan of units, a line each
+    LAKE/recipes/<recipe>.json                            which fingerprints a recipe's last build read
+
+A file that is there is never computed again: "done" is a file's existence. Everything can be read with
+plain DuckDB, Polars or pandas; `open` adds views named after the annotators, without the units of
+files that have changed since.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from x2i.base.errors import X2IError
+
+if TYPE_CHECKING:
+    import duckdb
+
+#: What every source's rows have; `meta` and the problem's `detail` are for people, `meta` is JSON.
+ROWS = pa.schema(
+    [
+        pa.field("row_id", pa.string(), nullable=False),
+        pa.field("source", pa.string(), nullable=False),
+        pa.field("unit", pa.string(), nullable=False),
+        pa.field("index", pa.int32(), nullable=False),
+        pa.field("location", pa.string(), nullable=False),
+        pa.field("image_id", pa.string()),  # SHA-256 of the bytes; null where there are none
+        pa.field("text", pa.string()),
+        pa.field("meta", pa.string(), nullable=False),
+        pa.field("inputs", pa.list_(pa.string()), nullable=False),  # image ids of a ready X2I row's inputs
+        pa.field("problem", pa.string()),
+        pa.field("problem_detail", pa.string()),
+    ]
+)
+
+#: What every annotator's file has besides its own columns. `error` says why a row's values are null.
+KEYS = [pa.field("row_id", pa.string(), nullable=False)]
+ERRORS = [pa.field("error", pa.string()), pa.field("error_detail", pa.string())]
+
+#: Folder names are this many digits of a fingerprint; the whole of it stands in annotator.json.
+SHORT = 16
+
+
+@dataclass(frozen=True)
+class Column:
+    """An annotator's columns in the lake: its name and the fingerprint that says what made them."""
+
+    name: str
+    fingerprint: str
+
+    @property
+    def folder(self) -> str:
+        """Path of the columns below the lake."""
+        return f"{self.name}/{self.fingerprint[:SHORT]}"
+
+
+class Lake:
+    """Paths of a lake, and SQL over it. Raises nothing until something is read."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+
+    def file(self, column: Column, unit: str) -> Path:
+        """Where an annotator's values for one unit lie, or will lie."""
+        return self.path / column.folder / f"{unit}.parquet"
+
+    def done(self, column: Column) -> set[str]:
+        """Ids of the units that are there already."""
+        folder = self.path / column.folder
+        return {p.stem for p in folder.glob("*.parquet")} if folder.is_dir() else set()
+
+    def record(self, recipe: str) -> Path:
+        """The file that says what a recipe's last build read."""
+        return self.path / "recipes" / f"{recipe}.json"
+
+    def recipes(self) -> list[str]:
+        """Names of the recipes that were built on this lake, the latest last."""
+        found = sorted((self.path / "recipes").glob("*.json"), key=lambda p: (p.stat().st_mtime_ns, p.name))
+        return [p.stem for p in found]
+
+    def sql(self, query: str, recipe: str | None = None) -> duckdb.DuckDBPyRelation:
+        """Run a DuckDB query over `rows` and one view per annotator, as the recipe's last build saw them."""
+        return self.connect(recipe or self._latest).sql(query)
+
+    @cached_property
+    def _latest(self) -> str:
+        if not self.recipes():
+            raise X2IError(f"{self.path}: not a lake that a build has finished annotating (no recipes/*.json).")
+        return self.recipes()[-1]
+
+    def connect(self, recipe: str) -> duckdb.DuckDBPyConnection:
+        """A DuckDB connection with the views of `recipe`."""
+        try:
+            record: dict[str, Any] = json.loads(self.record(recipe).read_text())
+        except FileNotFoundError:
+            raise X2IError(f"{self.path}: no recipe {recipe!r}; it has {', '.join(self.recipes()) or 'none'}") from None
+        import duckdb
+
+        connection = duckdb.connect()
+        create_views(connection, self, record["units"], [Column(**c) for c in record["columns"]])
+        return connection
+
+
+def create_views(
+    connection: duckdb.DuckDBPyConnection, lake: Lake, units: dict[str, list[str]], columns: list[Column]
+) -> None:
+    """Create `rows` and one view per column over exactly the files of these units.
+
+    Args:
+        units: unit ids by the rows' fingerprint (the source's).
+        columns: the annotators to show; each view has `row_id` and is to be joined on it.
+    """
+    rows = [str(lake.file(Column("rows", source), unit)) for source, ids in units.items() for unit in ids]
+    connection.read_parquet(rows).create_view("rows")
+    for column in columns:
+        files = [str(lake.file(column, unit)) for ids in units.values() for unit in ids]
+        connection.read_parquet(files).create_view(column.name)
+
+
+def open_lake(path: str | Path) -> Lake:
+    """Open a lake for reading. Raises X2IError if the folder is not there."""
+    if not Path(path).is_dir():
+        raise X2IError(f"{path}: no such lake. The recipe's key `lake` says where a build puts it.")
+    return Lake(path)

@@ -1,0 +1,34 @@
+"""Pictures to the pixels that a model reads, and back: crop, scale, [-1, 1]."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+
+def centre_crop(image: Image.Image, height: int, width: int) -> np.ndarray:
+    """The largest centred box of this aspect, scaled (bicubic) to uint8 [height, width, 3].
+
+    Images of equal size are cut at equal places, so the inputs and the output of a sample stay aligned.
+    """
+    scale = min(image.width / width, image.height / height)
+    box_width, box_height = scale * width, scale * height
+    left, top = (image.width - box_width) / 2, (image.height - box_height) / 2
+    box = (left, top, left + box_width, top + box_height)
+    rgb = image if image.mode == "RGB" else image.convert("RGB")
+    return np.asarray(rgb.resize((width, height), Image.Resampling.BICUBIC, box=box, reducing_gap=3.0))
+
+
+def to_tensor(images: Sequence[np.ndarray]) -> Tensor:
+    """uint8 [H, W, 3] each -> float32 [B, 3, H, W] in [-1, 1]."""
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def to_images(pixels: Tensor) -> list[Image.Image]:
+    """float [B, 3, H, W] in [-1, 1], clipped -> pictures."""
+    array = ((pixels.float().clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+    return [Image.fromarray(a) for a in array]

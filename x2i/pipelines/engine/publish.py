@@ -1,0 +1,316 @@
+"""From verdicts to groups, and from built groups to a corpus that appears whole or not at all.
+
+    .OUT.building/verdicts.parquet          the selection's verdicts
+    .OUT.building/<assembly>/rows.parquet   the rows that stay: one row group is one group to build
+    .OUT.building/<assembly>/000000/        a built group
+    OUT/                                    the corpus
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import shutil
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from x2i.base.errors import RecipeError, X2IError
+from x2i.base.files import remove, write_text
+from x2i.base.seeds import digest
+from x2i.base.weights import digest_of
+from x2i.corpus.card import card
+from x2i.corpus.corpus import CARD, FORMAT, INFO, MANIFEST, RECIPE, SELECTION
+from x2i.corpus.lake import Column, Lake
+from x2i.corpus.manifest import SCHEMA, corpus_digest
+from x2i.pipelines.engine.assemble import OUTCOME, PART
+from x2i.pipelines.recipe import Plan
+from x2i.pipelines.select.query import STAGES
+
+#: What can change the bytes of an encoded image, besides our own code.
+SOFTWARE = ("x2i", "numpy", "opencv-python-headless", "pillow", "simplejpeg", "onnxruntime", "duckdb", "pyarrow", "ray")
+
+
+def refuse_strangers(out: Path, where: str) -> None:
+    """Raise RecipeError if `out` is there and is neither empty nor a corpus: it is not ours to replace."""
+    if out.exists() and not (out / INFO).is_file() and (not out.is_dir() or any(out.iterdir())):
+        raise RecipeError(f"{where}: out: {out} holds something that is not a corpus; name another folder")
+
+
+def recover(out: Path) -> None:
+    """Put back the old corpus if a run was killed between moving it away and moving the new one in."""
+    old = _old(out)
+    if old.exists() and not out.exists():
+        os.replace(old, out)
+    remove(old)
+
+
+def _old(out: Path) -> Path:
+    return out.with_name(f".{out.name}.old")
+
+
+@dataclass
+class Groups:
+    """The rows that stay, cut into groups. `reused`: the published corpus has these very samples already."""
+
+    rows: Path
+    assembly: str
+    units: list[list[str]]  # of each group
+    selected: int
+    reused: bool
+
+    def folder(self, number: int) -> Path:
+        """Where a group is built."""
+        return self.rows.parent / f"{number:06d}"
+
+
+class Staging:
+    """The folder beside the corpus in which the next one is made."""
+
+    def __init__(self, out: Path) -> None:
+        self.out = out
+        self.folder = out.with_name(f".{out.name}.building")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.verdicts = self.folder / "verdicts.parquet"
+
+    def group(self, plan: Plan) -> Groups:
+        """Cut the rows that stay into groups, one per about `shard_samples` samples, and name the assembly."""
+        import duckdb
+
+        per_group = max(1, plan.recipe.output.shard_samples // max(1, sum(len(t.task_types()) for t in plan.tasks)))
+        scores = _scores(plan)
+        values = ", ".join(f"case when isfinite({s}::double) then {s}::double end" for s in scores)
+        names = ", ".join(f"'{s}'" for s in scores)
+        query = f"""select * exclude (kept, stage, reason, detail, survivor, distance),
+                    map([{names}]::varchar[], [{values}]::double[]) as scores
+                    from read_parquet('{str(self.verdicts).replace("'", "''")}') where kept"""
+        rows = self.folder / "rows.parquet"
+        units: list[list[str]] = []
+        with duckdb.connect() as connection:
+            connection.execute("set preserve_insertion_order = true")
+            reader = connection.sql(query).to_arrow_reader(per_group)
+            with pq.ParquetWriter(rows, reader.schema, compression="zstd") as writer:
+                for table in _regroup(reader, per_group):
+                    units.append(list(dict.fromkeys(table["unit"].to_pylist())))
+                    writer.write_table(table, row_group_size=per_group)
+        selected = pq.read_metadata(rows).num_rows
+        assembly = digest(
+            "assembly/1",
+            digest_of(rows),
+            [t.fingerprint for t in plan.tasks],
+            plan.recipe.output.model_dump(mode="json"),
+            plan.recipe.decode.model_dump(mode="json"),
+            plan.recipe.seed,
+        )
+        folder = self.folder / assembly[:16]
+        for other in self.folder.iterdir():  # what an earlier recipe left unfinished
+            if other not in (folder, rows, self.verdicts):
+                remove(other)
+        folder.mkdir(exist_ok=True)
+        os.replace(rows, folder / "rows.parquet")
+        old = _read_info(self.out)
+        reused = old is not None and old.get("assembly") == assembly
+        return Groups(folder / "rows.parquet", assembly, units, selected, reused)
+
+
+def _regroup(reader: pa.RecordBatchReader, size: int) -> Any:
+    """Tables of exactly `size` rows (the last may be shorter), however the reader cuts its batches."""
+    held: list[pa.RecordBatch] = []
+    count = 0
+    for batch in reader:
+        held.append(batch)
+        count += batch.num_rows
+        while count >= size:
+            table = pa.Table.from_batches(held, reader.schema)
+            yield table.slice(0, size)
+            held = table.slice(size).to_batches()
+            count -= size
+    if count:
+        yield pa.Table.from_batches(held, reader.schema)
+
+
+def _scores(plan: Plan) -> list[str]:
+    if plan.recipe.output.scores is not None:
+        return sorted(plan.recipe.output.scores)
+    return sorted(f"{a.name}.{c.name}" for a in plan.annotators for c in a.columns if pa.types.is_floating(c.type))
+
+
+def publish(plan: Plan, lake: Lake, staging: Staging, groups: Groups, units: dict[str, list[str]]) -> dict[str, Any]:
+    """Make the new corpus of the built groups and put it in place; leave an equal one alone. Returns corpus.json.
+
+    Args:
+        units: unit ids by source fingerprint, as planned.
+
+    Raises:
+        X2IError: rows in are not rows out plus the sum of all reasons.
+    """
+    old = _read_info(staging.out)
+    new = staging.folder / "corpus"
+    remove(new)
+    (new / "shards").mkdir(parents=True)
+    if groups.reused and old is not None:
+        outcome = _link_published(staging.out, old, new)
+    else:
+        outcome = _link_groups(groups, new)
+    _write_selection(staging.verdicts, outcome["fallen"], new / SELECTION)
+    info = _info(plan, lake, groups, outcome, units, new)
+    _check_equation(info)
+    if old == info and _whole(staging.out, info):
+        remove(staging.folder)
+        return info
+    write_text(new / INFO, json.dumps(info, indent=1, ensure_ascii=False) + "\n")
+    write_text(new / CARD, card(info))
+    write_text(new / RECIPE, plan.text or json.dumps(plan.recipe.model_dump(mode="json"), indent=1))
+    if staging.out.exists():
+        os.replace(staging.out, _old(staging.out))
+    os.replace(new, staging.out)
+    remove(_old(staging.out))
+    remove(staging.folder)
+    return info
+
+
+def _link_groups(groups: Groups, new: Path) -> dict[str, Any]:
+    """Number the groups' shards through, and write the manifest over all of them."""
+    shards: list[dict[str, Any]] = []
+    made: Counter[str] = Counter()
+    skipped: Counter[str] = Counter()
+    fallen: list[dict[str, str]] = []
+    outcomes = [json.loads((groups.folder(n) / OUTCOME).read_text()) for n in range(len(groups.units))]
+    width = max(5, len(str(sum(len(o["shards"]) for o in outcomes))))
+    with pq.ParquetWriter(new / MANIFEST, SCHEMA, compression="zstd") as writer:
+        for number, outcome in enumerate(outcomes):
+            names = {}
+            for shard in outcome["shards"]:
+                names[shard["name"]] = f"shards/{len(shards):0{width}d}.tar"
+                _link(groups.folder(number) / shard["name"], new / names[shard["name"]])
+                shards.append({**shard, "name": names[shard["name"]]})
+            part = pq.read_table(groups.folder(number) / PART, schema=SCHEMA)
+            column = pa.array([names[n] for n in part["shard"].to_pylist()], pa.string())
+            if part.num_rows:
+                writer.write_table(part.set_column(1, SCHEMA.field("shard"), column))
+            made.update(outcome["made"])
+            skipped.update(outcome["skipped"])
+            fallen += outcome["fallen"]
+    tasks: dict[str, dict[str, Any]] = {t: {"made": n, "skipped": {}} for t, n in made.items()}
+    for name, count in sorted(skipped.items()):
+        task, _, reason = name.rpartition("/")
+        tasks.setdefault(task, {"made": 0, "skipped": {}})["skipped"][reason] = count
+    return {"shards": shards, "tasks": dict(sorted(tasks.items())), "fallen": fallen}
+
+
+def _link_published(out: Path, old: dict[str, Any], new: Path) -> dict[str, Any]:
+    """The published corpus holds these samples already: take its shards and its manifest over."""
+    for name in [s["name"] for s in old["shards"]] + [MANIFEST]:
+        _link(out / name, new / name)
+    verdicts = pq.read_table(out / SELECTION, columns=["row_id", "stage", "reason", "detail"]).to_pylist()
+    fallen = [{k: v[k] for k in ("row_id", "reason", "detail")} for v in verdicts if v["stage"] == "assembly"]
+    return {"shards": old["shards"], "tasks": old["tasks"], "fallen": fallen}
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # a file system without hard links
+        shutil.copyfile(source, target)
+
+
+def _write_selection(verdicts: Path, fallen: list[dict[str, str]], out: Path) -> None:
+    """The verdicts, with those of the assembly: rows that were selected, but of which nothing could be made."""
+    import duckdb
+
+    schema = pa.schema([("row_id", pa.string()), ("reason", pa.string()), ("detail", pa.string())])
+    with duckdb.connect() as connection:
+        connection.execute("set preserve_insertion_order = true")
+        connection.register("fallen", pa.Table.from_pylist(fallen, schema=schema))
+        reader = connection.sql(
+            f"""select v.* replace (
+                    v.kept and f.row_id is null as kept,
+                    case when f.row_id is null then v.stage else 'assembly' end as stage,
+                    coalesce(f.reason, v.reason) as reason, coalesce(f.detail, v.detail) as detail)
+                from (select *, row_number() over () as place from read_parquet('{str(verdicts).replace("'", "''")}')) v
+                left join fallen f using (row_id) order by place"""
+        ).project("* exclude (place)").to_arrow_reader(10_000)
+        with pq.ParquetWriter(out, reader.schema, compression="zstd") as writer:
+            for table in _regroup(reader, 10_000):
+                writer.write_table(table)
+
+
+def _info(
+    plan: Plan, lake: Lake, groups: Groups, outcome: dict[str, Any], units: dict[str, list[str]], new: Path
+) -> dict[str, Any]:
+    import duckdb
+
+    with duckdb.connect() as connection:
+        selection = connection.read_parquet(str(new / SELECTION))
+        fell = connection.sql(
+            "select stage, reason, count(*) as rows from selection where not kept group by all"
+        ).fetchall()
+        manifest = connection.read_parquet(str(new / MANIFEST))
+        rows_out, samples = connection.sql("select count(distinct row_id), count(*) from manifest").fetchall()[0]
+        del selection, manifest
+    conditions = list(plan.recipe.select.where)
+    fell.sort(key=lambda f: (STAGES.index(f[0]), conditions.index(f[1]) if f[1] in conditions else 0, f[1]))
+    read = (lake.file(Column("rows", source), unit) for source, ids in units.items() for unit in ids)
+    rows_in = sum(pq.read_metadata(path).num_rows for path in read)
+    with pq.ParquetFile(new / MANIFEST) as file:
+        identity = corpus_digest(outcome["shards"], file.iter_batches(4096))
+    return {
+        "format": FORMAT,
+        "name": plan.recipe.name,
+        "description": plan.recipe.description,
+        "license": plan.recipe.license,
+        "digest": identity,
+        "assembly": groups.assembly,
+        "counts": {
+            "rows_in": rows_in,
+            "selected": groups.selected,
+            "rows_out": rows_out,
+            "samples": samples,
+            "shards": len(outcome["shards"]),
+            "bytes": sum(s["size"] for s in outcome["shards"]),
+            "units": sum(map(len, units.values())),
+        },
+        "funnel": [{"stage": s, "reason": r, "rows": n} for s, r, n in fell],
+        "tasks": outcome["tasks"],
+        "sources": [{"name": s.name, "kind": s.kind, "fingerprint": s.fingerprint} for s in plan.sources],
+        "annotators": [{"fingerprint": a.fingerprint, **a.description()} for a in plan.annotators],
+        "lake": plan.recipe.lake,
+        "recipe": plan.recipe.model_dump(mode="json"),
+        "software": {name: _version(name) for name in SOFTWARE},
+        "files": {name: digest_of(new / name) for name in (MANIFEST, SELECTION)},
+        "shards": outcome["shards"],
+    }
+
+
+def _check_equation(info: dict[str, Any]) -> None:
+    counts, fell = info["counts"], sum(f["rows"] for f in info["funnel"])
+    if counts["rows_in"] != counts["rows_out"] + fell:
+        raise X2IError(
+            f"rows do not add up: {counts['rows_in']} in, {counts['rows_out']} out, {fell} fell for a reason. "
+            "This is a defect of x2i, not of the data: the corpus was not published."
+        )
+
+
+def _whole(out: Path, info: dict[str, Any]) -> bool:
+    """Whether the published files are there with their sizes (`x2i verify` looks closer)."""
+    sizes = {s["name"]: s["size"] for s in info["shards"]}
+    return all((out / n).is_file() and (out / n).stat().st_size == size for n, size in sizes.items())
+
+
+def _read_info(out: Path) -> dict[str, Any] | None:
+    try:
+        return dict(json.loads((out / INFO).read_text()))
+    except (FileNotFoundError, json.JSONDecodeError):
+        return None
+
+
+def _version(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown"

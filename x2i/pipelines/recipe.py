@@ -1,0 +1,163 @@
+"""The recipe: one YAML file that says what goes into a corpus. Strict, and checked before anything starts."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, field_validator
+
+from x2i.base.config import Config, load_config, parse_config
+from x2i.base.errors import RecipeError
+from x2i.base.seeds import digest
+from x2i.pipelines import annotators as annotator_files
+from x2i.pipelines import registry
+from x2i.pipelines import sources as source_files
+from x2i.pipelines import tasks as task_files
+from x2i.pipelines.annotators.base import Annotator, Decoding
+from x2i.pipelines.sources.base import Source
+from x2i.pipelines.tasks.base import Task
+
+
+class Perceptual(Config):
+    """Near-duplicate removal on the pHash; needs the annotator `phash`."""
+
+    bits: int = Field(6, ge=0, le=32, description="pictures whose hashes differ in this many bits or fewer are the same")
+
+
+class Dedup(Config):
+    """Which rows are the same picture, and which of them stays."""
+
+    exact: bool = Field(True, description="drop rows whose bytes are those of another row")
+    perceptual: Perceptual | None = Field(None, description="drop near duplicates as well, e.g. {bits: 6}")
+    best: list[str] = Field(
+        ["image.width * image.height"],
+        description="SQL expressions, most important first: the row with the highest stays; ties go to the lowest id",
+    )
+
+
+class Select(Config):
+    """Which rows stay. Changing anything here runs no annotator."""
+
+    require_text: bool = Field(True, description="quarantine rows that have no text")
+    where: dict[str, str] = Field(
+        {},
+        description="name: SQL condition over `annotator.column`, e.g. safe: nsfw.score < 0.5; the name of the first "
+        "that does not hold is a row's reason. A single string is taken as one condition named `where`",
+    )
+    dedup: Dedup = Field(Dedup(), description="duplicates")  # type: ignore[call-arg]
+
+    @field_validator("where", mode="before")
+    @classmethod
+    def _one_condition(cls, value: Any) -> Any:
+        return {"where": value} if isinstance(value, str) else value or {}
+
+
+class Output(Config):
+    """How samples are stored."""
+
+    shorter_side: int | None = Field(
+        None, gt=15, description="shrink pictures to this shorter side, e.g. 512; null keeps every size. Never enlarged"
+    )
+    max_pixels: int | None = Field(None, gt=255, description="shrink pictures to at most this many pixels")
+    jpeg_quality: int = Field(95, ge=50, le=100, description="of pictures that must be encoded again")
+    jpeg_subsampling: str = Field("420", pattern="^(420|422|444)$", description="chroma subsampling of those")
+    shard_samples: int = Field(1000, gt=0, description="a shard is closed at this many samples ...")
+    shard_bytes: int = Field(512 * 2**20, gt=0, description="... or before it would grow beyond this many bytes")
+    scores: list[str] | None = Field(
+        None, description="annotator columns carried to the manifest, e.g. [nsfw.score]; null: every real-valued one"
+    )
+
+
+class Recipe(Config):
+    """One corpus. Paths are relative to the current directory."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="the corpus's name")
+    description: str = Field("", description="a sentence for the dataset card")
+    license: str = Field("other", description="for the dataset card: an SPDX id, or `other`")
+    sources: list[dict[str, Any]] = Field(min_length=1, description="what to read: `kind` and that kind's keys")
+    lake: str = Field(description="folder of the annotations; recipes may share one")
+    out: str = Field(description="folder of the corpus")
+    seed: int = Field(0, description="changes every random parameter of the tasks")
+    decode: Decoding = Field(Decoding(), description="limits of decoding")  # type: ignore[call-arg]
+    annotators: dict[str, dict[str, Any] | None] = Field({}, description="annotators by name, with their parameters")
+    select: Select = Field(Select(), description="which rows stay")  # type: ignore[call-arg]
+    tasks: dict[str, dict[str, Any] | None] = Field(min_length=1, description="task families by name, with parameters")
+    output: Output = Field(Output(), description="how samples are stored")  # type: ignore[call-arg]
+
+    def digest(self) -> str:
+        """Digest of everything that the recipe says."""
+        return digest("recipe/1", self.model_dump(mode="json"))
+
+
+@dataclass
+class Plan:
+    """A recipe with its parts made: ready to run, and picklable through its recipe."""
+
+    recipe: Recipe
+    where: str
+    text: str
+    sources: list[Source]
+    annotators: list[Annotator]
+    tasks: list[Task]
+
+
+def load(path: str | Path, **overrides: Any) -> Plan:
+    """Read a recipe and make its parts. `overrides` replace top-level keys that are not None.
+
+    Raises:
+        RecipeError: one line per fault: file, key, what is wrong, what would be right.
+    """
+    recipe = load_config(Recipe, path)
+    given = {k: v for k, v in overrides.items() if v is not None}
+    if given:
+        recipe = recipe.model_copy(update=given)
+    return make(recipe, str(path), Path(path).read_text(encoding="utf-8"))
+
+
+def make(recipe: Recipe, where: str = "recipe", text: str = "") -> Plan:
+    """Make a recipe's sources, annotators and tasks, and check that they fit. Raises RecipeError."""
+    sources = [_source(spec, f"{where}: sources.{i}") for i, spec in enumerate(recipe.sources)]
+    names = [s.name for s in sources]
+    for name in names:
+        if names.count(name) > 1:
+            raise RecipeError(f"{where}: sources: two are named {name!r}; give each its own `name`")
+    # `image` is what every row is judged by, so it is always there, and comes first
+    wanted = {"image": recipe.annotators.get("image")} | recipe.annotators
+    annotators = []
+    for name, parameters in wanted.items():
+        key = f"{where}: annotators.{name}"
+        kind = registry.find(annotator_files, name, Annotator, key)
+        annotators.append(kind(parse_config(kind.Config, parameters, key), recipe.decode))
+    tasks = []
+    for name, parameters in recipe.tasks.items():
+        key = f"{where}: tasks.{name}"
+        family = registry.find(task_files, name, Task, key)
+        task = family(parse_config(family.Config, parameters, key))
+        missing = [n for n in task.needs if n not in wanted]
+        if missing:
+            raise RecipeError(f"{key}: needs the annotators {', '.join(missing)}: add them under `annotators`")
+        tasks.append(task)
+    made = [t for task in tasks for t in task.task_types()]
+    for task_type in made:
+        if made.count(task_type) > 1:
+            raise RecipeError(f"{where}: tasks: {task_type!r} is made by two families")
+    plan = Plan(recipe, where, text, sources, annotators, tasks)
+    from x2i.pipelines.select.query import check
+
+    check(plan)
+    return plan
+
+
+def _source(spec: dict[str, Any], where: str) -> Source:
+    kind = spec.get("kind")
+    if not isinstance(kind, str):
+        known = ", ".join(registry.names(source_files))
+        raise RecipeError(f"{where}.kind: required, but not given; one of {known}")
+    cls = registry.find(source_files, kind, Source, f"{where}.kind")
+    source = cls(parse_config(cls.Config, spec, where))
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", source.name):
+        raise RecipeError(f"{where}.name: {source.name!r} must begin with a letter or digit and hold only A-Za-z0-9._-")
+    return source

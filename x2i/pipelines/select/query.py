@@ -1,0 +1,188 @@
+"""Selection as DuckDB queries over the lake: each row kept, or fallen for one stated reason.
+
+The rules act in a fixed order: what the source could not give, what could not be decoded or annotated,
+missing text, the recipe's conditions in their order, exact duplicates, near duplicates. The first
+rule that a row breaks is its reason. No image is read and no model runs.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+
+from x2i.base.errors import RecipeError
+from x2i.corpus.lake import ERRORS, KEYS, ROWS, Column, Lake, create_views
+from x2i.pipelines.select.dedup import near_duplicates
+
+if TYPE_CHECKING:
+    import duckdb
+
+    from x2i.pipelines.recipe import Plan
+
+#: How ties between equally good rows are broken, in SQL.
+TIES = 'rows.image_id, rows.source, rows.location'
+
+#: The stages of the funnel, in the order in which rows meet them.
+STAGES = ("source", "decode", "text", "where", "duplicate", "assembly")
+
+
+def select(plan: Plan, lake: Lake, units: dict[str, list[str]], out: Path) -> None:
+    """Judge every row, and write the verdicts to `out` (Parquet, in the order of the sources).
+
+    Columns: those of `rows`, a struct per annotator, and `kept`, `stage`, `reason`, `detail`, `survivor`
+    (the row that stayed instead of a duplicate), `distance` (in bits of the pHash).
+
+    Args:
+        units: unit ids by source fingerprint, in the order of the plan.
+    """
+    connection = _connect()
+    columns = [Column(a.name, a.fingerprint) for a in plan.annotators]
+    create_views(connection, lake, units, columns)
+    order = pa.table(
+        {
+            "unit": [u for ids in units.values() for u in ids],
+            "at": pa.array(range(sum(map(len, units.values()))), pa.int64()),
+        }
+    )
+    connection.register("unit_order", order)
+    connection.execute(_judge(plan))
+    _near(plan, connection)
+    structs = ", ".join(_struct(a.name, a.columns) for a in plan.annotators)
+    joins = " ".join(f"left join {_name(a.name)} using (row_id)" for a in plan.annotators)
+    connection.execute(
+        f"""copy (
+            select rows.*, {structs}, v.reason is null as kept, v.stage, v.reason, v.detail,
+                   v.survivor, v.distance
+            from rows {joins} join verdicts v using (row_id) join unit_order o using (unit)
+            order by o.at, rows.index
+        ) to '{_quoted(out)}' (format parquet, compression zstd)"""
+    )
+    connection.close()
+
+
+def check(plan: Plan) -> None:
+    """Try the recipe's SQL on empty tables. Raises RecipeError naming the key and what DuckDB would accept."""
+    recipe, where = plan.recipe, plan.where
+    connection = _connect()
+    connection.register("rows", ROWS.empty_table())
+    for annotator in plan.annotators:
+        connection.register(annotator.name, pa.schema([*KEYS, *annotator.columns, *ERRORS]).empty_table())
+    for name, condition in recipe.select.where.items():
+        kind = _try(connection, plan, condition, f"{where}: select.where.{name}")
+        if kind != "BOOLEAN":
+            raise RecipeError(f"{where}: select.where.{name}: {condition!r} gives {kind}, not a yes or no")
+    for expression in recipe.select.dedup.best:
+        _try(connection, plan, expression, f"{where}: select.dedup.best")
+    known = {a.name: a for a in plan.annotators}
+    if recipe.select.dedup.perceptual is not None and "phash" not in known:
+        raise RecipeError(f"{where}: select.dedup.perceptual: needs the annotator `phash`: add it under `annotators`")
+    for score in recipe.output.scores or ():
+        name, _, column = score.partition(".")
+        if name not in known or column not in known[name].columns.names:
+            there = sorted(f"{a.name}.{c}" for a in plan.annotators for c in a.columns.names)
+            raise RecipeError(f"{where}: output.scores: no column {score!r}; there are {', '.join(there)}")
+
+
+def _try(connection: duckdb.DuckDBPyConnection, plan: Plan, expression: str, key: str) -> str:
+    import duckdb
+
+    try:
+        relation = connection.sql(f"select ({expression}\n) as x from {_joined(plan)}")
+        return str(relation.types[0])
+    except duckdb.Error as error:
+        lines = [line for line in str(error).splitlines() if line.strip()]
+        raise RecipeError(f"{key}: {expression!r}: {' '.join(lines[:2])}{_hint(plan, str(error))}") from None
+
+
+def _hint(plan: Plan, message: str) -> str:
+    table = re.search(r'Referenced table "(\w+)" not found', message)
+    if table:
+        return f" (annotators of this recipe: {', '.join(a.name for a in plan.annotators)})"
+    return ""
+
+
+def _connect() -> duckdb.DuckDBPyConnection:
+    import duckdb
+
+    connection = duckdb.connect()
+    connection.execute("set preserve_insertion_order = true")
+    connection.execute("set enable_progress_bar = false")
+    return connection
+
+
+def _joined(plan: Plan) -> str:
+    return "rows " + " ".join(f"left join {_name(a.name)} using (row_id)" for a in plan.annotators)
+
+
+def _judge(plan: Plan) -> str:
+    """SQL that makes `verdicts`: row_id, rank (best first, among those that stand so far), stage, reason …"""
+    rules = ["when rows.problem is not null then ('source', rows.problem, rows.problem_detail)"]
+    rules += [
+        f"when {_name(a.name)}.error is not null then ('decode', {_name(a.name)}.error, {_name(a.name)}.error_detail)"
+        for a in plan.annotators
+    ]
+    if plan.recipe.select.require_text:
+        rules.append("when rows.text is null then ('text', 'missing_text', 'the row has no text')")
+    for name, condition in plan.recipe.select.where.items():
+        rules.append(f"when not coalesce(({condition}\n), false) then ('where', '{_quoted(name)}', '{_quoted(condition)}')")
+    best = "".join(f"({e}\n) desc nulls last, " for e in plan.recipe.select.dedup.best)
+    exact = "true" if plan.recipe.select.dedup.exact else "false"
+    return f"""
+        create temp table verdicts as
+        with judged as (
+            select rows.row_id, rows.image_id, case {" ".join(rules)} end as verdict,
+                   row_number() over (order by {best}{TIES}) as rank
+            from {_joined(plan)}
+        ), firsts as (
+            select *, first(row_id) over same as first_id, row_number() over same as nth
+            from judged window same as (partition by image_id, verdict is null order by rank)
+        )
+        select row_id, rank,
+               case when verdict is not null then verdict[1] when {exact} and nth > 1 then 'duplicate' end as stage,
+               case when verdict is not null then verdict[2] when {exact} and nth > 1 then 'duplicate_exact' end as reason,
+               case when verdict is not null then verdict[3] when {exact} and nth > 1 then 'the same bytes' end as detail,
+               case when verdict is null and {exact} and nth > 1 then first_id end as survivor,
+               case when verdict is null and {exact} and nth > 1 then 0 end::integer as distance
+        from firsts"""
+
+
+def _near(plan: Plan, connection: duckdb.DuckDBPyConnection) -> None:
+    near = plan.recipe.select.dedup.perceptual
+    if near is None:
+        return
+    table = connection.sql(
+        "select row_id, hash from verdicts join phash using (row_id) where reason is null order by rank"
+    ).to_arrow_table()
+    found = near_duplicates(table["hash"].to_numpy(), near.bits)
+    ids = table["row_id"]
+    connection.register(
+        "near",
+        pa.table(
+            {
+                "row_id": ids.take(pa.array(found.dropped)),
+                "survivor": ids.take(pa.array(found.survivor)),
+                "distance": pa.array(found.distance, pa.int32()),
+            }
+        ),
+    )
+    connection.execute(
+        """update verdicts set stage = 'duplicate', reason = 'duplicate_near', survivor = near.survivor,
+           distance = near.distance, detail = near.distance || ' of 64 bits differ'
+           from near where verdicts.row_id = near.row_id"""
+    )
+
+
+def _struct(name: str, schema: pa.Schema) -> str:
+    fields = ", ".join(f"{_name(c)} := {_name(name)}.{_name(c)}" for c in schema.names)
+    return f"struct_pack({fields}) as {_name(name)}"
+
+
+def _name(identifier: str) -> str:
+    return '"' + identifier.replace('"', '""') + '"'
+
+
+def _quoted(text: object) -> str:
+    return str(text).replace("'", "''")

@@ -1,0 +1,167 @@
+"""The run file: one YAML with the model, the corpora and the stages. Paths are relative to the current folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from x2i.base.config import Config, load_config
+from x2i.base.seeds import digest
+from x2i.model.vae import PixelsConfig, VAEConfig
+
+
+class ModelSpec(Config):
+    """A preset, and the numbers of it to change. What the vae and the tokenizer decide is not given here."""
+
+    preset: str = Field("omnigen-tiny", description="name of a model's published or small numbers")
+    hidden_size: int | None = Field(None, gt=0, description="width; default: the preset's")
+    layers: int | None = Field(None, gt=0, description="decoder layers; default: the preset's")
+    heads: int | None = Field(None, gt=0, description="query and key-value heads; default: the preset's")
+    intermediate_size: int | None = Field(None, gt=0, description="width of the SwiGLU; default: the preset's")
+    patch_size: int | None = Field(None, gt=0, description="latents per patch side; default: the preset's")
+    weights: str | None = Field(None, description="start from these: a hub id, a folder or a .safetensors file")
+
+
+class TokenizerTraining(Config):
+    """A byte-level BPE trained on the corpus's own instructions; it is kept with every checkpoint."""
+
+    vocab_size: int = Field(1024, ge=300, description="tokens, the 256 bytes and the special ones included")
+    samples: int = Field(20_000, gt=0, description="instructions to read, evenly spaced over the corpus")
+
+
+class TokenizerSpec(Config):
+    """Where the tokenizer comes from: exactly one of the two keys."""
+
+    path: str | None = Field(None, description="a hub id, a folder or a file: tokenizer.json of the tokenizers library")
+    train: TokenizerTraining | None = Field(None, description="train one on the instructions")
+
+    @model_validator(mode="after")
+    def _one(self) -> TokenizerSpec:
+        if (self.path is None) == (self.train is None):
+            raise ValueError("give either path (a hub id or a folder) or train (vocab_size: …)")
+        return self
+
+
+class Stage(Config):
+    """One stage: which tasks in what mixture, at what resolution, how long, how fast."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9._-]+$", description="unique name; it seeds the stage's order and noise")
+    resolution: int = Field(gt=0, description="side of the square crop in pixels, a multiple of a token's side")
+    steps: int = Field(gt=0, description="optimiser steps")
+    batch: int = Field(gt=0, description="samples per step, over all devices")
+    lr: float = Field(gt=0, description="learning rate after the warm-up")
+    warmup: int = Field(0, ge=0, description="steps over which the learning rate rises from 0")
+    schedule: Literal["constant", "cosine", "linear"] = Field(
+        "constant", description="what the learning rate does after the warm-up; the last two end at 0"
+    )
+    mixture: dict[str, float] = Field(description="weight of each task_type; tasks not named are not trained")
+    condition_dropout: float = Field(
+        0.1, ge=0, lt=1, description="share of samples shown without instruction and input images"
+    )
+    weight_decay: float = Field(0.0, ge=0, description="AdamW's decay")
+    betas: tuple[float, float] = Field((0.9, 0.999), description="AdamW's momenta")
+    clip: float = Field(1.0, gt=0, description="largest norm of the gradient")
+
+    @field_validator("mixture")
+    @classmethod
+    def _positive(cls, value: dict[str, float]) -> dict[str, float]:
+        if not value or min(value.values()) <= 0:
+            raise ValueError("name at least one task, each with a weight above 0")
+        return value
+
+
+class PreviewPrompt(Config):
+    """A picture to draw at every checkpoint, besides those of the corpus."""
+
+    instruction: str = Field(description="with placeholders for its images, or without: then they come first")
+    images: tuple[Path, ...] = Field((), description="files of the input images")
+
+
+class Preview(Config):
+    """What is drawn at a checkpoint: for each task a held-out sample and one from training, and own prompts."""
+
+    per_task: int = Field(2, ge=0, description="samples per task; the first is held out where there is one")
+    prompts: tuple[PreviewPrompt, ...] = Field((), description="prompts of one's own")
+    steps: int = Field(20, gt=0, description="Euler steps")
+    guidance: float = Field(1.0, gt=0, description="weight of the text; 1 is none")
+    image_guidance: float = Field(1.0, gt=0, description="weight of the input images; 1 is none")
+    seed: int = Field(0, ge=0, description="of the noise")
+
+
+class Reading(Config):
+    """How samples are read. Nothing here changes what is read."""
+
+    threads: int = Field(4, gt=0, description="threads that read and decode")
+    prefetch: int = Field(4, gt=0, description="steps read ahead")
+    cache_mib: int = Field(256, ge=0, description="memory for decoded crops, least recently used out first")
+
+
+class RunConfig(Config):
+    """A training run."""
+
+    corpora: tuple[str, ...] = Field(min_length=1, description="folders or URLs of corpora")
+    output: Path = Field(description="folder of checkpoints and logs")
+    model: ModelSpec = Field(default_factory=ModelSpec, description="a preset's name, or a preset and changes to it")
+    vae: VAEConfig = Field(default_factory=PixelsConfig, description="pixels to latents")
+    tokenizer: TokenizerSpec = Field(description="text to tokens")
+    max_text_tokens: int | None = Field(None, gt=16, description="longer instructions are cut; null for no limit")
+    stages: tuple[Stage, ...] = Field(min_length=1, description="what follows what")
+    held_out: float = Field(0.05, ge=0, lt=1, description="share of images (by id) kept for evaluation only")
+    seed: int = Field(0, ge=0, description="of initial weights, order, noise")
+    ema: float | None = Field(None, gt=0, lt=1, description="decay of the averaged weights that are drawn with")
+    precision: Literal["float32", "bfloat16"] = Field("float32", description="of the forward and backward pass")
+    device: str = Field("auto", description="auto, cpu, cuda, cuda:1 …")
+    checkpoint_every: int = Field(1000, gt=0, description="steps; stages and the run end with one besides")
+    keep: int = Field(3, gt=0, description="newest checkpoints kept; the ends of stages are always kept")
+    held_out_samples: int = Field(16, gt=0, description="held-out samples per task in the evaluation")
+    preview: Preview = Field(default_factory=Preview, description="pictures drawn at a checkpoint")
+    reading: Reading = Field(default_factory=Reading, description="threads and memory")
+
+    @field_validator("model", mode="before")
+    @classmethod
+    def _preset(cls, value: Any) -> Any:
+        return {"preset": value} if isinstance(value, str) else value
+
+    @field_validator("tokenizer", mode="before")
+    @classmethod
+    def _path(cls, value: Any) -> Any:
+        return {"path": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _unique(self) -> RunConfig:
+        names = [s.name for s in self.stages]
+        if len(set(names)) != len(names):
+            raise ValueError(f"two stages have the same name: {', '.join(names)}")
+        return self
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of all stages."""
+        return sum(s.steps for s in self.stages)
+
+    def locate(self, step: int) -> tuple[int, int]:
+        """Stage (its place in `stages`) and step within it of a global step, all from 0."""
+        for place, stage in enumerate(self.stages):
+            if step < stage.steps:
+                return place, step
+            step -= stage.steps
+        return len(self.stages), 0
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the weights. A run whose identity changed cannot go on from its checkpoints."""
+        everything = self.model_dump(mode="json")
+        for name in ("output", "device", "checkpoint_every", "keep", "held_out_samples", "preview", "reading", "corpora"):
+            del everything[name]
+        return everything
+
+    @property
+    def digest(self) -> str:
+        """Digest of `identity`."""
+        return digest("run/1", self.identity())
+
+
+def load_run(path: str | Path) -> RunConfig:
+    """Read a run file. Raises RecipeError with file, key and remedy."""
+    return load_config(RunConfig, path)

@@ -1,0 +1,87 @@
+"""The samples of a run: one row per sample of all corpora, split into training and held-out images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from x2i.base.errors import RecipeError
+from x2i.base.seeds import digest
+from x2i.corpus.corpus import Corpus
+
+
+@dataclass(frozen=True)
+class SampleRef:
+    """Where one sample lies: its corpus, and what the manifest says of it."""
+
+    corpus: Corpus
+    key: str
+    task: str
+    shard: str
+    offset: int
+    size: int
+    sha256: str
+    members: tuple[tuple[str, int, int], ...]  # suffix, offset in the shard, size
+
+
+class SampleTable:
+    """Samples of all corpora that have an output image, ordered by task, key and corpus.
+
+    The order comes from the manifests' content, not from how samples are spread over shards. An image,
+    with every sample made from it, is either for training or held out: decided by a digest of its id alone,
+    so growing a corpus moves no image from one side to the other.
+    """
+
+    def __init__(self, corpora: Sequence[Corpus], held_out: float) -> None:
+        self.corpora = list(corpora)
+        parts = []
+        for place, corpus in enumerate(corpora):
+            manifest = corpus.manifest
+            rows = pa.table(
+                {
+                    "corpus": pa.array(np.full(len(manifest), place, np.int32)),
+                    "row": pa.array(np.arange(len(manifest), dtype=np.int64)),
+                    "key": manifest["key"],
+                    "task": manifest["task_type"],
+                    "image_id": manifest["image_id"],
+                }
+            )
+            parts.append(rows.filter(manifest["output_size"].is_valid()))
+        table = pa.concat_tables(parts)
+        table = table.sort_by([("task", "ascending"), ("key", "ascending"), ("corpus", "ascending")])
+        if not len(table):
+            names = ", ".join(str(c.path) for c in corpora)
+            raise RecipeError(f"corpora: {names}: no sample with an output image; nothing to train on")
+        self._corpus = table["corpus"].to_numpy()
+        self._row = table["row"].to_numpy()
+        tasks = table["task"].to_numpy(zero_copy_only=False)
+        held = _held_out(table["image_id"], held_out)
+        self.tasks: list[str] = sorted(set(tasks.tolist()))
+        self.train = {t: np.flatnonzero((tasks == t) & ~held) for t in self.tasks}
+        self.held_out = {t: np.flatnonzero((tasks == t) & held) for t in self.tasks}
+
+    def __len__(self) -> int:
+        return len(self._row)
+
+    def __getitem__(self, index: int) -> SampleRef:
+        corpus = self.corpora[self._corpus[index]]
+        row = corpus.manifest.slice(int(self._row[index]), 1).to_pylist()[0]
+        members = tuple((m["suffix"], m["offset"], m["size"]) for m in row["members"])
+        return SampleRef(
+            corpus, row["key"], row["task_type"], row["shard"], row["offset"], row["size"], row["sha256"], members
+        )
+
+
+def _held_out(image_ids: pa.ChunkedArray, share: float) -> np.ndarray:
+    """True for held-out images: those whose digest falls below `share`, or the lowest one if none does."""
+    encoded = pc.dictionary_encode(image_ids.combine_chunks())
+    values = encoded.dictionary.to_pylist()
+    point = np.array([int(digest("held-out/1", v)[:13], 16) / 16**13 for v in values])
+    chosen = point < share
+    if share > 0 and not chosen.any() and len(values) > 1:
+        chosen[point.argmin()] = True
+    return chosen[encoded.indices.to_numpy(zero_copy_only=False)]
