@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -109,8 +110,8 @@ def _select(plan: Plan, row: dict[str, Any], got: Row) -> Selected:
     found = hashlib.sha256(got.data).hexdigest()
     if found != row["image_id"]:
         raise BadImage("source_changed", f"annotated as {row['image_id'][:16]}, now {found[:16]}: build again")
-    picture, untouched = _picture(plan, got.data)
-    return Selected(
+    picture, pixels = _picture(plan, got.data)
+    selected = Selected(
         row_id=row["row_id"],
         image_id=row["image_id"],
         source=row["source"],
@@ -121,21 +122,23 @@ def _select(plan: Plan, row: dict[str, Any], got: Row) -> Selected:
         picture=picture,
         inputs=tuple(_picture(plan, data)[0] for _, data in got.inputs),
         seed=plan.recipe.seed,
-        untouched=untouched,
+        untouched=pixels is not None,
     )
+    if pixels is not None:
+        selected.__dict__["pixels"] = pixels  # fills the cached property: no second decode
+    return selected
 
 
-def _picture(plan: Plan, data: bytes) -> tuple[Picture, bool]:
-    """The picture as it is stored: the file's own bytes if nothing has to change, else encoded anew."""
+def _picture(plan: Plan, data: bytes) -> tuple[Picture, np.ndarray | None]:
+    """The picture as it is stored: the file's own bytes, and its pixels, if nothing has to change; else encoded anew."""
     output = plan.recipe.output
     header = read_header(data, plan.recipe.decode.max_pixels)
     width, height = fit(header.width, header.height, output.shorter_side, output.max_pixels)
-    pixels = None
+    pixels = decode(data, header)  # a file that is passed on must be whole, too
     if header.plain and (width, height) == (header.width, header.height):
-        decode(data, header)  # a file that is passed on must be whole
-        return Picture(data, header.extension, width, height), True
-    pixels = resize(decode(data, header), width, height)
-    return Picture(encode(pixels, "jpg", output.jpeg_quality, output.jpeg_subsampling), "jpg", width, height), False
+        return Picture(data, header.extension, width, height), pixels
+    small = resize(pixels, width, height)
+    return Picture(encode(small, "jpg", output.jpeg_quality, output.jpeg_subsampling), "jpg", width, height), None
 
 
 @dataclass(frozen=True)
