@@ -19,7 +19,9 @@ def build(
     out: Annotated[str | None, typer.Option(help="Folder of the corpus, instead of the recipe's `out`.")] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Worker processes; default: one per CPU.")] = None,
     address: Annotated[str | None, typer.Option(help="A Ray cluster: ray://host:10001, or `auto`.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what is cached and what would run; run nothing.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show what is cached and what would run; run nothing.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")] = False,
 ) -> None:
     """Build a corpus: annotate what is missing, select, assemble, publish.

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import os
+import signal
 import sys
+from types import FrameType
 from typing import Annotated
 
 import typer
@@ -24,7 +25,9 @@ app = typer.Typer(
 
 @app.callback()
 def options(
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log what happens, not only what goes wrong.")] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Log what happens, not only what goes wrong.")
+    ] = False,
 ) -> None:
     """Annotate once, select many, assemble exactly, train on the plan."""
     set_up_logging(verbose)
@@ -33,8 +36,19 @@ def options(
 app.command()(build)
 
 
+class Stopped(BaseException):
+    """Ctrl-C or a scheduler's SIGTERM. Not KeyboardInterrupt, which typer would swallow with a bare "Aborted"."""
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    signal.signal(number, signal.SIG_DFL)  # a second one ends the process at once
+    raise Stopped(number)
+
+
 def main() -> None:
     """The entry point of the command `x2i`."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _stop)
     try:
         app()
     except RecipeError as error:
@@ -46,10 +60,9 @@ def main() -> None:
     except OSError as error:
         _say(f"{error}\nWhat is done is kept; mend the cause and run the same command again.")
         sys.exit(1)
-    except KeyboardInterrupt:
+    except Stopped as stopped:
         _say("stopped. What is done is kept: the same command goes on from here.")
-        sys.stdout.flush()
-        os._exit(130)  # Ray's threads would otherwise hold the process for seconds
+        sys.exit(128 + stopped.args[0])
 
 
 def _say(text: str) -> None:

@@ -83,7 +83,7 @@ def read_header(data: bytes, max_pixels: int = MAX_PIXELS) -> Header:
     try:
         orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
         frames = getattr(image, "n_frames", 1)
-    except Exception:  # EXIF is decoration: a picture with a broken tag is still a picture
+    except Exception:  # noqa: BLE001 - EXIF is decoration: a picture with a broken tag is still a picture
         orientation, frames = 1, 1
     if not isinstance(orientation, int) or not 1 <= orientation <= 8:
         orientation = 1
@@ -101,7 +101,7 @@ def _open(data: bytes) -> Image.Image:
         return Image.open(io.BytesIO(data))
     except UnidentifiedImageError:
         raise BadImage("not_an_image", _sniff(data)) from None
-    except Exception as error:  # decoders of untrusted bytes raise anything from struct.error to KeyError
+    except Exception as error:  # noqa: BLE001 - decoders of untrusted bytes raise anything, struct.error to KeyError
         raise BadImage("corrupt", f"{type(error).__name__}: {error}") from None
 
 
@@ -160,7 +160,7 @@ def _load(data: bytes) -> Image.Image:
     image = _open(data)
     try:
         image.load()
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - as above
         text = str(error).lower()
         cut = isinstance(error, EOFError) or any(word in text for word in ("truncated", "unexpected end", "incomplete"))
         raise BadImage("truncated" if cut else "corrupt", f"{type(error).__name__}: {error}") from None

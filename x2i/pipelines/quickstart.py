@@ -67,7 +67,9 @@ def _readme_text(readme: str, name: str) -> str:
     block = re.split(r"^Image: ", readme, flags=re.M)
     (text,) = (b for b in block if b.startswith(f"{name}.jpg"))
     lines = [line for line in text.splitlines() if line.strip() and not line.startswith("[")]
-    return re.sub(r"\s*\[\d+\]", "", " ".join([f"Image: {lines[0]}.", *(f"{line.rstrip(chr(46))}." for line in lines[1:])]))
+    return re.sub(
+        r"\s*\[\d+\]", "", " ".join([f"Image: {lines[0]}.", *(f"{line.rstrip(chr(46))}." for line in lines[1:])])
+    )
 
 
 def trouble() -> dict[str, bytes]:
@@ -98,7 +100,7 @@ HTML = b"<!DOCTYPE html>\n<html><head><title>404</title></head><body>This image 
 
 def _jpeg(image: Image.Image, **options: object) -> bytes:
     out = io.BytesIO()
-    image.save(out, "JPEG", **options)  # type: ignore[arg-type]
+    image.save(out, "JPEG", **options)
     return out.getvalue()
 
 

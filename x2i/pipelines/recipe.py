@@ -24,7 +24,9 @@ from x2i.pipelines.tasks.base import Task
 class Perceptual(Config):
     """Near-duplicate removal on the pHash; needs the annotator `phash`."""
 
-    bits: int = Field(6, ge=0, le=32, description="pictures whose hashes differ in this many bits or fewer are the same")
+    bits: int = Field(
+        6, ge=0, le=32, description="pictures whose hashes differ in this many bits or fewer are the same"
+    )
 
 
 class Dedup(Config):
@@ -47,7 +49,7 @@ class Select(Config):
         description="name: SQL condition over `annotator.column`, e.g. safe: nsfw.score < 0.5; the name of the first "
         "that does not hold is a row's reason. A single string is taken as one condition named `where`",
     )
-    dedup: Dedup = Field(Dedup(), description="duplicates")  # type: ignore[call-arg]
+    dedup: Dedup = Field(Dedup(), description="duplicates")
 
     @field_validator("where", mode="before")
     @classmethod
@@ -81,11 +83,11 @@ class Recipe(Config):
     lake: str = Field(description="folder of the annotations; recipes may share one")
     out: str = Field(description="folder of the corpus")
     seed: int = Field(0, description="changes every random parameter of the tasks")
-    decode: Decoding = Field(Decoding(), description="limits of decoding")  # type: ignore[call-arg]
+    decode: Decoding = Field(Decoding(), description="limits of decoding")
     annotators: dict[str, dict[str, Any] | None] = Field({}, description="annotators by name, with their parameters")
-    select: Select = Field(Select(), description="which rows stay")  # type: ignore[call-arg]
+    select: Select = Field(Select(), description="which rows stay")
     tasks: dict[str, dict[str, Any] | None] = Field(min_length=1, description="task families by name, with parameters")
-    output: Output = Field(Output(), description="how samples are stored")  # type: ignore[call-arg]
+    output: Output = Field(Output(), description="how samples are stored")
 
     def digest(self) -> str:
         """Digest of everything that the recipe says."""

@@ -78,7 +78,7 @@ class Annotator(abc.ABC):
         """The weights that `setup` loads. They are fetched once a machine before anything starts."""
         return []
 
-    def setup(self) -> None:
+    def setup(self) -> None:  # noqa: B027 - optional: most annotators have nothing to load
         """Load models, once a worker."""
 
     @abc.abstractmethod

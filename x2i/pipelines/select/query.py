@@ -7,6 +7,7 @@ rule that a row breaks is its reason. No image is read and no model runs.
 
 from __future__ import annotations
 
+import difflib
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from x2i.pipelines.recipe import Plan
 
 #: How ties between equally good rows are broken, in SQL.
-TIES = 'rows.image_id, rows.source, rows.location'
+TIES = "rows.image_id, rows.source, rows.location"
 
 #: The stages of the funnel, in the order in which rows meet them.
 STAGES = ("source", "decode", "text", "where", "duplicate", "assembly")
@@ -98,9 +99,15 @@ def _try(connection: duckdb.DuckDBPyConnection, plan: Plan, expression: str, key
 
 
 def _hint(plan: Plan, message: str) -> str:
-    table = re.search(r'Referenced table "(\w+)" not found', message)
-    if table:
+    """What would be right, where DuckDB's message says only what is wrong."""
+    if re.search(r'Referenced table "(\w+)" not found', message):
         return f" (annotators of this recipe: {', '.join(a.name for a in plan.annotators)})"
+    column = re.search(r'"(\w+)" does not have a column named "(\w+)"', message)
+    if column:
+        tables = {a.name: a.columns.names for a in plan.annotators} | {"rows": ROWS.names}
+        there = tables.get(column[1], [])
+        near = difflib.get_close_matches(column[2], there, n=1)
+        return f"; did you mean {column[1]}.{near[0]}?" if near else f"; it has {', '.join(there)}"
     return ""
 
 
@@ -127,7 +134,9 @@ def _judge(plan: Plan) -> str:
     if plan.recipe.select.require_text:
         rules.append("when rows.text is null then ('text', 'missing_text', 'the row has no text')")
     for name, condition in plan.recipe.select.where.items():
-        rules.append(f"when not coalesce(({condition}\n), false) then ('where', '{_quoted(name)}', '{_quoted(condition)}')")
+        rules.append(
+            f"when not coalesce(({condition}\n), false) then ('where', '{_quoted(name)}', '{_quoted(condition)}')"
+        )
     best = "".join(f"({e}\n) desc nulls last, " for e in plan.recipe.select.dedup.best)
     exact = "true" if plan.recipe.select.dedup.exact else "false"
     return f"""

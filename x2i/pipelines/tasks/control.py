@@ -14,7 +14,9 @@ CANNY = Wordings(
     "{image} is an edge map. Turn it into a photograph of this: {text}",
     "Use the lines of {image} as the drawing for: {text}",
 )
-CANNY_BARE = Wordings("Turn the canny edges in {image} into a picture.", "Make a photograph that has the edges of {image}.")
+CANNY_BARE = Wordings(
+    "Turn the canny edges in {image} into a picture.", "Make a photograph that has the edges of {image}."
+)
 
 
 class ControlConfig(Config):
@@ -41,6 +43,9 @@ class Control(Task):
         return ["canny_to_image"]
 
     def build(self, row: Selected) -> Iterator[Sample | Skipped]:
+        if "<|image_" in (row.text or ""):
+            yield Skipped("canny_to_image", "text_has_placeholders")
+            return
         rng = row.generator("canny_to_image")
         low = int(rng.integers(self.config.low[0], self.config.low[1] + 1))
         high = int(rng.integers(self.config.high[0], self.config.high[1] + 1))

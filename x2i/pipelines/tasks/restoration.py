@@ -28,10 +28,14 @@ WORDS = {
         "Give {image} its colours back.", "Colour the black-and-white picture {image}.", "Colourise {image}."
     ),
     "inpaint": Wordings(
-        "Fill in the missing rectangle of {image}.", "Paint what belongs in the black area of {image}.", "Inpaint {image}."
+        "Fill in the missing rectangle of {image}.",
+        "Paint what belongs in the black area of {image}.",
+        "Inpaint {image}.",
     ),
     "outpaint": Wordings(
-        "Continue {image} beyond its edges.", "Paint the surroundings of the part shown in {image}.", "Outpaint {image}."
+        "Continue {image} beyond its edges.",
+        "Paint the surroundings of the part shown in {image}.",
+        "Outpaint {image}.",
     ),
 }
 
@@ -44,7 +48,9 @@ class RestorationConfig(Config):
     )
     blur: tuple[float, float] = Field((0.01, 0.05), description="Gaussian kernel, as a share of the shorter side")
     noise: tuple[float, float] = Field((10.0, 50.0), description="standard deviation of Gaussian noise, of 255")
-    hole: tuple[float, float] = Field((0.2, 0.5), description="sides of the missing rectangle, as a share of the picture's")
+    hole: tuple[float, float] = Field(
+        (0.2, 0.5), description="sides of the missing rectangle, as a share of the picture's"
+    )
     centre: tuple[float, float] = Field((0.2, 0.8), description="sides of the part kept for outpainting, likewise")
     min_colourfulness: float = Field(8.0, ge=0, description="greyer pictures are not worth colouring (Hasler's M3)")
 
@@ -94,7 +100,8 @@ class Restoration(Task):
         return out, {"hole": [x, y, width, height]}
 
     def _outpaint(self, pixels: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, dict[str, Any]]:
-        share = rng.uniform(*self.config.centre, 2)
+        low, high = self.config.centre
+        share = rng.uniform(low, high, 2)
         height, width = (max(1, round(float(s) * n)) for s, n in zip(share, pixels.shape[:2], strict=True))
         y, x = (pixels.shape[0] - height) // 2, (pixels.shape[1] - width) // 2
         out = np.zeros_like(pixels)
@@ -103,7 +110,7 @@ class Restoration(Task):
 
 
 def _rectangle(pixels: np.ndarray, rng: np.random.Generator, share: tuple[float, float]) -> tuple[int, int, int, int]:
-    sides = rng.uniform(*share, 2)
+    sides = rng.uniform(share[0], share[1], 2)
     height, width = (max(1, round(float(s) * n)) for s, n in zip(sides, pixels.shape[:2], strict=True))
     y = int(rng.integers(0, pixels.shape[0] - height + 1))
     x = int(rng.integers(0, pixels.shape[1] - width + 1))
