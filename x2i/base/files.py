@@ -7,8 +7,6 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from x2i.base.errors import X2IError
 
 
@@ -66,6 +64,8 @@ def exclusive(target: str | Path, what: str) -> Iterator[None]:
     Raises:
         X2IError: another process holds it; `what` says in the message what that one is doing.
     """
+    from filelock import FileLock, Timeout
+
     target = Path(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(target.with_name(f".{target.name}.lock"))

@@ -6,12 +6,13 @@ import contextlib
 import json
 import logging
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.logging import RichHandler
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+    from rich.table import Table
 
 #: For people: on stderr, so that stdout holds nothing but what was asked for with --json.
 console = Console(stderr=True)
@@ -19,6 +20,8 @@ console = Console(stderr=True)
 
 def set_up_logging(verbose: bool) -> None:
     """Warnings and worse (with `verbose`, everything) to the console."""
+    from rich.logging import RichHandler
+
     handler = RichHandler(console=console, show_path=False, show_time=verbose)
     logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(message)s", handlers=[handler])
 
@@ -57,6 +60,8 @@ class Bars:
 @contextlib.contextmanager
 def bars(quiet: bool = False) -> Iterator[Bars]:
     """Progress bars for the length of a block; none with `quiet`."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -70,6 +75,8 @@ def bars(quiet: bool = False) -> Iterator[Bars]:
 
 def table(title: str, *columns: str) -> Table:
     """An empty table in the house's style."""
+    from rich.table import Table
+
     out = Table(title=title, title_justify="left", title_style="bold", header_style="bold", expand=False)
     for column in columns:
         out.add_column(column, overflow="fold")

@@ -10,8 +10,14 @@ from typing import Annotated
 import typer
 
 from x2i.base.errors import RecipeError, X2IError
+from x2i.cli.audit import audit
 from x2i.cli.build import build
 from x2i.cli.console import console, set_up_logging
+from x2i.cli.demo import demo
+from x2i.cli.models import app as models
+from x2i.cli.sample import sample
+from x2i.cli.train import train
+from x2i.cli.verify import verify
 
 app = typer.Typer(
     name="x2i",
@@ -33,7 +39,9 @@ def options(
     set_up_logging(verbose)
 
 
-app.command()(build)
+for command in (build, audit, verify, train, sample, demo):
+    app.command()(command)
+app.add_typer(models, name="models")
 
 
 class Stopped(BaseException):
