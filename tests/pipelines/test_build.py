@@ -195,9 +195,7 @@ def test_dry_run_says_what_would_run_and_runs_nothing(built: tuple[Path, dict[st
     assert not list((tmp_path / "lake").glob("phash/*/*.parquet"))
 
 
-def test_a_killed_worker_costs_a_repeat_and_nothing_else(
-    built: tuple[Path, dict[str, object]], tmp_path: Path
-) -> None:
+def test_a_killed_worker_costs_a_repeat_and_nothing_else(built: tuple[Path, dict[str, object]], tmp_path: Path) -> None:
     import psutil
 
     path = fresh(built, tmp_path)

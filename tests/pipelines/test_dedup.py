@@ -38,9 +38,7 @@ def test_equals_the_definition(monkeypatch: pytest.MonkeyPatch, bits: int, block
     monkeypatch.setattr(dedup, "BLOCK", block)
     hashes = planted(300, seed=bits)
     found = near_duplicates(np.array(hashes, np.uint64), bits)
-    got = {
-        int(d): (int(s), int(k)) for d, s, k in zip(found.dropped, found.survivor, found.distance, strict=True)
-    }
+    got = {int(d): (int(s), int(k)) for d, s, k in zip(found.dropped, found.survivor, found.distance, strict=True)}
     assert got == by_definition(hashes, bits)
 
 

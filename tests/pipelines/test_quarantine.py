@@ -11,11 +11,15 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from tests.pipelines.builds import crops, recipe
 from x2i.corpus.lake import Column, Lake
+from x2i.pipelines import recipe as recipes
 from x2i.pipelines.annotators.base import Annotator, AnnotatorConfig, Decoding, Item
 from x2i.pipelines.annotators.image import ImageAnnotator
 from x2i.pipelines.annotators.phash import PHash
 from x2i.pipelines.engine.annotate import Journal, annotate_unit
+from x2i.pipelines.engine.build import find_todo, plan_units
+from x2i.pipelines.engine.progress import Quiet
 from x2i.pipelines.quickstart import photographs, trouble
 from x2i.pipelines.sources.base import Problem, Row, Source, SourceConfig, Unit
 
@@ -67,7 +71,9 @@ def test_every_probe_is_one_row_with_its_reason(tmp_path: Path) -> None:
     files = {n: d for n, d in (photographs() | trouble()).items() if not n.endswith(".txt")}
     rows: list[tuple[str, bytes | None]] = [*files.items(), ("gone.jpg", None), ("empty.jpg", b"")]
     decoding = Decoding(max_pixels=100_000_000)
-    out = annotate(rows, [ImageAnnotator(AnnotatorConfig(), decoding), PHash(AnnotatorConfig(), decoding)], Lake(tmp_path))
+    out = annotate(
+        rows, [ImageAnnotator(AnnotatorConfig(), decoding), PHash(AnnotatorConfig(), decoding)], Lake(tmp_path)
+    )
     assert [len(table) for table in out.values()] == [len(rows)] * 3
     names = {r["row_id"]: r["location"] for r in out["rows"]}
     fell = {names[r["row_id"]]: r["error"] for r in out["phash"] if r["error"]}
@@ -133,3 +139,23 @@ def test_a_write_that_fails_half_way_leaves_nothing(tmp_path: Path) -> None:
     process.join()
     assert process.exitcode == 7
     assert not [p for p in tmp_path.rglob("*") if p.is_file()]
+
+
+def test_a_file_that_could_not_be_read_is_tried_again(tmp_path: Path) -> None:
+    """Its unit is not done: the next run finds it, and once the file can be read, all is well for good."""
+    crops(tmp_path / "photos", 3)
+    plan = recipes.load(recipe(tmp_path))
+    lake = Lake(plan.recipe.lake)
+    (unit,) = plan_units(plan, lake, Quiet())
+    source = plan.sources[0]
+    hidden = tmp_path / "hidden.jpg"
+    (tmp_path / "photos" / "0001.jpg").rename(hidden)  # vanishes between planning and reading
+
+    def todo() -> list[str]:
+        return find_todo(plan, lake, [unit]).missing.get(unit.id, [])
+
+    annotate_unit(source, unit, plan.annotators, lake, write_rows=True, skip={})
+    assert todo() == ["image", "phash", "quality"]
+    hidden.rename(tmp_path / "photos" / "0001.jpg")
+    annotate_unit(source, unit, plan.annotators, lake, write_rows=True, skip={})
+    assert todo() == []

@@ -127,5 +127,7 @@ def test_published_samples_go_through_word_for_word() -> None:
     assert sample.task_type == "text_to_iamge"  # the published typo is kept
     assert sample.instruction == meta["instruction"]
     assert len(sample.input_images) == 2
-    assert list(Published(Published.Config()).build(row(meta=meta))) == [Skipped("published", "placeholders_do_not_fit")]
+    assert list(Published(Published.Config()).build(row(meta=meta))) == [
+        Skipped("published", "placeholders_do_not_fit")
+    ]
     assert list(Published(Published.Config()).build(row())) == [Skipped("published", "not_x2i")]

@@ -7,3 +7,10 @@ class X2IError(Exception):
 
 class RecipeError(X2IError):
     """A recipe, run file or argument is wrong; nothing was started. Exit code 2."""
+
+
+class Stopped(BaseException):
+    """Ctrl-C or a scheduler's SIGTERM; `args[0]` is the signal. Exit code 128 + signal.
+
+    Not KeyboardInterrupt, which the command-line library would swallow with a bare "Aborted".
+    """

@@ -16,11 +16,14 @@ if TYPE_CHECKING:
 
 def audit(
     corpus: Annotated[str, typer.Argument(help="A corpus: its folder, or an fsspec URL.", show_default=False)],
-    out: Annotated[Path | None, typer.Option(help="The HTML file; default: CORPUS-report.html beside the corpus.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The HTML file; default: CORPUS-report.html beside the corpus.")
+    ] = None,
     per_task: Annotated[int, typer.Option(min=1, max=48, help="Samples shown of each task.")] = 6,
     nearest: Annotated[int, typer.Option(min=1, max=48, help="Rows shown on either side of each threshold.")] = 6,
     pictures: Annotated[
-        bool, typer.Option("--pictures/--no-pictures", help="Read rows that fell from their sources again, to show them.")
+        bool,
+        typer.Option("--pictures/--no-pictures", help="Read rows that fell from their sources again, to show them."),
     ] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")] = False,
 ) -> None:
@@ -39,7 +42,9 @@ def audit(
         show(written)
 
 
-def write(corpus: str | Path, out: Path | None, limits: Any = None, pictures: bool = True, quiet: bool = False) -> Written:
+def write(
+    corpus: str | Path, out: Path | None, limits: Any = None, pictures: bool = True, quiet: bool = False
+) -> Written:
     """Write the report, with a line that says what is being done."""
     from x2i.corpus import open as open_corpus
     from x2i.corpus.audit import Limits
@@ -56,7 +61,9 @@ def write(corpus: str | Path, out: Path | None, limits: Any = None, pictures: bo
     with console.status("audit") as status:
         if quiet:
             status.stop()
-        return write_report(corpus, out, from_sources if pictures else None, limits, lambda text: status.update(f"audit: {text}"))
+        return write_report(
+            corpus, out, from_sources if pictures else None, limits, lambda text: status.update(f"audit: {text}")
+        )
 
 
 def show(written: Written) -> None:
@@ -66,5 +73,7 @@ def show(written: Written) -> None:
     done.add_row("size", f"{written.bytes / 1e6:.1f} MB, {written.pictures:,} pictures")
     if written.unreachable:
         done.add_row("not shown", f"{written.unreachable:,} pictures whose sources could not be read again")
-    done.add_row("the figures", "add up" if written.sound else "DO NOT ADD UP: see the top of the report, and run `x2i verify`")
+    done.add_row(
+        "the figures", "add up" if written.sound else "DO NOT ADD UP: see the top of the report, and run `x2i verify`"
+    )
     console.print(done)

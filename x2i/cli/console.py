@@ -60,7 +60,14 @@ class Bars:
 @contextlib.contextmanager
 def bars(quiet: bool = False) -> Iterator[Bars]:
     """Progress bars for the length of a block; none with `quiet`."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
     columns = (
         TextColumn("{task.description}"),

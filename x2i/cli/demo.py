@@ -15,7 +15,9 @@ from x2i.cli.console import bars, console, print_json, table
 
 
 def demo(
-    workers: Annotated[int | None, typer.Option(min=1, help="Worker processes of the build; default: one per CPU.")] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Worker processes of the build; default: one per CPU.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")] = False,
 ) -> None:
     """Build a corpus of real photographs, verify it, write its report, train a small model on it, draw samples.
@@ -99,6 +101,4 @@ def _train(folder: Path, done: dict[str, Any]) -> None:
     picture = folder / "samples.png"
     if result.preview is not None:
         shutil.copyfile(result.preview, picture)
-    done.update(
-        run=str(result.output), checkpoint=str(result.checkpoint), picture=str(picture), logs=str(result.logs)
-    )
+    done.update(run=str(result.output), checkpoint=str(result.checkpoint), picture=str(picture), logs=str(result.logs))

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from x2i.base.errors import RecipeError, X2IError
+from x2i.base.errors import RecipeError, Stopped, X2IError
 from x2i.cli.audit import audit
 from x2i.cli.build import build
 from x2i.cli.console import console, set_up_logging
@@ -42,10 +42,6 @@ def options(
 for command in (build, audit, verify, train, sample, demo):
     app.command()(command)
 app.add_typer(models, name="models")
-
-
-class Stopped(BaseException):
-    """Ctrl-C or a scheduler's SIGTERM. Not KeyboardInterrupt, which typer would swallow with a bare "Aborted"."""
 
 
 def _stop(number: int, frame: FrameType | None) -> None:

@@ -22,7 +22,8 @@ def sample(
     ],
     prompt: Annotated[str, typer.Argument(help="The instruction.", show_default=False)],
     image: Annotated[
-        list[Path] | None, typer.Option(help="An input image; give it again for more, in the order of the placeholders.")
+        list[Path] | None,
+        typer.Option(help="An input image; give it again for more, in the order of the placeholders."),
     ] = None,
     out: Annotated[Path, typer.Option(help="The picture to write.")] = Path("picture.png"),
     size: Annotated[

@@ -38,9 +38,7 @@ def verify(
                 progress.start("verify", total, "shards")
             progress.advance()
 
-        report = check(
-            corpus, workers=workers, images=images, webdataset=webdataset, limit=limit, on_shard=on_shard
-        )
+        report = check(corpus, workers=workers, images=images, webdataset=webdataset, limit=limit, on_shard=on_shard)
     if as_json:
         from dataclasses import asdict
 

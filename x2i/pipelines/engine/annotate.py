@@ -26,6 +26,15 @@ log = logging.getLogger(__name__)
 CHUNK_ROWS, CHUNK_BYTES = 64, 96 * 2**20
 
 
+#: The problem of a row whose bytes could not be fetched this time: a later run tries its unit again.
+UNREADABLE = "unreadable"
+
+
+def again(rows: Path) -> Path:
+    """The mark beside a unit's rows that some of them were unreadable."""
+    return rows.with_suffix(".again")
+
+
 def row_id(source: str, location: str) -> str:
     """A row's id: by source name and location, so that it stays when its neighbours change."""
     return digest("row/1", source, location)[:32]
@@ -109,8 +118,15 @@ def annotate_unit(
         schema = pa.schema([*KEYS, *annotator.columns, *ERRORS])
         table = pa.concat_tables(parts[annotator.name]) if rows else schema.empty_table()
         _write(table, lake.file(Column(annotator.name, annotator.fingerprint), unit.id))
+    path = lake.file(Column("rows", source.fingerprint), unit.id)
+    unreadable = any(row["problem"] == UNREADABLE for row in rows)
+    if unreadable:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        again(path).touch()
     if write_rows:  # last: where the rows are, the rest has been there at least once
-        _write(pa.Table.from_pylist(rows, schema=ROWS), lake.file(Column("rows", source.fingerprint), unit.id))
+        _write(pa.Table.from_pylist(rows, schema=ROWS), path)
+    if not unreadable:
+        again(path).unlink(missing_ok=True)
     if journal:
         journal.remove()
     return tally

@@ -20,7 +20,7 @@ from x2i.base.files import exclusive, remove_leftovers, write_text
 from x2i.base.seeds import canonical_json
 from x2i.corpus.lake import Column, Lake
 from x2i.pipelines.engine import publish
-from x2i.pipelines.engine.annotate import Journal
+from x2i.pipelines.engine.annotate import Journal, again
 from x2i.pipelines.engine.pool import Job, Pool, ray_session
 from x2i.pipelines.engine.progress import Progress, Quiet
 from x2i.pipelines.engine.worker import Worker, journal_path
@@ -38,6 +38,7 @@ class Todo:
     units: list[Unit]
     missing: dict[str, list[str]] = field(default_factory=dict)  # unit id -> annotator names
     unread: set[str] = field(default_factory=set)  # units whose rows are not in the lake
+    unreadable: int = 0  # units with rows that could not be read last time
 
 
 @dataclass
@@ -137,7 +138,13 @@ def find_todo(plan: Plan, lake: Lake, units: list[Unit]) -> Todo:
     done = {a.name: lake.done(Column(a.name, a.fingerprint)) for a in plan.annotators}
     rows = {s.name: lake.done(Column("rows", s.fingerprint)) for s in plan.sources}
     todo = Todo(units)
+    fingerprints = {s.name: s.fingerprint for s in plan.sources}
     for unit in units:
+        if again(lake.file(Column("rows", fingerprints[unit.source]), unit.id)).exists():
+            todo.unreadable += 1
+            todo.missing[unit.id] = [a.name for a in plan.annotators]
+            todo.unread.add(unit.id)
+            continue
         names = [a.name for a in plan.annotators if unit.id not in done[a.name]]
         if names:
             todo.missing[unit.id] = names
@@ -180,12 +187,12 @@ class _Engine:
 
     def pool(self, cpus: float, gpus: float) -> Pool:
         """The pool of workers with these resources. Pools with others are given back."""
-        import ray
-
         if not self._size:
             with _timed(self._seconds, "start_ray"):
                 self._size = self._stack.enter_context(ray_session(self._workers, self._address))
             self._stack.callback(self._pools.clear)
+        import ray  # after the session's settings, which Ray reads once, on import
+
         if (cpus, gpus) not in self._pools:
             self._pools.clear()
             recipe = self._plan.recipe.model_dump(mode="json")
@@ -205,6 +212,8 @@ def _annotate(plan: Plan, lake: Lake, todo: Todo, engine: _Engine, progress: Pro
         progress.note(f"annotate: nothing to do, {len(todo.units)} units are in the lake already")
         return {}, 0
     skipped = len(todo.units) - len(work)
+    if todo.unreadable:
+        progress.note(f"annotate: {todo.unreadable} units again, some of whose files could not be read last time")
     if skipped:
         progress.note(f"annotate: {skipped} of {len(todo.units)} units are in the lake already")
     computed: dict[str, int] = {}

@@ -33,6 +33,10 @@ def ray_session(workers: int | None, address: str | None) -> Iterator[int]:
     Raises:
         X2IError: the cluster cannot be reached.
     """
+    token = os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token"
+    if address and ("RAY_AUTH_TOKEN" in os.environ or Path(token).is_file()):
+        # clusters ask for a token by default, and Ray's client sends the one it has only if it is told to
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # leaves CUDA_VISIBLE_DEVICES alone
     os.environ.setdefault("RAY_enable_metrics_collection", "0")
     import ray
@@ -50,9 +54,12 @@ def ray_session(workers: int | None, address: str | None) -> Iterator[int]:
             ray.init(address=address, **quiet)
         else:
             cpus = workers or os.cpu_count() or 1
-            ray.init(num_cpus=cpus, include_dashboard=False, object_store_memory=OBJECT_STORE, **quiet)
+            ray.init("local", num_cpus=cpus, include_dashboard=False, object_store_memory=OBJECT_STORE, **quiet)
     except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
-        raise X2IError(f"Ray: cannot reach {address or 'a local cluster'}: {error}") from None
+        hint = (
+            "\nIf the cluster asks for a token, RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH must give it." if address else ""
+        )
+        raise X2IError(f"Ray: cannot reach {address or 'a local cluster'}: {error}{hint}") from None
     try:
         yield workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
     finally:

@@ -6,6 +6,7 @@ nanoseconds for a local file, and elsewhere an ETag, a checksum or a date, which
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
 import re
@@ -49,7 +50,10 @@ class Root:
         self.url = os.path.expanduser(url) if "://" not in url else url
         try:
             # A cached instance would keep the directory of an archive that has changed since.
-            self.fs, path = fsspec.core.url_to_fs(self.url, skip_instance_cache="::" in self.url)
+            options: dict[str, Any] = {"skip_instance_cache": True} if "::" in self.url else {}
+            if self.url.startswith(("http://", "https://")):
+                options["client_kwargs"] = {"timeout": _timeout()}
+            self.fs, path = fsspec.core.url_to_fs(self.url, **options)
         except (ValueError, ImportError) as error:  # an unknown protocol, or its package is missing
             raise RecipeError(f"{url}: fsspec cannot open this: {error}") from None
         except OSError as error:  # the archive of a chained URL
@@ -62,8 +66,16 @@ class Root:
     def _protocols(self) -> tuple[str, ...]:
         return (self.fs.protocol,) if isinstance(self.fs.protocol, str) else tuple(self.fs.protocol)
 
+    def below(self, folder: str) -> Root:
+        """The root that a folder below this one is."""
+        inside = copy.copy(self)
+        inside.path = self.at(folder)
+        return inside
+
     def at(self, path: str) -> str:
-        """The file system's own name of a relative path."""
+        """The file system's own name of a relative path; of the root itself if it is empty."""
+        if not path:
+            return self.path
         if self.local:
             return os.path.join(self.path, path)
         if self._http and "?" not in path and "%3F" not in path:
@@ -129,7 +141,10 @@ class Root:
         return bytes(_patiently(self.fs.cat_file, self.at(path)))
 
     def read_many(self, paths: Iterable[str]) -> Iterator[bytes | OSError]:
-        """Whole files in order, or the error of each that cannot be had; over a network, several at a time."""
+        """Whole files in order, or the error of each that cannot be had; over a network, several at a time.
+
+        Absolute paths and URLs are taken as they are, wherever they lead.
+        """
         if self.local:
             yield from map(self._attempt, paths)
             return
@@ -152,13 +167,13 @@ class Root:
         """A seekable file, to be read from beginning to end: a remote one is copied to a temporary file. Raises OSError."""
         if self.local:
             return open(self.at(path), "rb")
-        copy = tempfile.NamedTemporaryFile(prefix="x2i-")  # noqa: SIM115 - the caller closes it, and so removes it
+        copied = tempfile.NamedTemporaryFile(prefix="x2i-")  # noqa: SIM115 - the caller closes it, and so removes it
         try:
-            _patiently(self.fs.get_file, self.at(path), copy.name)
+            _patiently(self.fs.get_file, self.at(path), copied.name)
         except OSError:
-            copy.close()
+            copied.close()
             raise
-        return copy  # type: ignore[return-value]
+        return copied
 
     def open_parts(self, path: str) -> IO[bytes]:
         """A seekable file of which parts will be read; a remote one is asked for these ranges. Raises OSError."""
@@ -166,11 +181,15 @@ class Root:
             return open(self.at(path), "rb")
         if self._http and not _patiently(self.fs.info, self.at(path)).get("partial"):
             return self.open(path)  # a web server that does not give ranges
-        return _patiently(self.fs.open, self.at(path), "rb")  # type: ignore[no-any-return]
+        return _patiently(self.fs.open, self.at(path), "rb")
 
     def _attempt(self, path: str) -> bytes | OSError:
         try:
-            return self.read(path)
+            if "://" not in path and not path.startswith("/"):
+                return self.read(path)
+            return Root(path).read("")
+        except RecipeError as error:
+            return OSError(str(error))
         except OSError as error:
             return error
 
@@ -181,7 +200,7 @@ class Root:
         links: list[str] = []  # to folders: visited last, so that a folder's own path wins over a link to it
 
         def visit(folder: str) -> None:
-            for entry in os.scandir(self.at(folder) if folder else self.path):
+            for entry in os.scandir(self.at(folder)):
                 if entry.name.startswith("."):
                     continue
                 path = f"{folder}/{entry.name}" if folder else entry.name
@@ -201,7 +220,7 @@ class Root:
                 links.sort(reverse=True)
             path = folders.pop() if folders else links.pop()
             try:
-                status = os.stat(self.at(path) if path else self.path)
+                status = os.stat(self.at(path))
                 if (status.st_dev, status.st_ino) not in seen:
                     seen.add((status.st_dev, status.st_ino))
                     visit(path)
@@ -213,7 +232,10 @@ class Root:
 
     def _walk_remote(self) -> list[File]:
         self.fs.invalidate_cache()
-        found = _patiently(self.fs.find, self.path, detail=True)
+        strict = {"on_error": "raise"} if self._http else {}  # else a folder that fails would just be left out
+        found = _patiently(self.fs.find, self.path, detail=True, **strict)
+        if not found and self.path and not _patiently(self.fs.exists, self.path):
+            raise FileNotFoundError(self.path)
         names = {self.relative(name): info for name, info in found.items() if not (self._http and "?" in name)}
         names = {
             path: info for path, info in names.items() if path and not any(p.startswith(".") for p in path.split("/"))
@@ -232,6 +254,13 @@ class Root:
     def _file(self, path: str, info: dict[str, Any]) -> File:
         version = next((info[k] for k in _VERSION_KEYS if info.get(k) is not None), None)
         return File(path, info.get("size"), version if version is None or isinstance(version, int) else str(version))
+
+
+def _timeout() -> Any:
+    """How long the web may be silent. (Its client's own limit is 5 minutes for a whole file: too short for a tar.)"""
+    import aiohttp
+
+    return aiohttp.ClientTimeout(total=None, sock_connect=30, sock_read=120)
 
 
 def _patiently(call: Any, *arguments: Any, **options: Any) -> Any:
@@ -260,9 +289,10 @@ def extension(path: str) -> str:
     return name.rpartition(".")[2].lower() if "." in name else ""
 
 
-def default_name(path: str, otherwise: str) -> str:
-    """A source's name from its path: the last part that is no pattern, without extensions and odd characters."""
-    parts = [p for p in re.split(r"/+|::|:", path) if p and not re.search(r"[*?\[\]{}]", p)]
+def default_name(path: str | list[str], otherwise: str) -> str:
+    """A source's name from its (first) path: the last part that is no pattern, without extensions and odd characters."""
+    first = path if isinstance(path, str) else next(iter(path), "")
+    parts = [p for p in re.split(r"/+|::|:", first) if p and not re.search(r"[*?\[\]{}]", p)]
     last = parts[-1] if parts else ""
-    stem = last.split(".")[0] or last.lstrip(".")
-    return re.sub(r"[^A-Za-z0-9_-]+", "_", stem).strip("_-") or otherwise
+    stem = re.sub(r"(\.(tar|gz|tgz|bz2|xz|zip|parquet|jsonl|json|csv))+$", "", last, flags=re.IGNORECASE)
+    return re.sub(r"[^A-Za-z0-9._-]+", "_", stem).strip("._-") or otherwise

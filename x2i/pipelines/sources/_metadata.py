@@ -43,10 +43,11 @@ def _jsonl(data: bytes) -> Iterator[tuple[int, dict[str, Any] | str]]:
 def _csv(data: bytes) -> Iterator[tuple[int, dict[str, Any] | str]]:
     try:
         reader = csv.DictReader(io.StringIO(data.decode("utf-8-sig"), newline=""))
-    except UnicodeDecodeError as error:
-        yield 0, f"not UTF-8: {error}"
+        header = reader.fieldnames or []
+    except (UnicodeDecodeError, csv.Error) as error:
+        yield 0, f"not CSV in UTF-8: {error}"
         return
-    if FILE_NAME not in (reader.fieldnames or []):
+    if FILE_NAME not in header:
         yield 0, f"no column '{FILE_NAME}' in the header"
         return
     while True:

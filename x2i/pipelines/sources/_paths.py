@@ -9,10 +9,11 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from braceexpand import UnbalancedBracesError, braceexpand
+from braceexpand import braceexpand
 
 from x2i.base.errors import RecipeError
 from x2i.pipelines.sources._files import File, Root, extension, why
+from x2i.pipelines.sources._text import jsonable
 
 
 @dataclass(frozen=True)
@@ -42,11 +43,11 @@ class _Place:
 
     @classmethod
     def parse(cls, text: str) -> _Place:
-        head, mark, tail = text.partition("::")
-        protocol, path = re.fullmatch(r"(?s)(\w[\w+.-]*://)?(.*)", head).groups("")  # type: ignore[union-attr]
+        match = re.fullmatch(r"(?s)((?:\w+::)*(?:\w[\w+.-]*://)?)(.*?)((?:::.*)?)", text)
+        protocol, path, tail = match.groups()  # type: ignore[union-attr]
         if protocol in ("", "file://", "local://"):
-            return cls("", os.path.abspath(os.path.expanduser(path)), mark + tail)
-        return cls(protocol, path.rstrip("/"), mark + tail)
+            return cls("", os.path.abspath(os.path.expanduser(path)), tail)
+        return cls(protocol, path.rstrip("/"), tail)
 
     def __str__(self) -> str:
         return self.protocol + self.path + self.tail
@@ -69,7 +70,7 @@ class _Place:
         """One place for each of the alternatives in braces."""
         try:
             paths = list(braceexpand(self.path))
-        except UnbalancedBracesError as error:
+        except ValueError as error:
             raise RecipeError(f"{self}: {error}") from None
         for path in paths:
             yield _Place(self.protocol, path, self.tail)
@@ -113,6 +114,9 @@ def find(paths: str | list[str], endings: tuple[str, ...], what: str) -> Found:
             chosen |= {named.path: named} if named else {}
     if not chosen:
         raise RecipeError(f"{places[0]}: no {what} here; their names end in {', '.join(endings)}")
+    for path in chosen:
+        if path != jsonable(path):
+            raise RecipeError(f"{path!a}: the file's name is not UTF-8; rename it")
     return Found(root, sorted(chosen.values()), sorted(f for p, f in others.items() if p not in chosen))
 
 

@@ -36,9 +36,9 @@ class _Info(tarfile.TarInfo):
     """Notes with which header an archive ended: tarfile itself takes a damaged one for the end."""
 
     @classmethod
-    def fromtarfile(cls, archive: tarfile.TarFile) -> _Info:  # type: ignore[override]
+    def fromtarfile(cls, archive: tarfile.TarFile) -> _Info:
         try:
-            return super().fromtarfile(archive)  # type: ignore[return-value]
+            return super().fromtarfile(archive)
         except tarfile.HeaderError as error:
             archive.last_header = error  # type: ignore[attr-defined]
             raise
@@ -57,13 +57,13 @@ class TarReader:
         self.ended: Problem | None = None
         self.seekable = True
         try:
-            self._tar = tarfile.open(fileobj=file, mode="r:", tarinfo=_Info)
+            self._tar = tarfile.open(fileobj=file, mode="r:", tarinfo=_Info)  # noqa: SIM115 - open as long as the reader
             return
         except BROKEN:
             self.seekable = False  # compressed: seeking back would mean unpacking again
             file.seek(0)
         try:
-            self._tar = tarfile.open(fileobj=file, mode="r|*", tarinfo=_Info)
+            self._tar = tarfile.open(fileobj=file, mode="r|*", tarinfo=_Info)  # noqa: SIM115 - open as long as the reader
         except BROKEN as error:
             raise Damaged(Problem("not_a_tar", f"no tar, nor one in gzip, bzip2 or xz: {error}")) from None
 
@@ -91,10 +91,10 @@ class TarReader:
 
     def _end(self) -> Problem | None:
         last = getattr(self._tar, "last_header", None)
-        if last is None or isinstance(last, tarfile.EOFHeaderError):
+        if last is None or isinstance(last, tarfile.EOFHeaderError):  # type: ignore[attr-defined]
             return None
         at = f"at byte {self._tar.offset}"
-        if isinstance(last, tarfile.InvalidHeaderError):
+        if isinstance(last, tarfile.InvalidHeaderError):  # type: ignore[attr-defined]
             return Problem("damaged_tar", f"no tar header {at}: what follows cannot be read")
         return Problem("truncated_tar", f"ends {at} without the mark that ends a tar: more may have followed")
 

@@ -20,7 +20,30 @@ from x2i.base.seeds import digest
 
 #: What counts as an image by its name. Content is checked later, from its header.
 IMAGE_EXTENSIONS = frozenset(
-    ["jpg", "jpeg", "jpe", "jfif", "png", "webp", "gif", "bmp", "dib", "tif", "tiff", "avif", "heic", "heif", "jp2", "j2k", "ppm", "pgm", "pbm", "pnm", "tga", "ico"]
+    [
+        "jpg",
+        "jpeg",
+        "jpe",
+        "jfif",
+        "png",
+        "webp",
+        "gif",
+        "bmp",
+        "dib",
+        "tif",
+        "tiff",
+        "avif",
+        "heic",
+        "heif",
+        "jp2",
+        "j2k",
+        "ppm",
+        "pgm",
+        "pbm",
+        "pnm",
+        "tga",
+        "ico",
+    ]
 )
 
 

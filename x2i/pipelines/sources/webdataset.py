@@ -10,28 +10,26 @@ Text comes from `KEY.txt` (or `KEY.part.txt`), else from `KEY.json` under `text_
 
 A key that comes again is a row again; its location then ends in `@2`. A sample that has a text but
 no image is a row with the problem `missing_image`; one that has neither (`.cls`, `.mp4` …) is no row.
+Where a tar is cut or damaged, what comes before is used, and one row says what happened.
 """
 
 from __future__ import annotations
 
-import posixpath
-import re
+from collections import Counter
 from collections.abc import Collection, Iterator
-from typing import Any, Literal
+from functools import cached_property
+from typing import Literal
 
 from pydantic import Field
 
-from x2i.pipelines.sources import _x2i
-from x2i.pipelines.sources._files import File, Root, default_name, extension, why
-from x2i.pipelines.sources._paths import find
-from x2i.pipelines.sources._tar import Damaged, Member, open_tar
-from x2i.pipelines.sources._text import Malformed, describe, jsonable, parse_object
-from x2i.pipelines.sources.base import IMAGE_EXTENSIONS, Problem, Row, Source, SourceConfig, Unit
+from x2i.pipelines.sources._files import Root, default_name
+from x2i.pipelines.sources._groups import Rows, groups
+from x2i.pipelines.sources._paths import find, root_of
+from x2i.pipelines.sources._tar import Damaged, open_tar
+from x2i.pipelines.sources._text import jsonable
+from x2i.pipelines.sources.base import Problem, Row, Source, SourceConfig, Unit
 
 ENDINGS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
-TABLE = "parquet"
-KEY = re.compile(r"((?:.*/)?[^/.]+)\.([^/]+)")
-NUMBERED = re.compile(r"input_(\d+)\.\w+")
 
 #: What img2dataset writes into the column `status` of an image that is in the tar.
 SUCCESS = "success"
@@ -59,9 +57,8 @@ class WebDataset(Source):
 
     def __init__(self, config: WebDatasetConfig) -> None:
         super().__init__(config)
-        first = config.path if isinstance(config.path, str) else next(iter(config.path), "")
-        self.name = config.name or default_name(first, self.kind)
-        self._ignored: dict[str, int] = {}
+        self.name = config.name or default_name(config.path, self.kind)
+        self._ignored: Counter[str] = Counter()
 
     @cached_property
     def _root(self) -> Root:
@@ -71,29 +68,28 @@ class WebDataset(Source):
         """See `Source.plan`. A unit's `tar`, and `table` beside it, are [path, size, version]."""
         found = find(self.config.path, ENDINGS, "tars")
         tables = found.root.stat_many([_stem(f.path) + ".parquet" for f in found.files])
-        self._ignored = found.ignored() - Counter({"parquet": sum(t in found.others for t in tables)})
+        self._ignored = found.ignored() - Counter(parquet=sum(t in found.others for t in tables))
         for file, table in zip(found.files, tables, strict=True):
             yield Unit(self.name, {"tar": list(file)} | ({"table": list(table)} if table else {}))
 
     def read(self, unit: Unit, only: Collection[int] | None = None) -> Iterator[Row]:
         """See `Source.read`. First what the tar holds, then what is wrong with it, then what should be in it."""
         path = unit.spec["tar"][0]
-        rows = _Rows(path, self.config.text_key, only)
+        rows = Rows(path, self.config.text_key, only)
         try:
             file, tar = open_tar(self._root, path)
         except Damaged as damaged:
             yield from rows.lost(path, damaged.problem, {})
-            tar = None
-        if tar is not None:
+        else:
             with file:
                 for group in groups(tar):
-                    yield from rows.of(group)
+                    yield from rows.of(group, broken=tar.ended is not None)
             if tar.ended and not rows.cut:
                 yield from rows.lost(f"{path}#(end)", tar.ended, {})
         if "table" in unit.spec:
             yield from self._missing(unit.spec["table"][0], rows)
 
-    def _missing(self, table: str, rows: _Rows) -> Iterator[Row]:
+    def _missing(self, table: str, rows: Rows) -> Iterator[Row]:
         """Rows for what img2dataset's table lists and the tar does not hold."""
         import pyarrow as pa
         import pyarrow.parquet as pq
@@ -121,88 +117,4 @@ class WebDataset(Source):
 
 
 def _stem(path: str) -> str:
-    return path[: -len(next((e for e in ENDINGS if path.lower().endswith(e)), ""))] or path
-
-
-@dataclass
-class Group:
-    """Members of one key by suffix (in lower case), in the order of the tar."""
-
-    key: str
-    members: dict[str, Member]
-
-
-def groups(tar: TarReader) -> Iterator[Group]:
-    """Runs of members with the same key. A suffix that comes again begins a new group."""
-    group: Group | None = None
-    for member in tar:
-        match = KEY.fullmatch(member.name)
-        if match is None:
-            continue
-        key, suffix = match[1], match[2].lower()
-        if group is None or group.key != key or suffix in group.members:
-            if group is not None:
-                yield group
-            group = Group(key, {})
-        if not tar.seekable and (extension(suffix) in IMAGE_EXTENSIONS or extension(suffix) in ("txt", "json")):
-            member = _held(member)
-        group.members[suffix] = member
-    if group is not None:
-        yield group
-
-
-def _held(member: Member) -> Member:
-    """A member of a stream, loaded now, since there is no way back to it."""
-    try:
-        data = member.load()
-    except Damaged as damaged:
-        problem = damaged.problem
-
-        def fail() -> bytes:
-            raise Damaged(problem)
-
-        return Member(member.name, fail)
-    return Member(member.name, lambda: data)
-
-
-class _Rows:
-    """Makes rows of groups: counts them, keeps their locations apart, loads those that are wanted."""
-
-    def __init__(self, path: str, text_key: str | None, only: Collection[int] | None) -> None:
-        self.path = path
-        self.keys: set[str] = set()  # last parts of the keys seen
-        self.cut = False  # whether a row has told already that the tar is cut
-        self._text_key = text_key
-        self._only = only
-        self._next = 0
-        self._locations: Counter[str] = Counter()
-
-    def lost(self, location: str, problem: Problem, meta: dict[str, Any]) -> Iterator[Row]:
-        """A row that there is nothing of but a problem."""
-        row = self._row(location)
-        if row:
-            row.problem, row.meta = problem, meta
-            yield row
-
-    def of(self, group: Group) -> Iterator[Row]:
-        """The rows of one group, those that are wanted."""
-        self.keys.add(posixpath.basename(group.key))
-        images = [s for s in group.members if extension(s) in IMAGE_EXTENSIONS]
-        texts = [s for s in group.members if extension(s) in ("txt", "json")]
-        plain = [s for s in images if "." not in s]
-        if "json" in texts and not plain and any(s.startswith("output.") or NUMBERED.fullmatch(s) for s in images):
-            yield from self._load(group, "json", self._x2i)
-        elif not images and texts:
-            missing = Problem("missing_image", "a text with no image of that key")
-            yield from self.lost(f"{self.path}#{group.members[texts[0]].name}", missing, {})
-        for suffix in plain[:1] or images:
-            yield from self._load(group, suffix, self._pair)
-
-    def _load(self, group: Group, suffix: str, fill: Callable[[Group, str, Row], None]) -> Iterator[Row]:
-        ...
-
-    def _pair(self, group: Group, suffix: str, row: Row) -> None:
-        """An image with its text."""
-
-    def _x2i(self, group: Group, suffix: str, row: Row) -> None:
-        """A ready X2I sample."""
+    return next((path[: -len(e)] for e in ENDINGS if path.lower().endswith(e)), path)
