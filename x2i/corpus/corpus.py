@@ -1,8 +1,8 @@
 """Open a corpus: iterate, look up by key, slice by task, ask in SQL.
 
-    from x2i import corpus
-    c = corpus.open("runs/quickstart/corpus")
-    c.sql("select task_type, count(*) from samples group by all")
+from x2i import corpus
+c = corpus.open("runs/quickstart/corpus")
+c.sql("select task_type, count(*) from samples group by all")
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from x2i.base.errors import X2IError
+from x2i.base.sql import connect
 from x2i.corpus.sample import Picture, Sample
 
 if TYPE_CHECKING:
@@ -94,10 +95,10 @@ class Corpus:
         """Samples in the order of the shards, each shard opened once."""
         for batch in self.manifest.to_batches():
             for row in batch.to_pylist():
-                yield self._read(row)
+                yield self.read(row)
 
     def __getitem__(self, key: str) -> Sample:
-        return self._read(self.row(key))
+        return self.read(self.row(key))
 
     def row(self, key: str) -> dict[str, Any]:
         """The manifest's row of `key`. Raises KeyError, with the nearest key if there is one."""
@@ -116,7 +117,7 @@ class Corpus:
     def _connection(self) -> duckdb.DuckDBPyConnection:
         import duckdb
 
-        connection = duckdb.connect()
+        connection = connect()
         where = "" if self.task_type is None else " where task_type = ?"
         for view, name in (("samples", MANIFEST), ("selection", SELECTION)):
             if isinstance(self.path, Path):
@@ -124,11 +125,14 @@ class Corpus:
             else:
                 relation = connection.from_arrow(self.manifest if view == "samples" else self.selection)
             if where and view == "samples":
-                relation = relation.filter(duckdb.ColumnExpression("task_type") == duckdb.ConstantExpression(self.task_type))
+                relation = relation.filter(
+                    duckdb.ColumnExpression("task_type") == duckdb.ConstantExpression(self.task_type)
+                )
             relation.create_view(view)
         return connection
 
-    def _read(self, row: dict[str, Any]) -> Sample:
+    def read(self, row: dict[str, Any]) -> Sample:
+        """The sample of one row of the manifest (as `row` or `sql` give it). Raises OSError if its shard is damaged."""
         blob = self._fs.cat_file(self._at(row["shard"]), row["offset"], row["offset"] + row["size"])
         data = {
             m["suffix"]: blob[m["offset"] - row["offset"] : m["offset"] - row["offset"] + m["size"]]
@@ -144,9 +148,7 @@ class Corpus:
             key=row["key"],
             task_type=record["task_type"],
             instruction=record["instruction"],
-            input_images=tuple(
-                picture(n, s) for n, s in zip(record["input_images"], row["input_sizes"], strict=True)
-            ),
+            input_images=tuple(picture(n, s) for n, s in zip(record["input_images"], row["input_sizes"], strict=True)),
             output_image=picture(record["output_image"], row["output_size"]) if "output_image" in record else None,
             messages=tuple(record.get("messages", ())),
             provenance=record["provenance"],

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from x2i.base.errors import X2IError
+from x2i.base.sql import connect
 
 if TYPE_CHECKING:
     import duckdb
@@ -104,9 +105,7 @@ class Lake:
             record: dict[str, Any] = json.loads(self.record(recipe).read_text())
         except FileNotFoundError:
             raise X2IError(f"{self.path}: no recipe {recipe!r}; it has {', '.join(self.recipes()) or 'none'}") from None
-        import duckdb
-
-        connection = duckdb.connect()
+        connection = connect()
         create_views(connection, self, record["units"], [Column(**c) for c in record["columns"]])
         return connection
 

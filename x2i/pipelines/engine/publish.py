@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 from x2i.base.errors import RecipeError, X2IError
 from x2i.base.files import remove, write_text
 from x2i.base.seeds import digest
+from x2i.base.sql import connect, literal
 from x2i.base.weights import digest_of
 from x2i.corpus.card import card
 from x2i.corpus.corpus import CARD, FORMAT, INFO, MANIFEST, RECIPE, SELECTION
@@ -80,19 +81,16 @@ class Staging:
 
     def group(self, plan: Plan) -> Groups:
         """Cut the rows that stay into groups, one per about `shard_samples` samples, and name the assembly."""
-        import duckdb
-
         per_group = max(1, plan.recipe.output.shard_samples // max(1, sum(len(t.task_types()) for t in plan.tasks)))
         scores = _scores(plan)
         values = ", ".join(f"case when isfinite({s}::double) then {s}::double end" for s in scores)
-        names = ", ".join(f"'{s}'" for s in scores)
+        names = ", ".join(literal(s) for s in scores)
         query = f"""select * exclude (kept, stage, reason, detail, survivor, distance),
                     map([{names}]::varchar[], [{values}]::double[]) as scores
-                    from read_parquet('{str(self.verdicts).replace("'", "''")}') where kept"""
+                    from read_parquet({literal(self.verdicts)}) where kept"""
         rows = self.folder / "rows.parquet"
         units: list[list[str]] = []
-        with duckdb.connect() as connection:
-            connection.execute("set preserve_insertion_order = true")
+        with connect() as connection:
             reader = connection.sql(query).to_arrow_reader(per_group)
             with pq.ParquetWriter(rows, reader.schema, compression="zstd") as writer:
                 for table in _regroup(reader, per_group):
@@ -218,11 +216,8 @@ def _link(source: Path, target: Path) -> None:
 
 def _write_selection(verdicts: Path, fallen: list[dict[str, str]], out: Path) -> None:
     """The verdicts, with those of the assembly: rows that were selected, but of which nothing could be made."""
-    import duckdb
-
     schema = pa.schema([("row_id", pa.string()), ("reason", pa.string()), ("detail", pa.string())])
-    with duckdb.connect() as connection:
-        connection.execute("set preserve_insertion_order = true")
+    with connect() as connection:
         connection.register("fallen", pa.Table.from_pylist(fallen, schema=schema))
         reader = (
             connection.sql(
@@ -230,7 +225,7 @@ def _write_selection(verdicts: Path, fallen: list[dict[str, str]], out: Path) ->
                     v.kept and f.row_id is null as kept,
                     case when f.row_id is null then v.stage else 'assembly' end as stage,
                     coalesce(f.reason, v.reason) as reason, coalesce(f.detail, v.detail) as detail)
-                from (select *, row_number() over () as place from read_parquet('{str(verdicts).replace("'", "''")}')) v
+                from (select *, row_number() over () as place from read_parquet({literal(verdicts)})) v
                 left join fallen f using (row_id) order by place"""
             )
             .project("* exclude (place)")
@@ -244,9 +239,7 @@ def _write_selection(verdicts: Path, fallen: list[dict[str, str]], out: Path) ->
 def _info(
     plan: Plan, lake: Lake, groups: Groups, outcome: dict[str, Any], units: dict[str, list[str]], new: Path
 ) -> dict[str, Any]:
-    import duckdb
-
-    with duckdb.connect() as connection:
+    with connect() as connection:
         selection = connection.read_parquet(str(new / SELECTION))
         fell = connection.sql(
             "select stage, reason, count(*) as rows from selection where not kept group by all"

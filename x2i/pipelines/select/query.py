@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 
 from x2i.base.errors import RecipeError
+from x2i.base.sql import connect, identifier, literal
 from x2i.corpus.lake import ERRORS, KEYS, ROWS, Column, Lake, create_views
 from x2i.pipelines.select.dedup import near_duplicates
 
@@ -39,7 +40,7 @@ def select(plan: Plan, lake: Lake, units: dict[str, list[str]], out: Path) -> No
     Args:
         units: unit ids by source fingerprint, in the order of the plan.
     """
-    connection = _connect()
+    connection = connect()
     columns = [Column(a.name, a.fingerprint) for a in plan.annotators]
     create_views(connection, lake, units, columns)
     order = pa.table(
@@ -52,14 +53,14 @@ def select(plan: Plan, lake: Lake, units: dict[str, list[str]], out: Path) -> No
     connection.execute(_judge(plan))
     _near(plan, connection)
     structs = ", ".join(_struct(a.name, a.columns) for a in plan.annotators)
-    joins = " ".join(f"left join {_name(a.name)} using (row_id)" for a in plan.annotators)
+    joins = " ".join(f"left join {identifier(a.name)} using (row_id)" for a in plan.annotators)
     connection.execute(
         f"""copy (
             select rows.*, {structs}, v.reason is null as kept, v.stage, v.reason, v.detail,
                    v.survivor, v.distance
             from rows {joins} join verdicts v using (row_id) join unit_order o using (unit)
             order by o.at, rows.index
-        ) to '{_quoted(out)}' (format parquet, compression zstd)"""
+        ) to {literal(out)} (format parquet, compression zstd)"""
     )
     connection.close()
 
@@ -67,7 +68,7 @@ def select(plan: Plan, lake: Lake, units: dict[str, list[str]], out: Path) -> No
 def check(plan: Plan) -> None:
     """Try the recipe's SQL on empty tables. Raises RecipeError naming the key and what DuckDB would accept."""
     recipe, where = plan.recipe, plan.where
-    connection = _connect()
+    connection = connect()
     connection.register("rows", ROWS.empty_table())
     for annotator in plan.annotators:
         connection.register(annotator.name, pa.schema([*KEYS, *annotator.columns, *ERRORS]).empty_table())
@@ -111,32 +112,21 @@ def _hint(plan: Plan, message: str) -> str:
     return ""
 
 
-def _connect() -> duckdb.DuckDBPyConnection:
-    import duckdb
-
-    connection = duckdb.connect()
-    connection.execute("set preserve_insertion_order = true")
-    connection.execute("set enable_progress_bar = false")
-    return connection
-
-
 def _joined(plan: Plan) -> str:
-    return "rows " + " ".join(f"left join {_name(a.name)} using (row_id)" for a in plan.annotators)
+    return "rows " + " ".join(f"left join {identifier(a.name)} using (row_id)" for a in plan.annotators)
 
 
 def _judge(plan: Plan) -> str:
     """SQL that makes `verdicts`: row_id, rank (best first, among those that stand so far), stage, reason …"""
     rules = ["when rows.problem is not null then ('source', rows.problem, rows.problem_detail)"]
     rules += [
-        f"when {_name(a.name)}.error is not null then ('decode', {_name(a.name)}.error, {_name(a.name)}.error_detail)"
+        f"when {identifier(a.name)}.error is not null then ('decode', {identifier(a.name)}.error, {identifier(a.name)}.error_detail)"
         for a in plan.annotators
     ]
     if plan.recipe.select.require_text:
         rules.append("when rows.text is null then ('text', 'missing_text', 'the row has no text')")
     for name, condition in plan.recipe.select.where.items():
-        rules.append(
-            f"when not coalesce(({condition}\n), false) then ('where', '{_quoted(name)}', '{_quoted(condition)}')"
-        )
+        rules.append(f"when not coalesce(({condition}\n), false) then ('where', {literal(name)}, {literal(condition)})")
     best = "".join(f"({e}\n) desc nulls last, " for e in plan.recipe.select.dedup.best)
     exact = "true" if plan.recipe.select.dedup.exact else "false"
     return f"""
@@ -185,13 +175,5 @@ def _near(plan: Plan, connection: duckdb.DuckDBPyConnection) -> None:
 
 
 def _struct(name: str, schema: pa.Schema) -> str:
-    fields = ", ".join(f"{_name(c)} := {_name(name)}.{_name(c)}" for c in schema.names)
-    return f"struct_pack({fields}) as {_name(name)}"
-
-
-def _name(identifier: str) -> str:
-    return '"' + identifier.replace('"', '""') + '"'
-
-
-def _quoted(text: object) -> str:
-    return str(text).replace("'", "''")
+    fields = ", ".join(f"{identifier(c)} := {identifier(name)}.{identifier(c)}" for c in schema.names)
+    return f"struct_pack({fields}) as {identifier(name)}"

@@ -1,0 +1,127 @@
+"""A small real corpus for tests, built in this process without Ray: the pipeline's own pieces, one after the other."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+RECIPE = """\
+name: small
+description: A few photographs.
+license: CC0-1.0
+lake: lake
+out: corpus
+sources:
+  - kind: folder
+    name: photos
+    path: photos
+    unit_files: 5
+annotators:
+  image:
+  phash:
+  quality:
+select:
+  where:
+    large_enough: least(image.width, image.height) >= 64
+    sharp_enough: quality.sharpness > 30
+  dedup:
+    exact: true
+    perceptual: {bits: 6}
+tasks:
+  text_to_image:
+  control:
+  restoration: {tasks: [deblur, inpaint]}
+output:
+  shorter_side: 96
+  shard_samples: 8
+"""
+
+
+@dataclass(frozen=True)
+class Built:
+    """A folder with `corpus`, `lake`, `photos` and `recipe.yaml`; its paths are relative to the folder itself."""
+
+    root: Path
+
+    @property
+    def corpus(self) -> Path:
+        """The corpus's folder."""
+        return self.root / "corpus"
+
+    def copy(self, target: Path) -> Built:
+        """A copy to damage."""
+        shutil.copytree(self.root, target, dirs_exist_ok=True)
+        return Built(target)
+
+
+def write_photos(folder: Path) -> None:
+    """Five photographs at small sizes, a copy, a smaller copy, a speck, a blur, a page of HTML, one without text."""
+    from x2i.pipelines.quickstart import photographs
+
+    plain = photographs()
+    folder.mkdir(parents=True)
+    for name in ("astronaut.png", "chelsea.png", "coffee.png", "camera.png", "flower.jpg"):
+        stem = name.partition(".")[0]
+        photo = Image.open(io.BytesIO(plain[name]))
+        photo.thumbnail((160, 160))
+        photo.save(folder / f"{stem}.png")
+        (folder / f"{stem}.txt").write_bytes(plain[f"{stem}.txt"])
+    coffee = Image.open(folder / "coffee.png").convert("RGB")
+    small = coffee.crop((20, 10, 110, 100))  # neither side is above `shorter_side`: its bytes pass through
+    small.save(folder / "cup.jpg", quality=90)
+    coffee.resize((120, 80)).save(folder / "coffee_smaller.jpg", quality=80)
+    coffee.resize((12, 8)).resize((120, 80)).save(folder / "blurred.jpg")
+    coffee.crop((0, 0, 40, 40)).save(folder / "speck.png")
+    coffee.rotate(90, expand=True).save(folder / "no_text.png")
+    shutil.copyfile(folder / "astronaut.png", folder / "copy.png")
+    (folder / "page.jpg").write_text("<!DOCTYPE html><html><body>Not found</body></html>")
+    for stem in ("cup", "coffee_smaller", "blurred", "speck", "copy", "page"):
+        (folder / f"{stem}.txt").write_text(f"The picture named {stem}.")
+
+
+def build(root: Path, recipe: str = RECIPE) -> Built:
+    """Write the photographs and the recipe, and take the steps of `x2i.pipelines.engine.build` in this process."""
+    from x2i.corpus.lake import Column, Lake
+    from x2i.pipelines import recipe as recipes
+    from x2i.pipelines.engine import publish
+    from x2i.pipelines.engine.annotate import annotate_unit
+    from x2i.pipelines.engine.assemble import assemble_group
+    from x2i.pipelines.engine.build import plan_units
+    from x2i.pipelines.engine.progress import Quiet
+    from x2i.pipelines.select.query import select
+
+    write_photos(root / "photos")
+    (root / "recipe.yaml").write_text(recipe)
+    with contextlib.chdir(root):
+        plan = recipes.load("recipe.yaml")
+        lake = Lake(plan.recipe.lake)
+        units = plan_units(plan, lake, Quiet())
+        (source,) = plan.sources
+        for unit in units:
+            annotate_unit(source, unit, plan.annotators, lake, True, {})
+        for annotator in plan.annotators:
+            annotator_file = lake.path / Column(annotator.name, annotator.fingerprint).folder / "annotator.json"
+            annotator_file.write_text(json.dumps({"fingerprint": annotator.fingerprint, **annotator.description()}))
+        ids = {source.fingerprint: [u.id for u in units]}
+        columns = [{"name": a.name, "fingerprint": a.fingerprint} for a in plan.annotators]
+        lake.record(plan.recipe.name).parent.mkdir(parents=True)
+        lake.record(plan.recipe.name).write_text(
+            json.dumps({"recipe": plan.recipe.name, "columns": columns, "units": ids})
+        )
+        staging = publish.Staging(Path(plan.recipe.out))
+        select(plan, lake, ids, staging.verdicts)
+        groups = staging.group(plan)
+        import pyarrow.parquet as pq
+
+        with pq.ParquetFile(groups.rows) as file:
+            for number, wanted in enumerate(groups.units):
+                rows = file.read_row_group(number).to_pylist()
+                assemble_group(plan, {u.id: u for u in units if u.id in wanted}, rows, groups.folder(number))
+        publish.publish(plan, lake, staging, groups, ids)
+    return Built(root)

@@ -1,0 +1,160 @@
+"""Samples of each task, as a trainer will meet them: inputs, instruction, output, read from the shards."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from x2i.base.errors import X2IError
+from x2i.corpus.audit.ask import CHARS, ask, one_of
+from x2i.corpus.audit.pictures import data_uri, shrink
+from x2i.corpus.sample import PLACEHOLDER, Sample
+
+if TYPE_CHECKING:
+    from x2i.corpus.corpus import Corpus
+
+#: Galleries in one report; published corpora may hold task types by the hundred.
+TASKS = 40
+#: Input pictures shown of one sample.
+INPUTS = 8
+
+
+@dataclass(frozen=True)
+class Example:
+    """One sample, ready to show. Pictures are data URIs, None where one cannot be decoded.
+
+    `instruction` is cut into pieces of text and the numbers of the input images that stand between them.
+    """
+
+    key: str
+    location: str
+    problem: str | None = None
+    instruction: list[str | int] = field(default_factory=list)
+    inputs: list[str | None] = field(default_factory=list)
+    further_inputs: int = 0
+    output: str | None = None
+    has_output: bool = False
+    messages: list[tuple[str, str]] = field(default_factory=list)
+    parameters: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """One task type: figures over all its samples, and some of them."""
+
+    task_type: str
+    samples: int
+    instruction_chars: int
+    smallest: str
+    largest: str
+    examples: list[Example]
+
+    @property
+    def has_inputs(self) -> bool:
+        """Whether any of the samples shown has an input picture."""
+        return any(e.inputs for e in self.examples)
+
+
+def galleries(corpus: Corpus, per_task: int, side: int) -> list[Gallery]:
+    """The `TASKS` largest task types with `per_task` samples each, drawn by the hash of their bytes."""
+    tasks = ask(
+        corpus,
+        f"""select task_type, count(*) as samples, approx_quantile(instruction_chars, 0.5) as chars,
+                   min_by(output_size, output_size.width::bigint * output_size.height) as smallest,
+                   max_by(output_size, output_size.width::bigint * output_size.height) as largest,
+                   min_by(key, sha256, {per_task}) as keys, min(len(input_sizes)) as inputs
+            from samples group by task_type order by samples desc, task_type limit {TASKS}""",
+    )
+    keys = [key for task in tasks for key in task["keys"]]
+    rows = {r["key"]: r for r in ask(corpus, f"select * from samples where key in {one_of(keys)}")}
+    tasks.sort(key=lambda t: (t["inputs"] > 0, t["task_type"]))
+    return [
+        Gallery(
+            task["task_type"],
+            task["samples"],
+            round(task["chars"] or 0),
+            _size(task["smallest"]),
+            _size(task["largest"]),
+            [_example(corpus, rows[key], side) for key in task["keys"]],
+        )
+        for task in tasks
+    ]
+
+
+def _size(size: dict[str, int] | None) -> str:
+    return f"{size['width']}×{size['height']}" if size else "–"
+
+
+def _example(corpus: Corpus, row: dict[str, Any], side: int) -> Example:
+    sample = read(corpus, row)
+    if isinstance(sample, str):
+        return Example(row["key"], row["location"], problem=sample)
+    output = sample.output_image
+    return Example(
+        row["key"],
+        row["location"],
+        instruction=pieces(sample.instruction),
+        inputs=[data_uri(shrink(p.data, side)) for p in sample.input_images[:INPUTS]],
+        further_inputs=max(0, len(sample.input_images) - INPUTS),
+        output=data_uri(shrink(output.data, side)) if output else None,
+        has_output=output is not None,
+        messages=[(str(m.get("role", "")), _content(m.get("content"))) for m in sample.messages[:INPUTS]],
+        parameters=_parameters(sample),
+    )
+
+
+def read(corpus: Corpus, row: dict[str, Any]) -> Sample | str:
+    """The sample of a manifest row, or why it cannot be read: a damaged shard spoils no report."""
+    try:
+        return corpus.read(row)
+    except (OSError, ValueError, KeyError, TypeError, json.JSONDecodeError, X2IError) as error:
+        return f"cannot be read from {row['shard']} ({type(error).__name__}: {error}). `x2i verify` says more."
+
+
+def _content(content: Any) -> str:
+    text = content if isinstance(content, str) else json.dumps(content, ensure_ascii=False, default=str)
+    return cut(text)
+
+
+def _parameters(sample: Sample) -> dict[str, Any]:
+    given = sample.provenance.get("parameters") if isinstance(sample.provenance, dict) else None
+    if not isinstance(given, dict):
+        return {}
+    return {str(k): cut(str(v), 80) for k, v in list(given.items())[:12]}
+
+
+def pieces(instruction: str) -> list[str | int]:
+    """An instruction as text, image number, text …"""
+    text = cut(instruction)
+    out: list[str | int] = []
+    position = 0
+    for match in PLACEHOLDER.finditer(text):
+        out += [text[position : match.start()], int(match[1])]
+        position = match.end()
+    return [piece for piece in [*out, text[position:]] if piece != ""]
+
+
+def cut(text: str, chars: int = CHARS) -> str:
+    """At most `chars` characters, with a sign where there were more."""
+    return text if len(text) <= chars else text[:chars].rstrip() + " …"
+
+
+def kept_pictures(corpus: Corpus, row_ids: Iterable[str], side: int) -> dict[str, bytes]:
+    """Small pictures of rows that are in the corpus, from its own shards: the output of one sample of each."""
+    rows = ask(
+        corpus,
+        f"""select * from samples where row_id in {one_of(row_ids)}
+            qualify row_number() over (partition by row_id order by output_size is null, len(input_sizes), key) = 1""",
+    )
+    found = {}
+    for row in rows:
+        sample = read(corpus, row)
+        if isinstance(sample, str):
+            continue
+        picture = sample.output_image or next(iter(sample.input_images), None)
+        small = shrink(picture.data, side) if picture else None
+        if small is not None:
+            found[row["row_id"]] = small
+    return found

@@ -1,0 +1,55 @@
+"""The recipe's SQL asked again of `selection.parquet`, where an annotator's columns lie in a struct of its name.
+
+While a corpus is selected, expressions see a table `rows` and one per annotator. The same tables are cut out
+of the selection here, so that every expression means what it meant then, bare column names too.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from x2i.corpus.lake import ROWS
+
+if TYPE_CHECKING:
+    import duckdb
+
+
+def identifier(*parts: str) -> str:
+    """A quoted, dotted name of SQL."""
+    return ".".join('"' + part.replace('"', '""') + '"' for part in parts)
+
+
+def literal(text: str) -> str:
+    """A string literal of SQL."""
+    return "'" + text.replace("'", "''") + "'"
+
+
+def scope(annotators: Sequence[str], table: str) -> str:
+    """What follows `from`: `rows` and a table per annotator, out of `table`, which has the selection's columns."""
+    rows = ", ".join(identifier(name) for name in ROWS.names)
+    joins = [f"(select {rows} from {table}) rows"]
+    joins += [
+        f"join (select row_id, unnest({identifier(name)}) from {table}) {identifier(name)} using (row_id)"
+        for name in annotators
+    ]
+    return " ".join(joins)
+
+
+def columns_in(connection: duckdb.DuckDBPyConnection, expression: str) -> list[tuple[str, ...]]:
+    """The columns that an SQL expression names, in order, as DuckDB's own parser sees them; each once."""
+    statement = literal(f"select ({expression}\n)")
+    (text,) = connection.sql(f"select json_serialize_sql({statement}::varchar)").fetchall()[0]
+    return list(dict.fromkeys(_references(json.loads(text))))
+
+
+def _references(node: Any) -> Iterator[tuple[str, ...]]:
+    if isinstance(node, dict):
+        if node.get("class") == "COLUMN_REF":
+            yield tuple(node["column_names"])
+        for child in node.values():
+            yield from _references(child)
+    elif isinstance(node, list):
+        for child in node:
+            yield from _references(child)
