@@ -14,6 +14,7 @@ def card(info: dict[str, Any]) -> str:
         + "".join(f", weights `{spec}` (SHA-256 `{sha[:16]}…`)" for spec, sha in a["weights"].items())
         for a in info["annotators"]
     )
+    shards = f"shards/{{{_number(info['shards'][0])}..{_number(info['shards'][-1])}}}.tar" if info["shards"] else "none"
     return f"""---
 license: {info["license"]}
 task_categories: [text-to-image, image-to-image]
@@ -52,10 +53,14 @@ Each sample is `KEY.json` (`task_type`, `instruction` with `<img><|image_1|></im
 
 ```python
 import webdataset as wds
-for sample in wds.WebDataset("shards/{{00000..{counts["shards"] - 1:05d}}}.tar", shardshuffle=False).decode("pil"):
+for sample in wds.WebDataset("{shards}", shardshuffle=False).decode("pil"):
     ...
 ```
 `manifest.parquet` has a row per sample (shard, offset, sizes, scores), `selection.parquet` a row per source row
 (kept, or the reason for which it fell), `corpus.json` the recipe, the versions and the hashes. `x2i verify` checks
 all of it, `x2i trace` tells where a sample comes from.
 """
+
+
+def _number(shard: dict[str, Any]) -> str:
+    return str(shard["name"]).removeprefix("shards/").removesuffix(".tar")

@@ -116,11 +116,21 @@ def load(path: str | Path, **overrides: Any) -> Plan:
     given = {k: v for k, v in overrides.items() if v is not None}
     if given:
         recipe = recipe.model_copy(update=given)
-    return make(recipe, str(path), Path(path).read_text(encoding="utf-8"))
+    plan = make(recipe, str(path), Path(path).read_text(encoding="utf-8"))
+    from x2i.pipelines.select.query import check
+
+    check(plan)
+    return plan
 
 
 def make(recipe: Recipe, where: str = "recipe", text: str = "") -> Plan:
-    """Make a recipe's sources, annotators and tasks, and check that they fit. Raises RecipeError."""
+    """Make a recipe's sources, annotators and tasks, and check that they fit; its SQL is left to `load`.
+
+    Workers make their plan with this: DuckDB and what it imports would cost each 60 MB and a second.
+
+    Raises:
+        RecipeError: one line per fault.
+    """
     sources = [_source(spec, f"{where}: sources.{i}") for i, spec in enumerate(recipe.sources)]
     names = [s.name for s in sources]
     for name in names:
@@ -146,11 +156,7 @@ def make(recipe: Recipe, where: str = "recipe", text: str = "") -> Plan:
     for task_type in made:
         if made.count(task_type) > 1:
             raise RecipeError(f"{where}: tasks: {task_type!r} is made by two families")
-    plan = Plan(recipe, where, text, sources, annotators, tasks)
-    from x2i.pipelines.select.query import check
-
-    check(plan)
-    return plan
+    return Plan(recipe, where, text, sources, annotators, tasks)
 
 
 def _source(spec: dict[str, Any], where: str) -> Source:

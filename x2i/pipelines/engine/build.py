@@ -266,6 +266,9 @@ def _assemble(
         folder = groups.folder(number)
         if not groups.reused and not folder.exists():
             jobs.append(Job("assemble", ([by_id[u] for u in unit_ids], str(groups.rows), number, str(folder))))
+    if not groups.units:
+        progress.note("assemble: no row stayed, the corpus is empty; the funnel says why")
+        return 0
     if not jobs:
         progress.note("assemble: nothing to do, the samples are there already")
         return 0
