@@ -212,3 +212,14 @@ def test_a_killed_worker_costs_a_repeat_and_nothing_else(built: tuple[Path, dict
     assert process.returncode == 0, err
     assert json.loads(out)["digest"] == built[1]["digest"]
     assert not list((tmp_path / "lake" / "journal").glob("*"))
+
+
+def test_a_missing_shard_is_built_again(built: tuple[Path, dict[str, object]], tmp_path: Path) -> None:
+    path = fresh(built, tmp_path)
+    build(path)
+    (tmp_path / "corpus" / "shards" / "00001.tar").unlink()
+    result = build(path)
+    assert result["computed"] == {}
+    assert result["groups_built"] > 0
+    assert result["digest"] == built[1]["digest"]
+    assert x2i("verify", tmp_path / "corpus").returncode == 0

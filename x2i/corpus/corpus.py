@@ -109,6 +109,12 @@ class Corpus:
             raise KeyError(f"no sample {key!r} in {self.path}{hint}")
         return found[0]
 
+    def trace(self, key: str) -> dict[str, Any]:
+        """A sample's lineage, from its source to its place in a shard; `key` may be a unique beginning of one."""
+        from x2i.corpus.trace import trace
+
+        return trace(self.path, key)
+
     def sql(self, query: str) -> duckdb.DuckDBPyRelation:
         """Run a DuckDB query over the views `samples` (the manifest) and `selection` (all rows, with verdicts)."""
         return self._connection.sql(query)

@@ -10,20 +10,11 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from x2i.base.sql import identifier, literal
 from x2i.corpus.lake import ROWS
 
 if TYPE_CHECKING:
     import duckdb
-
-
-def identifier(*parts: str) -> str:
-    """A quoted, dotted name of SQL."""
-    return ".".join('"' + part.replace('"', '""') + '"' for part in parts)
-
-
-def literal(text: str) -> str:
-    """A string literal of SQL."""
-    return "'" + text.replace("'", "''") + "'"
 
 
 def scope(annotators: Sequence[str], table: str) -> str:

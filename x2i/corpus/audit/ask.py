@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from x2i.corpus.rules import literal
+from x2i.base.sql import literal
 
 if TYPE_CHECKING:
     from x2i.corpus.corpus import Corpus

@@ -9,10 +9,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from x2i.base.sql import literal
 from x2i.corpus.audit.ask import SHUFFLED, ask, by_id, rows
 from x2i.corpus.audit.scores import Histogram, histogram
 from x2i.corpus.audit.thresholds import Condition, Threshold
-from x2i.corpus.rules import literal
 
 if TYPE_CHECKING:
     from x2i.corpus.corpus import Corpus

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from x2i.base.sql import identifier
 from x2i.corpus.audit.ask import ask
 from x2i.corpus.audit.thresholds import Condition, Threshold
-from x2i.corpus.rules import identifier
 
 if TYPE_CHECKING:
     from x2i.corpus.corpus import Corpus

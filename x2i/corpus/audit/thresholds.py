@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from x2i.base.sql import literal
 from x2i.corpus.lake import ROWS
-from x2i.corpus.rules import literal
 
 if TYPE_CHECKING:
     from x2i.corpus.corpus import Corpus
