@@ -11,7 +11,8 @@ import pytest
 from tests.pipelines.builds import crops, recipe
 from x2i.corpus.lake import Column, Lake
 from x2i.corpus.sample import Sample
-from x2i.pipelines import annotators, recipe as recipes, sources, tasks
+from x2i.pipelines import annotators, sources, tasks
+from x2i.pipelines import recipe as recipes
 from x2i.pipelines.engine.annotate import annotate_unit
 from x2i.pipelines.engine.assemble import Outcome, _samples
 from x2i.pipelines.engine.build import plan_units

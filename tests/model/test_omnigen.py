@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 from x2i.model import weights
-from x2i.model.omnigen import PRESETS, LongRope, OmniGen, OmniGenConfig, hybrid_mask
+from x2i.model.config import PRESETS, LongRope, OmniGenConfig
+from x2i.model.omnigen import OmniGen, hybrid_mask
 from x2i.model.prompt import Prompt, PromptBatch, collate
 
 SMALL = OmniGenConfig(

@@ -6,6 +6,7 @@ t = sigmoid(z) with z standard normal (Esser et al. 2403.03206, logit-normal), p
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 
 import torch
@@ -35,7 +36,7 @@ def euler(velocity: Velocity, noise: Tensor, steps: int, shift: float = 1.0) -> 
     """Integrate dx = v dt from noise to data in `steps` steps; `velocity(x, t_B)` is the (guided) network."""
     grid = timesteps(steps, shift)
     x = noise
-    for now, after in zip(grid[:-1], grid[1:], strict=True):
+    for now, after in itertools.pairwise(grid):
         t_B = now.expand(x.shape[0]).to(x.device)
         x = x + (after - now).item() * velocity(x, t_B)
     return x

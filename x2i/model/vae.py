@@ -8,33 +8,15 @@ Pixels are float [B, 3, H, W] in [-1, 1].
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Protocol
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
 from torch import Tensor
 
-from x2i.base.config import Config
 from x2i.base.errors import X2IError
 from x2i.base.weights import Weights
-
-
-class PixelsConfig(Config):
-    """No autoencoder: the latents are the pixels, rearranged."""
-
-    kind: Literal["pixels"] = "pixels"
-    factor: int = Field(4, gt=0, description="pixels per latent side; channels are 3 * factor^2")
-
-
-class AutoencoderKLConfig(Config):
-    """A pretrained autoencoder of diffusers, frozen."""
-
-    kind: Literal["autoencoder_kl"]
-    weights: str = Field(description="hub id (org/model[@revision]) or folder that save_pretrained wrote")
-
-
-VAEConfig = Annotated[PixelsConfig | AutoencoderKLConfig, Field(discriminator="kind")]
+from x2i.model.config import AutoencoderKLConfig, PixelsConfig, VAEConfig
 
 
 class VAE(Protocol):

@@ -9,7 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from x2i.base.config import Config, load_config
 from x2i.base.seeds import digest
-from x2i.model.vae import PixelsConfig, VAEConfig
+from x2i.model.config import PixelsConfig, VAEConfig
 
 
 class ModelSpec(Config):

@@ -1,0 +1,208 @@
+"""Samples by the plan: byte ranges out of the shards, checked, decoded and cropped in threads, ahead of time."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import logging
+import os
+import posixpath
+import threading
+from collections import OrderedDict, deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import fsspec
+import numpy as np
+from PIL import Image
+
+from x2i.base.errors import X2IError
+from x2i.corpus.corpus import Corpus
+from x2i.model.pixels import centre_crop
+from x2i.trainer.config import Reading
+from x2i.trainer.plan import Draw, StagePlan
+from x2i.trainer.table import SampleRef, SampleTable
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Example:
+    """A decoded sample: images are uint8 [side, side, 3]. `draw` is its number in the stage's stream."""
+
+    draw: int
+    key: str
+    task: str
+    instruction: str
+    inputs: tuple[np.ndarray, ...]
+    output: np.ndarray
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the pixels."""
+        return self.output.nbytes + sum(i.nbytes for i in self.inputs)
+
+
+@dataclass(frozen=True)
+class Damage:
+    """A sample that could not be used, and why."""
+
+    corpus: str
+    shard: str
+    key: str
+    reason: str
+
+
+class DamagedSample(Exception):
+    """One sample's bytes are not what the manifest says, or do not decode. Becomes a `Damage`."""
+
+
+class SampleReader:
+    """Reads and decodes single samples, by threads at will; keeps decoded crops up to a number of bytes."""
+
+    def __init__(self, table: SampleTable, cache_bytes: int = 0) -> None:
+        self.table = table
+        self.damaged: dict[int, Damage] = {}
+        self._cache: OrderedDict[tuple[int, int], Example] = OrderedDict()
+        self._room = cache_bytes
+        self._lock = threading.Lock()
+        self._files: dict[str, int] = {}
+
+    def read(self, index: int, side: int) -> Example:
+        """One sample of the table, cropped to `side` pixels.
+
+        Raises:
+            DamagedSample: the sample cannot be used.
+        """
+        with self._lock:
+            if (index, side) in self._cache:
+                self._cache.move_to_end((index, side))
+                return self._cache[index, side]
+            if index in self.damaged:
+                raise DamagedSample(self.damaged[index].reason)
+        example = self._decode(self.table[index], side)
+        with self._lock:
+            if example.nbytes <= self._room and (index, side) not in self._cache:
+                self._cache[index, side] = example
+                self._room -= example.nbytes
+            elif self._cache and example.nbytes <= self._room + next(iter(self._cache.values())).nbytes:
+                self._room += self._cache.popitem(last=False)[1].nbytes - example.nbytes
+                self._cache[index, side] = example
+        return example
+
+    def instruction(self, index: int) -> str:
+        """One sample's instruction, without decoding its images. Raises DamagedSample."""
+        return str(self._record(self._blob(self.table[index]))["instruction"])
+
+    def planned(self, plan: StagePlan, draw: Draw, side: int) -> Example:
+        """The sample of a draw, or of its next spare that is whole.
+
+        Raises:
+            X2IError: so many in a row are damaged that the corpus must be.
+        """
+        candidate = draw
+        for attempt in range(1, 34):
+            try:
+                return replace(self.read(candidate.sample, side), draw=draw.index)
+            except DamagedSample as damage:
+                self._record_damage(candidate.sample, str(damage))
+                candidate = plan.spare(draw, attempt)
+        raise X2IError(
+            f"33 samples of {draw.task} in a row are damaged, the last for this reason: "
+            f"{self.damaged[draw.sample].reason}. `x2i verify CORPUS` says what is wrong with the corpus."
+        )
+
+    def close(self) -> None:
+        """Close the shards."""
+        for descriptor in self._files.values():
+            os.close(descriptor)
+        self._files.clear()
+
+    def _record_damage(self, index: int, reason: str) -> None:
+        with self._lock:
+            if index in self.damaged:
+                return
+            ref = self.table[index]
+            damage = self.damaged[index] = Damage(str(ref.corpus.path), ref.shard, ref.key, reason)
+        log.warning("damaged sample replaced by its spare: %s/%s %s: %s", *vars(damage).values())
+
+    def _decode(self, ref: SampleRef, side: int) -> Example:
+        members = self._blob(ref)
+        record = self._record(members)
+        try:
+            names = [str(n).removeprefix(f"{ref.key}.") for n in (*record["input_images"], record["output_image"])]
+            *inputs, output = (_picture(members[name], side) for name in names)
+            return Example(-1, ref.key, ref.task, str(record["instruction"]), tuple(inputs), output)
+        except KeyError as error:
+            raise DamagedSample(f"{error} is missing from the sample") from None
+        # what Pillow raises for damaged files, depending on the format
+        except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+            raise DamagedSample(f"an image does not decode ({error})") from None
+
+    def _record(self, members: dict[str, bytes]) -> dict[str, object]:
+        try:
+            record = json.loads(members["json"])
+        except (KeyError, ValueError) as error:
+            raise DamagedSample(f"its JSON cannot be read ({error})") from None
+        if not isinstance(record, dict):
+            raise DamagedSample("its JSON is no object")
+        return record
+
+    def _blob(self, ref: SampleRef) -> dict[str, bytes]:
+        """The sample's members by suffix, checked against the manifest's hash."""
+        try:
+            blob = self._range(ref.corpus, ref.shard, ref.offset, ref.size)
+        except OSError as error:
+            raise DamagedSample(f"the shard cannot be read ({error})") from None
+        if len(blob) != ref.size:
+            raise DamagedSample(f"the shard ends {ref.size - len(blob)} bytes too early")
+        if hashlib.sha256(blob).hexdigest() != ref.sha256:
+            raise DamagedSample("its bytes do not have the manifest's SHA-256")
+        return {s: blob[o - ref.offset : o - ref.offset + n] for s, o, n in ref.members}
+
+    def _range(self, corpus: Corpus, shard: str, offset: int, size: int) -> bytes:
+        if isinstance(corpus.path, Path):
+            name = str(corpus.path / shard)
+            with self._lock:
+                if name not in self._files:
+                    self._files[name] = os.open(name, os.O_RDONLY)
+            return os.pread(self._files[name], size, offset)
+        fs, root = fsspec.core.url_to_fs(corpus.path)
+        data: bytes = fs.cat_file(posixpath.join(root, shard), offset, offset + size)
+        return data
+
+
+def _picture(data: bytes, side: int) -> np.ndarray:
+    with Image.open(io.BytesIO(data)) as image:
+        return centre_crop(image, side, side)
+
+
+class Loader:
+    """The batches of a stage from `start` to `stop`, read ahead in threads. Iterate it once."""
+
+    def __init__(
+        self, reader: SampleReader, plan: StagePlan, side: int, start: int, stop: int, reading: Reading
+    ) -> None:
+        self._reader = reader
+        self._plan = plan
+        self._side = side
+        self._steps = range(start, stop)
+        self._reading = reading
+
+    def __iter__(self) -> Iterator[list[Example]]:
+        with ThreadPoolExecutor(self._reading.threads, thread_name_prefix="x2i-read") as pool:
+            ahead: deque[list[Future[Example]]] = deque()
+            with contextlib.ExitStack() as stack:
+                stack.callback(lambda: [f.cancel() for futures in ahead for f in futures])
+                for step in self._steps:
+                    ahead.append(
+                        [pool.submit(self._reader.planned, self._plan, d, self._side) for d in self._plan.step(step)]
+                    )
+                    if len(ahead) > self._reading.prefetch:
+                        yield [f.result() for f in ahead.popleft()]
+                while ahead:
+                    yield [f.result() for f in ahead.popleft()]

@@ -1,0 +1,131 @@
+"""One picture of what a model draws: for each sample its instruction, its inputs, what was drawn, the target."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from x2i.base.errors import X2IError
+from x2i.corpus.sample import PLACEHOLDER
+from x2i.model.pixels import centre_crop
+from x2i.model.prompt import with_placeholders
+from x2i.model.sampling import Options, Painter, Request
+from x2i.trainer.config import Preview
+from x2i.trainer.data import DamagedSample, Example, SampleReader
+
+_TILE, _GAP, _TEXT, _HEAD = 128, 8, 208, 26
+_INK, _SOFT, _PAPER, _CARD = (28, 30, 34), (110, 114, 122), (244, 244, 242), (255, 255, 255)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One sample of the grid. `label` says where it comes from; images are uint8 [side, side, 3]."""
+
+    label: str
+    instruction: str
+    inputs: tuple[np.ndarray, ...]
+    drawn: Image.Image
+    target: np.ndarray | None
+
+
+def rows_of(
+    painter: Painter, examples: Sequence[tuple[str, Example]], preview: Preview, side: int
+) -> list[Row]:
+    """Draw the given (label, example) pairs, and the preview's own prompts.
+
+    Raises:
+        X2IError: a prompt's image cannot be opened.
+    """
+    wanted = [(label, e.instruction, e.inputs, e.output) for label, e in examples]
+    for prompt in preview.prompts:
+        images = tuple(_open(str(path), side) for path in prompt.images)
+        wanted.append(("prompt", with_placeholders(prompt.instruction, len(images)), images, None))
+    if not wanted:
+        return []
+    options = Options(side, side, preview.steps, preview.guidance, preview.image_guidance, preview.seed)
+    drawn = painter.paint([Request(instruction, inputs) for _, instruction, inputs, _ in wanted], options)
+    return [Row(*given[:3], picture, given[3]) for given, picture in zip(wanted, drawn, strict=True)]
+
+
+def choose(
+    reader: SampleReader,
+    tasks: Sequence[str],
+    per_task: int,
+    side: int,
+) -> list[tuple[str, Example]]:
+    """For each task `per_task` examples, labelled `task · held out` or `task · seen`: one held out, the others seen.
+
+    Samples without input images are always seen ones: words alone do not say which picture they belong to.
+    """
+    out: list[tuple[str, Example]] = []
+    for task in tasks:
+        held, seen = reader.table.held_out[task], reader.table.train[task]
+        some = _whole(reader, held, 1, side)
+        if some and not some[0].inputs:
+            some = []
+        chosen = [(f"{task} · held out", e) for e in some[:per_task]]
+        chosen += [(f"{task} · seen", e) for e in _whole(reader, seen, per_task - len(chosen), side)]
+        out += chosen
+    return out
+
+
+def _whole(reader: SampleReader, indices: np.ndarray, count: int, side: int) -> list[Example]:
+    """Up to `count` undamaged samples, evenly spaced."""
+    found: list[Example] = []
+    step = max(len(indices) // max(count, 1), 1)
+    for index in [*indices[::step], *indices]:
+        if len(found) >= count:
+            break
+        try:
+            example = reader.read(int(index), side)
+        except DamagedSample:
+            continue
+        if all(example.key != f.key for f in found):
+            found.append(example)
+    return found
+
+
+def grid(rows: Sequence[Row]) -> Image.Image:
+    """All rows as one picture: two cards abreast, each with text, inputs, drawn, target."""
+    inputs = max((len(r.inputs) for r in rows), default=0)
+    width = _TEXT + (inputs + 2) * (_TILE + _GAP) + _GAP
+    height = _HEAD + _TILE + _GAP
+    abreast = 2 if len(rows) > 1 else 1
+    lines = -(-len(rows) // abreast)
+    size = (abreast * (width + _GAP) + _GAP, lines * (height + _GAP) + _GAP)
+    sheet = Image.new("RGB", size, _PAPER)
+    for place, row in enumerate(rows):
+        corner = (_GAP + place % abreast * (width + _GAP), _GAP + place // abreast * (height + _GAP))
+        sheet.paste(_card(row, width, height, inputs), corner)
+    return sheet
+
+
+def _card(row: Row, width: int, height: int, inputs: int) -> Image.Image:
+    card = Image.new("RGB", (width, height), _CARD)
+    draw = ImageDraw.Draw(card)
+    small, normal = ImageFont.load_default(12), ImageFont.load_default(13)
+    draw.text((_GAP, 6), row.label, fill=_INK, font=normal)
+    words = PLACEHOLDER.sub("[image \\1]", row.instruction)
+    text = "\n".join(textwrap.wrap(words, 34, max_lines=8, placeholder=" …"))
+    draw.multiline_text((_GAP, _HEAD), text, fill=_SOFT, font=small, spacing=3)
+    cells: list[tuple[str, Image.Image | None]] = [("", None)] * (inputs - len(row.inputs))
+    cells += [(f"input {i}" if len(row.inputs) > 1 else "input", Image.fromarray(a)) for i, a in enumerate(row.inputs, 1)]
+    cells += [("drawn", row.drawn), ("target", None if row.target is None else Image.fromarray(row.target))]
+    for place, (title, picture) in enumerate(cells):
+        if picture is not None:
+            x = _TEXT + place * (_TILE + _GAP)
+            draw.text((x, 8), title, fill=_SOFT, font=small)
+            card.paste(picture.convert("RGB").resize((_TILE, _TILE), Image.Resampling.BICUBIC), (x, _HEAD))
+    return card
+
+
+def _open(path: str, side: int) -> np.ndarray:
+    try:
+        with Image.open(path) as image:
+            return centre_crop(image, side, side)
+    except OSError as error:
+        raise X2IError(f"preview: {path}: cannot be opened as an image ({error})") from None

@@ -1,0 +1,72 @@
+"""How a run tells what it does: an interface, a silent one, and a bar for the terminal."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+class Progress(Protocol):
+    """What `train` calls while it works."""
+
+    def start(self, total: int, done: int) -> None:
+        """The run begins, or goes on after `done` of `total` steps."""
+
+    def step(self, stage: str, done: int, loss: float, by_task: dict[str, float]) -> None:
+        """A step is done: `done` steps of all; smoothed losses."""
+
+    def note(self, message: str) -> None:
+        """Something that a person would like to know."""
+
+    def close(self) -> None:
+        """No more calls follow."""
+
+
+class Silent:
+    """Says nothing."""
+
+    def start(self, total: int, done: int) -> None: ...
+
+    def step(self, stage: str, done: int, loss: float, by_task: dict[str, float]) -> None: ...
+
+    def note(self, message: str) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class Bar:
+    """A progress bar with the losses, for a terminal; notes appear above it."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        from rich import progress
+        from rich.console import Console
+
+        self._console = console or Console(stderr=True)
+        self._bar = progress.Progress(
+            progress.TextColumn("[bold]{task.description}"),
+            progress.BarColumn(bar_width=24),
+            progress.MofNCompleteColumn(),
+            progress.TextColumn("{task.fields[losses]}"),
+            progress.TimeElapsedColumn(),
+            progress.TimeRemainingColumn(),
+            console=self._console,
+        )
+        self._task: progress.TaskID | None = None
+
+    def start(self, total: int, done: int) -> None:
+        self._task = self._bar.add_task("training", total=total, completed=done, losses="")
+        self._bar.start()
+
+    def step(self, stage: str, done: int, loss: float, by_task: dict[str, float]) -> None:
+        if self._task is not None:
+            worst = sorted(by_task.items(), key=lambda item: -item[1])[:2]
+            shown = f"loss {loss:.3f}" + "".join(f"  {task} {value:.2f}" for task, value in worst)
+            self._bar.update(self._task, completed=done, description=f"stage {stage}", losses=shown)
+
+    def note(self, message: str) -> None:
+        self._console.print(message, highlight=False, markup=False)
+
+    def close(self) -> None:
+        self._bar.stop()
