@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -35,12 +34,15 @@ def crops(folder: Path, count: int) -> Path:
 
 
 def recipe(root: Path, **changes: Any) -> Path:
-    """A small recipe over `root/photos` (no weights needed); `changes` replace its top-level keys."""
+    """A small recipe over `root/photos` (no weights needed); `changes` replace its top-level keys.
+
+    Its paths are relative to `root`, so that a copy of the folder is as good as the folder.
+    """
     content: dict[str, Any] = {
         "name": "test",
-        "lake": str(root / "lake"),
-        "out": str(root / "corpus"),
-        "sources": [{"kind": "folder", "name": "photos", "path": str(root / "photos"), "unit_files": 6}],
+        "lake": "lake",
+        "out": "corpus",
+        "sources": [{"kind": "folder", "name": "photos", "path": "photos", "unit_files": 6}],
         "annotators": {"phash": {}, "quality": {}},
         "select": {"where": {"large": "image.width >= 64"}, "dedup": {"perceptual": {"bits": 2}}},
         "tasks": {"text_to_image": {}, "control": {}, "restoration": {"tasks": ["deblur", "inpaint"]}},
@@ -52,21 +54,22 @@ def recipe(root: Path, **changes: Any) -> Path:
     return path
 
 
-def start(*arguments: str | Path, **environment: str) -> subprocess.Popen[str]:
-    """Start `x2i …` as a process of its own."""
+def start(*arguments: str | Path) -> subprocess.Popen[str]:
+    """Start `x2i …` as a process of its own, in the folder of its first path."""
+    folder = next((a.parent for a in arguments if isinstance(a, Path)), None)
     return subprocess.Popen(
         [*X2I, *map(str, arguments)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=os.environ | environment,
+        cwd=folder,
         start_new_session=True,
     )
 
 
-def x2i(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+def x2i(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     """Run `x2i …` to its end."""
-    process = start(*arguments, **environment)
+    process = start(*arguments)
     out, err = process.communicate(timeout=180)
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 

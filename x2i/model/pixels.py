@@ -23,6 +23,33 @@ def centre_crop(image: Image.Image, height: int, width: int) -> np.ndarray:
     return np.asarray(rgb.resize((width, height), Image.Resampling.BICUBIC, box=box, reducing_gap=3.0))
 
 
+def shrink(image: Image.Image, shorter: int) -> np.ndarray:
+    """The whole picture, scaled down (bicubic) to this shorter side, or as it is if smaller: uint8 [H, W, 3]."""
+    rgb = image if image.mode == "RGB" else image.convert("RGB")
+    scale = shorter / min(rgb.size)
+    if scale >= 1:
+        return np.asarray(rgb)
+    size = (max(round(rgb.width * scale), shorter), max(round(rgb.height * scale), shorter))
+    return np.asarray(rgb.resize(size, Image.Resampling.BICUBIC, reducing_gap=3.0))
+
+
+def crop(pixels: np.ndarray, side: int, share: float, x: float, y: float) -> np.ndarray:
+    """A square of the picture, scaled (bicubic) to uint8 [side, side, 3].
+
+    Args:
+        pixels: uint8 [H, W, 3].
+        side: of the result, in pixels.
+        share: of the shorter side that the square spans.
+        x, y: where it lies, from 0 (left, top) to 1 (right, bottom). Pictures of one aspect are cut at one place.
+    """
+    height, width = pixels.shape[:2]
+    span = share * min(height, width)
+    left, top = x * (width - span), y * (height - span)
+    image = Image.fromarray(pixels)
+    box = (left, top, left + span, top + span)
+    return np.asarray(image.resize((side, side), Image.Resampling.BICUBIC, box=box, reducing_gap=3.0))
+
+
 def to_tensor(images: Sequence[np.ndarray]) -> Tensor:
     """uint8 [H, W, 3] each -> float32 [B, 3, H, W] in [-1, 1]."""
     return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 127.5 - 1

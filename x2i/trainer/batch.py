@@ -14,6 +14,7 @@ from x2i.model.omnigen import OmniGen
 from x2i.model.pixels import to_tensor
 from x2i.model.prompt import UNCONDITIONAL, PromptBatch, PromptEncoder, collate
 from x2i.model.vae import VAE
+from x2i.trainer.config import Stage
 from x2i.trainer.data import Example
 
 
@@ -38,11 +39,11 @@ class Batcher:
         self._device = device
         self._patch = model.config.patch_size
 
-    def training(self, examples: Sequence[Example], seed: int, stage: str, condition_dropout: float) -> Batch:
-        """A training batch: logit-normal timesteps, and conditions dropped with this probability."""
-        drawn = [generator("flow/1", seed, stage, e.draw, e.key) for e in examples]
-        t = [1 / (1 + np.exp(-g.standard_normal())) for g in drawn]
-        dropped = [g.random() < condition_dropout for g in drawn]
+    def training(self, examples: Sequence[Example], seed: int, stage: Stage) -> Batch:
+        """A training batch: logit-normal timesteps, and some of the conditions dropped."""
+        drawn = [generator("flow/1", seed, stage.name, e.draw, e.key) for e in examples]
+        t = [1 / (1 + np.exp(-g.normal(stage.t_mean, stage.t_std))) for g in drawn]
+        dropped = [g.random() < stage.condition_dropout for g in drawn]
         return self.encode(examples, drawn, t, dropped)
 
     def encode(

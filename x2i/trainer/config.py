@@ -57,6 +57,15 @@ class Stage(Config):
         "constant", description="what the learning rate does after the warm-up; the last two end at 0"
     )
     mixture: dict[str, float] = Field(description="weight of each task_type; tasks not named are not trained")
+    min_crop: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="samples with input images are cut at random places: the crop's side as a share of the shorter "
+        "side, from this to 1. At 1, and without input images, around the centre",
+    )
+    t_mean: float = Field(0.0, description="timesteps are sigmoid(normal(t_mean, t_std)); below 0: more noise")
+    t_std: float = Field(1.0, gt=0, description="spread of the timesteps")
     condition_dropout: float = Field(
         0.1, ge=0, lt=1, description="share of samples shown without instruction and input images"
     )

@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import logging
+import math
 import os
 import posixpath
 import threading
@@ -21,9 +22,10 @@ import numpy as np
 from PIL import Image
 
 from x2i.base.errors import X2IError
+from x2i.base.seeds import generator
 from x2i.corpus.corpus import Corpus
-from x2i.model.pixels import centre_crop
-from x2i.trainer.config import Reading
+from x2i.model.pixels import centre_crop, crop, shrink
+from x2i.trainer.config import Reading, Stage
 from x2i.trainer.plan import Draw, StagePlan
 from x2i.trainer.table import SampleRef, SampleTable
 
@@ -67,39 +69,43 @@ class SampleReader:
     def __init__(self, table: SampleTable, cache_bytes: int = 0) -> None:
         self.table = table
         self.damaged: dict[int, Damage] = {}
-        self._cache: OrderedDict[tuple[int, int], Example] = OrderedDict()
-        self._room = cache_bytes
+        self._cache: OrderedDict[tuple[int, int, bool], Example] = OrderedDict()
+        self._limit, self._held = cache_bytes, 0
         self._lock = threading.Lock()
         self._files: dict[str, int] = {}
 
     def read(self, index: int, side: int) -> Example:
-        """One sample of the table, cropped to `side` pixels.
+        """One sample of the table, cut around the centre to `side` pixels.
 
         Raises:
             DamagedSample: the sample cannot be used.
         """
+        return self._read(index, side, whole=False)
+
+    def _read(self, index: int, side: int, whole: bool) -> Example:
+        """A sample cut to `side`, or `whole` with this shorter side; from memory if it is there."""
+        name = (index, side, whole)
         with self._lock:
-            if (index, side) in self._cache:
-                self._cache.move_to_end((index, side))
-                return self._cache[index, side]
+            if name in self._cache:
+                self._cache.move_to_end(name)
+                return self._cache[name]
             if index in self.damaged:
                 raise DamagedSample(self.damaged[index].reason)
-        example = self._decode(self.table[index], side)
+        example = self._decode(self.table[index], side, whole)
         with self._lock:
-            if example.nbytes <= self._room and (index, side) not in self._cache:
-                self._cache[index, side] = example
-                self._room -= example.nbytes
-            elif self._cache and example.nbytes <= self._room + next(iter(self._cache.values())).nbytes:
-                self._room += self._cache.popitem(last=False)[1].nbytes - example.nbytes
-                self._cache[index, side] = example
+            if name not in self._cache and example.nbytes <= self._limit:
+                self._cache[name] = example
+                self._held += example.nbytes
+            while self._held > self._limit:
+                self._held -= self._cache.popitem(last=False)[1].nbytes
         return example
 
     def instruction(self, index: int) -> str:
         """One sample's instruction, without decoding its images. Raises DamagedSample."""
         return str(self._record(self._blob(self.table[index]))["instruction"])
 
-    def planned(self, plan: StagePlan, draw: Draw, side: int) -> Example:
-        """The sample of a draw, or of its next spare that is whole.
+    def planned(self, plan: StagePlan, draw: Draw, side: int, min_crop: float = 1.0) -> Example:
+        """The sample of a draw, or of its next spare that is whole, cut as `Stage.min_crop` says.
 
         Raises:
             X2IError: so many in a row are damaged that the corpus must be.
@@ -107,7 +113,10 @@ class SampleReader:
         candidate = draw
         for attempt in range(1, 34):
             try:
-                return replace(self.read(candidate.sample, side), draw=draw.index)
+                if min_crop == 1:
+                    return replace(self.read(candidate.sample, side), draw=draw.index)
+                whole = self._read(candidate.sample, math.ceil(side / min_crop), whole=True)
+                return _cut(replace(whole, draw=draw.index), side, min_crop, plan.key)
             except DamagedSample as damage:
                 self._record_damage(candidate.sample, str(damage))
                 candidate = plan.spare(draw, attempt)
@@ -130,12 +139,12 @@ class SampleReader:
             damage = self.damaged[index] = Damage(str(ref.corpus.path), ref.shard, ref.key, reason)
         log.warning("damaged sample replaced by its spare: %s/%s %s: %s", *vars(damage).values())
 
-    def _decode(self, ref: SampleRef, side: int) -> Example:
+    def _decode(self, ref: SampleRef, side: int, whole: bool) -> Example:
         members = self._blob(ref)
         record = self._record(members)
         try:
             names = [str(n).removeprefix(f"{ref.key}.") for n in (*record["input_images"], record["output_image"])]
-            *inputs, output = (_picture(members[name], side) for name in names)
+            *inputs, output = (_picture(members[name], side, whole) for name in names)
             return Example(-1, ref.key, ref.task, str(record["instruction"]), tuple(inputs), output)
         except KeyError as error:
             raise DamagedSample(f"{error} is missing from the sample") from None
@@ -176,21 +185,28 @@ class SampleReader:
         return data
 
 
-def _picture(data: bytes, side: int) -> np.ndarray:
+def _picture(data: bytes, side: int, whole: bool) -> np.ndarray:
     with Image.open(io.BytesIO(data)) as image:
-        return centre_crop(image, side, side)
+        return shrink(image, side) if whole else centre_crop(image, side, side)
+
+
+def _cut(whole: Example, side: int, min_crop: float, key: tuple[int, str]) -> Example:
+    """The crop of one draw: random where there are input images, all of them at the same place."""
+    share, x, y = 1.0, 0.5, 0.5
+    if whole.inputs:
+        share, x, y = generator("crop/1", *key, whole.draw, whole.key).uniform((min_crop, 0, 0), 1)
+    inputs = tuple(crop(image, side, share, x, y) for image in whole.inputs)
+    return replace(whole, inputs=inputs, output=crop(whole.output, side, share, x, y))
 
 
 class Loader:
-    """The batches of a stage from `start` to `stop`, read ahead in threads. Iterate it once."""
+    """The batches of a stage from step `start` to its end, read ahead in threads. Iterate it once."""
 
-    def __init__(
-        self, reader: SampleReader, plan: StagePlan, side: int, start: int, stop: int, reading: Reading
-    ) -> None:
+    def __init__(self, reader: SampleReader, plan: StagePlan, stage: Stage, start: int, reading: Reading) -> None:
         self._reader = reader
         self._plan = plan
-        self._side = side
-        self._steps = range(start, stop)
+        self._stage = stage
+        self._steps = range(start, stage.steps)
         self._reading = reading
 
     def __iter__(self) -> Iterator[list[Example]]:
@@ -199,10 +215,11 @@ class Loader:
             with contextlib.ExitStack() as stack:
                 stack.callback(lambda: [f.cancel() for futures in ahead for f in futures])
                 for step in self._steps:
-                    ahead.append(
-                        [pool.submit(self._reader.planned, self._plan, d, self._side) for d in self._plan.step(step)]
-                    )
+                    ahead.append([pool.submit(self._example, draw) for draw in self._plan.step(step)])
                     if len(ahead) > self._reading.prefetch:
                         yield [f.result() for f in ahead.popleft()]
                 while ahead:
                     yield [f.result() for f in ahead.popleft()]
+
+    def _example(self, draw: Draw) -> Example:
+        return self._reader.planned(self._plan, draw, self._stage.resolution, self._stage.min_crop)

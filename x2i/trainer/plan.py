@@ -42,7 +42,7 @@ class Draw:
 
 
 class StagePlan:
-    """The stream of one stage.
+    """The stream of one stage. `key` (seed and stage) seeds all that is random in it.
 
     Args:
         samples: for each task, the rows of its training samples, in the table's order.
@@ -75,7 +75,7 @@ class StagePlan:
         self.batch = batch
         self.window = window
         self._samples = {t: samples[t] for t in self.tasks}
-        self._key = (seed, stage)
+        self.key = (seed, stage)
         self.counts = dict(zip(self.tasks, round_mixture([mixture[t] for t in self.tasks], window), strict=True))
         self._deal_window = lru_cache(maxsize=4)(self._deal)
 
@@ -98,12 +98,12 @@ class StagePlan:
     def _at(self, task: str, position: int) -> int:
         samples = self._samples[task]
         epoch, place = divmod(position, len(samples))
-        return int(samples[permuted(place, len(samples), *self._key, task, epoch)])
+        return int(samples[permuted(place, len(samples), *self.key, task, epoch)])
 
     def _deal(self, window: int) -> tuple[np.ndarray, np.ndarray]:
         """For each draw of a window: the task's number, and how many of that task came before it."""
         dealt = np.repeat(np.arange(len(self.tasks)), list(self.counts.values()))
-        generator("plan/window/1", *self._key, window).shuffle(dealt)
+        generator("plan/window/1", *self.key, window).shuffle(dealt)
         ranks = np.empty(self.window, np.int64)
         for task in range(len(self.tasks)):
             where = np.flatnonzero(dealt == task)

@@ -108,10 +108,10 @@ class Session:
         if start == 0:
             self._learner.start_stage(stage)
             self._smoothed = {}
-        loader = Loader(self._reader, plan, stage.resolution, start, stage.steps, run.reading)
+        loader = Loader(self._reader, plan, stage, start, run.reading)
         for number, examples in enumerate(loader, start):
             began = time.monotonic()
-            batch = self._batcher.training(examples, run.seed, stage.name, stage.condition_dropout)
+            batch = self._batcher.training(examples, run.seed, stage)
             report = self._learner.step(batch, stage, number, self._step)
             self._step += 1
             self._log(stage, report, stage.batch / (time.monotonic() - began))

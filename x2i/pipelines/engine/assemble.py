@@ -12,7 +12,7 @@ import json
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import IO, Any
 
@@ -25,7 +25,7 @@ from x2i.base.seeds import digest
 from x2i.corpus.manifest import SCHEMA
 from x2i.corpus.sample import Picture, Sample
 from x2i.corpus.shard import ShardWriter, entry_size
-from x2i.pipelines.images import BadImage, decode, encode, fit, read_header, resize
+from x2i.pipelines.images import BadImage, Header, decode, encode, fit, read_header, resize
 from x2i.pipelines.recipe import Plan
 from x2i.pipelines.sources.base import Row, Source, Unit
 from x2i.pipelines.tasks.base import Selected, Skipped
@@ -110,7 +110,8 @@ def _select(plan: Plan, row: dict[str, Any], got: Row) -> Selected:
     found = hashlib.sha256(got.data).hexdigest()
     if found != row["image_id"]:
         raise BadImage("source_changed", f"annotated as {row['image_id'][:16]}, now {found[:16]}: build again")
-    picture, pixels = _picture(plan, got.data)
+    known = {f.name: row["image"][f.name] for f in fields(Header)}  # the same bytes have the same header
+    picture, pixels = _picture(plan, got.data, Header(**known))
     selected = Selected(
         row_id=row["row_id"],
         image_id=row["image_id"],
@@ -120,7 +121,7 @@ def _select(plan: Plan, row: dict[str, Any], got: Row) -> Selected:
         meta=json.loads(row["meta"]),
         values={a.name: row[a.name] for a in plan.annotators},
         picture=picture,
-        inputs=tuple(_picture(plan, data)[0] for _, data in got.inputs),
+        inputs=tuple(_picture(plan, data, read_header(data, plan.recipe.decode.max_pixels))[0] for _, data in got.inputs),
         seed=plan.recipe.seed,
         untouched=pixels is not None,
     )
@@ -129,10 +130,9 @@ def _select(plan: Plan, row: dict[str, Any], got: Row) -> Selected:
     return selected
 
 
-def _picture(plan: Plan, data: bytes) -> tuple[Picture, np.ndarray | None]:
+def _picture(plan: Plan, data: bytes, header: Header) -> tuple[Picture, np.ndarray | None]:
     """The picture as it is stored: the file's own bytes, and its pixels, if nothing has to change; else encoded anew."""
     output = plan.recipe.output
-    header = read_header(data, plan.recipe.decode.max_pixels)
     width, height = fit(header.width, header.height, output.shorter_side, output.max_pixels)
     pixels = decode(data, header)  # a file that is passed on must be whole, too
     if header.plain and (width, height) == (header.width, header.height):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import sys
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -61,7 +62,9 @@ def ray_session(workers: int | None, address: str | None) -> Iterator[int]:
         )
         raise X2IError(f"Ray: cannot reach {address or 'a local cluster'}: {error}{hint}") from None
     try:
-        yield workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
+        # Ray prints what it has to say on stdout, where a result in JSON may be expected
+        with contextlib.redirect_stdout(sys.stderr):
+            yield workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
     finally:
         if began:
             ray.shutdown()
