@@ -57,6 +57,8 @@ BYTECODE = {"PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": str(BENCH / "b
 WARM = 100
 
 console = Console()
+if not console.is_terminal:  # a log: the table needs more than the 80 columns that are assumed
+    console = Console(width=120)
 
 
 @dataclass(frozen=True)
@@ -207,7 +209,8 @@ def _run(peer: Peer, number: int, folder: Path, index: Path) -> Round:
     remove(peer.out.parent)
     peer.out.parent.mkdir(parents=True)
     os.sync()  # what the last one wrote is not this one's to wait for
-    logged = BENCH / f"{peer.name}-{number + 1}.log"
+    logged = BENCH / "logs" / f"{peer.name}-{number + 1}.log"
+    logged.parent.mkdir(exist_ok=True)
     cost, printed = meter.run(peer.command, logged, BYTECODE)
     if cost.code:
         raise X2IError(f"{peer.name} ended with code {cost.code}:\n{logged.read_text(errors='replace')[-2000:]}")
@@ -232,8 +235,8 @@ def _median(rounds: Sequence[Round], count: int) -> dict[str, float]:
 def _show(runs: dict[str, list[Round]], count: int, workers: int) -> None:
     table = Table(title=f"{count:,} images, {workers} workers, medians", title_justify="left", title_style="bold")
     table.add_column("peer")
-    columns = ("img/s", "img/s without\nRay's start", "Ray's start, s", "CPU ms/img", "peak PSS, MB")
-    for column in (*columns, "x2i is faster\n(without start)", "x2i's CPU"):
+    columns = ("img/s", "img/s without\nRay's start", "Ray's\nstart, s", "CPU\nms/img", "peak PSS\nMB")
+    for column in (*columns, "x2i's img/s\n(without start)", "x2i's CPU\nper img"):
         table.add_column(column, justify="right")
     medians = {name: _median(rounds, count) for name, rounds in runs.items()}
     ours = medians.get("x2i")

@@ -24,7 +24,7 @@ import simplejpeg
 from PIL import Image
 
 from x2i.base.errors import X2IError
-from x2i.base.files import atomic
+from x2i.base.files import atomic, remove
 from x2i.base.seeds import generator
 from x2i.pipelines.images import BadImage, decode, read_header
 from x2i.pipelines.quickstart import COLOUR, photographs
@@ -42,6 +42,7 @@ def make(folder: Path, count: int, processes: int) -> Path:
     if index.is_file():
         return index
     cv2.setNumThreads(1)
+    remove(folder)  # without its index it is of no use
     with atomic(folder) as temporary:
         temporary.mkdir()
         with multiprocessing.get_context("spawn").Pool(processes) as pool:

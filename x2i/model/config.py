@@ -81,6 +81,7 @@ class PixelsConfig(Config):
 
     kind: Literal["pixels"] = "pixels"
     factor: int = Field(4, gt=0, description="pixels per latent side; channels are 3 * factor^2")
+    scale: float = Field(1.0, gt=0, description="multiplies the latents; 2 gives photographs about unit variance")
 
 
 class AutoencoderKLConfig(Config):

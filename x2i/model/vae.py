@@ -44,12 +44,13 @@ class Pixels:
     def __init__(self, config: PixelsConfig) -> None:
         self.shrink = config.factor
         self.channels = 3 * config.factor**2
+        self._scale = config.scale
 
     def encode(self, pixels: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        return F.pixel_unshuffle(pixels, self.shrink)
+        return F.pixel_unshuffle(pixels, self.shrink) * self._scale
 
     def decode(self, latents: Tensor) -> Tensor:
-        return F.pixel_shuffle(latents, self.shrink)
+        return F.pixel_shuffle(latents, self.shrink) / self._scale
 
     def to(self, device: torch.device) -> Pixels:
         return self

@@ -121,7 +121,9 @@ def _select(plan: Plan, row: dict[str, Any], got: Row) -> Selected:
         meta=json.loads(row["meta"]),
         values={a.name: row[a.name] for a in plan.annotators},
         picture=picture,
-        inputs=tuple(_picture(plan, data, read_header(data, plan.recipe.decode.max_pixels))[0] for _, data in got.inputs),
+        inputs=tuple(
+            _picture(plan, data, read_header(data, plan.recipe.decode.max_pixels))[0] for _, data in got.inputs
+        ),
         seed=plan.recipe.seed,
         untouched=pixels is not None,
     )
