@@ -117,10 +117,9 @@ def load(path: str | Path, **overrides: Any) -> Plan:
     if given:
         recipe = recipe.model_copy(update=given)
     plan = make(recipe, str(path), Path(path).read_text(encoding="utf-8"))
-    if check_sql:
-        from x2i.pipelines.select.query import check
+    from x2i.pipelines.select.query import check
 
-        check(plan)
+    check(plan)
     return plan
 
 

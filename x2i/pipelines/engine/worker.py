@@ -23,7 +23,7 @@ class Worker:
         if not Path(folder).is_dir():
             raise X2IError(f"{folder}: not to be seen from this machine; lake, corpus and sources must be shared")
         os.chdir(folder)  # a recipe's paths are relative to where the build was started
-        self._plan = make(Recipe.model_validate(recipe), check_sql=False)
+        self._plan = make(Recipe.model_validate(recipe))
         self._lake = Lake(self._plan.recipe.lake)
         self._sources = {s.name: s for s in self._plan.sources}
         self._annotators = {a.name: a for a in self._plan.annotators}
