@@ -27,7 +27,7 @@ $(READY): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || { echo "· making $(VENV) with $(PYTHON)"; "$(PYTHON)" -m venv $(VENV); }
 	@$(BIN)/python -m uv --version >/dev/null 2>&1 || { echo "· installing uv"; $(BIN)/python -m pip install --quiet uv; }
 	@echo "· installing x2i and what it stands on (several GB the first time)"
-	@VIRTUAL_ENV=$(abspath $(VENV)) $(BIN)/python -m uv pip install --constraint constraints.txt --editable . --group dev
+	@VIRTUAL_ENV=$(abspath $(VENV)) $(BIN)/python -m uv pip install --compile-bytecode --constraint constraints.txt --editable . --group dev
 	@echo "· fetching the weights that the quickstart needs"
 	@$(X2I) models fetch
 	@touch $@

@@ -55,7 +55,8 @@ def test_the_examples_work_as_they_stand(tmp_path: Path) -> None:
     assert values[3]["error"] == "missing_image"
     rows = pq.read_table(lake.file(Column("rows", plan.sources[0].fingerprint), unit.id)).to_pylist()
     got = next(iter(plan.sources[0].read(unit)))
-    row = rows[0] | {a.name: {} for a in plan.annotators}
+    columns = {a.name: lake.file(Column(a.name, a.fingerprint), unit.id) for a in plan.annotators}
+    row = rows[0] | {name: pq.read_table(path).to_pylist()[0] for name, path in columns.items()}
     (sample,) = _samples(plan, row, got, Outcome())
     assert isinstance(sample, Sample)
     assert sample.task_type == "mirror"

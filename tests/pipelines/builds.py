@@ -33,16 +33,17 @@ def crops(folder: Path, count: int) -> Path:
     return folder
 
 
-def recipe(root: Path, **changes: Any) -> Path:
+def recipe(root: Path, relative: bool = False, **changes: Any) -> Path:
     """A small recipe over `root/photos` (no weights needed); `changes` replace its top-level keys.
 
-    Its paths are relative to `root`, so that a copy of the folder is as good as the folder.
+    With `relative` paths, a copy of the folder is as good as the folder, for commands that run in it.
     """
+    folder = Path() if relative else root
     content: dict[str, Any] = {
         "name": "test",
-        "lake": "lake",
-        "out": "corpus",
-        "sources": [{"kind": "folder", "name": "photos", "path": "photos", "unit_files": 6}],
+        "lake": str(folder / "lake"),
+        "out": str(folder / "corpus"),
+        "sources": [{"kind": "folder", "name": "photos", "path": str(folder / "photos"), "unit_files": 6}],
         "annotators": {"phash": {}, "quality": {}},
         "select": {"where": {"large": "image.width >= 64"}, "dedup": {"perceptual": {"bits": 2}}},
         "tasks": {"text_to_image": {}, "control": {}, "restoration": {"tasks": ["deblur", "inpaint"]}},

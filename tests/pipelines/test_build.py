@@ -24,13 +24,13 @@ IMAGES = 40
 def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, object]]:
     root = tmp_path_factory.mktemp("built")
     crops(root / "photos", IMAGES)
-    return root, build(recipe(root), "--workers", "2")
+    return root, build(recipe(root, relative=True), "--workers", "2")
 
 
 def copied(built: tuple[Path, dict[str, object]], root: Path, *but: str, **changes: object) -> Path:
     """A recipe in a copy of the built folder, times included, without the parts in `but`."""
     shutil.copytree(built[0], root, dirs_exist_ok=True, ignore=shutil.ignore_patterns(*but))
-    return recipe(root, **changes)
+    return recipe(root, relative=True, **changes)
 
 
 def fresh(built: tuple[Path, dict[str, object]], root: Path) -> Path:
