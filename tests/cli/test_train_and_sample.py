@@ -63,7 +63,12 @@ def test_sample_draws_from_a_run_or_a_checkpoint_with_and_without_an_image(run: 
     ],
 )
 def test_sample_says_what_is_wrong(
-    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], error: type[X2IError], message: str
+    run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    error: type[X2IError],
+    message: str,
 ) -> None:
     x2i("train", run, "--json")
     monkeypatch.chdir(tmp_path)

@@ -165,7 +165,9 @@ def test_a_missing_shard_is_built_again(built: tuple[Path, dict[str, object]], t
     assert x2i("verify", tmp_path / "corpus").returncode == 0
 
 
-def test_an_output_folder_that_is_no_corpus_is_left_alone(built: tuple[Path, dict[str, object]], tmp_path: Path) -> None:
+def test_an_output_folder_that_is_no_corpus_is_left_alone(
+    built: tuple[Path, dict[str, object]], tmp_path: Path
+) -> None:
     path = fresh(built, tmp_path)
     (tmp_path / "corpus").mkdir()
     (tmp_path / "corpus" / "thesis.txt").write_text("years of work")

@@ -123,6 +123,7 @@ def run_content(corpus: Path, output: Path, **changes: Any) -> dict[str, Any]:
         "held_out": 0.2,
         "ema": 0.9,
         "device": "cpu",
+        "cpu_threads": 1,  # networks this small are slower on two, and much slower where cores are shared
         "checkpoint_every": 3,
         "keep": 1,
         "preview": {"per_task": 1, "steps": 1},

@@ -82,7 +82,7 @@ def test_an_interrupt_writes_a_checkpoint_and_the_run_goes_on_exactly(
 ) -> None:
     run = config(corpus_folder, tmp_path / "run")
     before = signal.getsignal(signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(Stopped):
         train(run, progress=At(7, lambda: os.kill(os.getpid(), signal.SIGINT)))
     assert signal.getsignal(signal.SIGINT) is before
     assert checkpoint.find(run.output).step == 8 or checkpoint.find(run.output).step == 7
@@ -93,9 +93,7 @@ def test_an_interrupt_writes_a_checkpoint_and_the_run_goes_on_exactly(
 def test_a_killed_process_leaves_nothing_half_written(corpus_folder: Path, tmp_path: Path, straight: Result) -> None:
     content = corpora.run_content(corpus_folder, tmp_path / "run", checkpoint_every=1, keep=100)
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(content))
-    code = (
-        "import sys, torch; torch.set_num_threads(1); from x2i.trainer.run import train; train(sys.argv[1])"
-    )
+    code = "import sys, torch; torch.set_num_threads(1); from x2i.trainer.run import train; train(sys.argv[1])"
     process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "run.yaml")])
     deadline = time.monotonic() + 60
     while not (tmp_path / "run/step-000004").is_dir() and time.monotonic() < deadline:

@@ -55,8 +55,8 @@ class PromptBatch:
 
     def to(self, device: torch.device | str) -> PromptBatch:
         """The same batch on another device."""
-        moved = (t.to(device) for t in (self.ids_BL, self.valid_BL, self.blocks_BL))
-        return PromptBatch(*moved, tuple(image.to(device) for image in self.images))
+        images = tuple(image.to(device) for image in self.images)
+        return PromptBatch(self.ids_BL.to(device), self.valid_BL.to(device), self.blocks_BL.to(device), images)
 
 
 def image_only(count: int) -> str:

@@ -1,12 +1,12 @@
 """Checkpoints: folders step-NNNNNN, whole or not there at all.
 
-    model.safetensors    the weights, in the published names
-    ema.safetensors      the averaged weights, if the run keeps them: what is drawn with
-    config.json          the model's and the autoencoder's configuration, the resolution
-    tokenizer.json       the tokenizer
-    optimizer.pt         the optimiser's state
-    trainer.json         stage, step, seed, digests of run and corpora, held-out losses
-    preview.png          pictures drawn from these weights
+model.safetensors    the weights, in the published names
+ema.safetensors      the averaged weights, if the run keeps them: what is drawn with
+config.json          the model's and the autoencoder's configuration, the resolution
+tokenizer.json       the tokenizer
+optimizer.pt         the optimiser's state
+trainer.json         stage, step, seed, digests of run and corpora, held-out losses
+preview.png          pictures drawn from these weights
 """
 
 from __future__ import annotations

@@ -122,6 +122,12 @@ class RunConfig(Config):
     ema: float | None = Field(None, gt=0, lt=1, description="decay of the averaged weights that are drawn with")
     precision: Literal["float32", "bfloat16"] = Field("float32", description="of the forward and backward pass")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1 …")
+    cpu_threads: int | None = Field(
+        None,
+        gt=0,
+        description="threads of the computation on a CPU; default: PyTorch's, one per core. One is faster for small "
+        "models where other processes share the cores",
+    )
     checkpoint_every: int = Field(1000, gt=0, description="steps; stages and the run end with one besides")
     keep: int = Field(3, gt=0, description="newest checkpoints kept; the ends of stages are always kept")
     held_out_samples: int = Field(16, gt=0, description="held-out samples per task in the evaluation")
@@ -161,7 +167,16 @@ class RunConfig(Config):
     def identity(self) -> dict[str, Any]:
         """What decides the weights. A run whose identity changed cannot go on from its checkpoints."""
         everything = self.model_dump(mode="json")
-        for name in ("output", "device", "checkpoint_every", "keep", "held_out_samples", "preview", "reading", "corpora"):
+        for name in (
+            "output",
+            "device",
+            "checkpoint_every",
+            "keep",
+            "held_out_samples",
+            "preview",
+            "reading",
+            "corpora",
+        ):
             del everything[name]
         return everything
 

@@ -137,15 +137,15 @@ class SampleReader:
                 return
             ref = self.table[index]
             damage = self.damaged[index] = Damage(str(ref.corpus.path), ref.shard, ref.key, reason)
-        log.warning("damaged sample replaced by its spare: %s/%s %s: %s", *vars(damage).values())
+        log.warning("damaged sample replaced by its spare: %s", " ".join(map(str, vars(damage).values())))
 
     def _decode(self, ref: SampleRef, side: int, whole: bool) -> Example:
         members = self._blob(ref)
         record = self._record(members)
         try:
             names = [str(n).removeprefix(f"{ref.key}.") for n in (*record["input_images"], record["output_image"])]
-            *inputs, output = (_picture(members[name], side, whole) for name in names)
-            return Example(-1, ref.key, ref.task, str(record["instruction"]), tuple(inputs), output)
+            pictures = [_picture(members[name], side, whole) for name in names]
+            return Example(-1, ref.key, ref.task, str(record["instruction"]), tuple(pictures[:-1]), pictures[-1])
         except KeyError as error:
             raise DamagedSample(f"{error} is missing from the sample") from None
         # what Pillow raises for damaged files, depending on the format

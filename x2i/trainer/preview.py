@@ -32,15 +32,15 @@ class Row:
     target: np.ndarray | None
 
 
-def rows_of(
-    painter: Painter, examples: Sequence[tuple[str, Example]], preview: Preview, side: int
-) -> list[Row]:
+def rows_of(painter: Painter, examples: Sequence[tuple[str, Example]], preview: Preview, side: int) -> list[Row]:
     """Draw the given (label, example) pairs, and the preview's own prompts.
 
     Raises:
         X2IError: a prompt's image cannot be opened.
     """
-    wanted = [(label, e.instruction, e.inputs, e.output) for label, e in examples]
+    wanted: list[tuple[str, str, tuple[np.ndarray, ...], np.ndarray | None]] = [
+        (label, e.instruction, e.inputs, e.output) for label, e in examples
+    ]
     for prompt in preview.prompts:
         images = tuple(_open(str(path), side) for path in prompt.images)
         wanted.append(("prompt", with_placeholders(prompt.instruction, len(images)), images, None))
@@ -113,7 +113,9 @@ def _card(row: Row, width: int, height: int, inputs: int) -> Image.Image:
     text = "\n".join(textwrap.wrap(words, 34, max_lines=8, placeholder=" …"))
     draw.multiline_text((_GAP, _HEAD), text, fill=_SOFT, font=small, spacing=3)
     cells: list[tuple[str, Image.Image | None]] = [("", None)] * (inputs - len(row.inputs))
-    cells += [(f"input {i}" if len(row.inputs) > 1 else "input", Image.fromarray(a)) for i, a in enumerate(row.inputs, 1)]
+    cells += [
+        (f"input {i}" if len(row.inputs) > 1 else "input", Image.fromarray(a)) for i, a in enumerate(row.inputs, 1)
+    ]
     cells += [("drawn", row.drawn), ("target", None if row.target is None else Image.fromarray(row.target))]
     for place, (title, picture) in enumerate(cells):
         if picture is not None:

@@ -1,7 +1,7 @@
 """Start a run, or go on with it: what is there, what has changed, who else is at it. Light until it must train.
 
-    from x2i.trainer.run import train
-    result = train("configs/train/quickstart.yaml")
+from x2i.trainer.run import train
+result = train("configs/train/quickstart.yaml")
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def train(run: str | Path | RunConfig, *, fresh: bool = False, progress: Progres
     Raises:
         RecipeError: the run file is wrong, or the run or a corpus has changed since the first checkpoint.
         X2IError: another process trains here, or the run failed.
-        KeyboardInterrupt: the run was asked to stop, and wrote a checkpoint.
+        Stopped: the run was asked to stop, and wrote a checkpoint.
     """
     config = run if isinstance(run, RunConfig) else load_run(run)
     progress = progress or Silent()
@@ -135,11 +135,13 @@ def _claim(config: RunConfig, corpora: list[Corpus], new: bool) -> None:
     try:
         before = json.loads(path.read_text(encoding="utf-8"))
         changes = _differences(before["config"], now["config"])
-        old, new = ([c["digest"] for c in claim["corpora"]] for claim in (before, now))
+        was, are = [str(c["digest"]) for c in before["corpora"]], [c.digest for c in corpora]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RecipeError(f"{path}: missing or damaged ({error}). Use --fresh to start over, or another `output`.") from None
-    if old != new:
-        changes.append(f"corpora: their digests were {_short(old)}, now they are {_short(new)}")
+        raise RecipeError(
+            f"{path}: missing or damaged ({error}). Use --fresh to start over, or another `output`."
+        ) from None
+    if was != are:
+        changes.append(f"corpora: their digests were {_short(was)}, now they are {_short(are)}")
     if changes:
         listed = "\n".join(f"  {c}" for c in changes)
         raise RecipeError(

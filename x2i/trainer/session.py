@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from x2i import __version__
-from x2i.base.errors import RecipeError
+from x2i.base.errors import RecipeError, Stopped
 from x2i.base.seeds import digest
 from x2i.base.weights import Weights
 from x2i.corpus.corpus import Corpus
@@ -50,6 +50,8 @@ class Session:
     def __init__(self, run: RunConfig, corpora: list[Corpus], newest: Checkpoint | None, progress: Progress) -> None:
         self._run = run
         self._progress = progress
+        if run.cpu_threads is not None:
+            torch.set_num_threads(run.cpu_threads)
         self._table = SampleTable(corpora, run.held_out)
         self._plans = [StagePlan(self._table.train, s.mixture, s.batch, run.seed, s.name) for s in run.stages]
         self._device = _device(run.device)
@@ -71,10 +73,10 @@ class Session:
         if newest is not None:
             self._restore(newest.path)
         self._smoothed: dict[str, float] = {}
-        self._stop = False
+        self._stop = 0  # the signal that asked for it
 
     def run(self) -> Result:
-        """Train to the end. On SIGINT or SIGTERM: finish the step, write a checkpoint, raise KeyboardInterrupt."""
+        """Train to the end. On SIGINT or SIGTERM: finish the step, write a checkpoint, raise Stopped."""
         from torch.utils.tensorboard import SummaryWriter
 
         began, first = time.monotonic(), self._step
@@ -92,7 +94,7 @@ class Session:
         assert self._newest is not None
         if self._stop:
             self._progress.note(f"stopped at step {self._step}; the same command goes on from {self._newest.path}")
-            raise KeyboardInterrupt
+            raise Stopped(self._stop)
         return result_of(
             self._run,
             self._newest,
@@ -272,7 +274,7 @@ class Session:
         before = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
 
         def ask(number: int, frame: FrameType | None) -> None:
-            self._stop = True
+            self._stop = number
             signal.signal(signal.SIGINT, signal.default_int_handler)
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             self._progress.note("stopping after this step; once more to stop at once")
