@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 from tests.trainer import corpora
 from x2i.base.config import parse_config
-from x2i.base.errors import RecipeError, X2IError
+from x2i.base.errors import RecipeError, Stopped, X2IError
 from x2i.base.files import exclusive
 from x2i.trainer import checkpoint
 from x2i.trainer.config import RunConfig

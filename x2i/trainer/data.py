@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import numpy as np
@@ -152,7 +153,7 @@ class SampleReader:
         except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
             raise DamagedSample(f"an image does not decode ({error})") from None
 
-    def _record(self, members: dict[str, bytes]) -> dict[str, object]:
+    def _record(self, members: dict[str, bytes]) -> dict[str, Any]:
         try:
             record = json.loads(members["json"])
         except (KeyError, ValueError) as error:
