@@ -90,10 +90,12 @@ def build(root: Path, recipe: str = RECIPE) -> Built:
     from x2i.corpus.lake import Column, Lake
     from x2i.pipelines import recipe as recipes
     from x2i.pipelines.engine import publish
-    from x2i.pipelines.engine.annotate import annotate_unit
     from x2i.pipelines.engine.assemble import assemble_group
-    from x2i.pipelines.engine.build import plan_units
+    from x2i.pipelines.engine.build import plan_units, record
+    from x2i.pipelines.engine.inline import Inline
     from x2i.pipelines.engine.progress import Quiet
+    from x2i.pipelines.engine.sweep import annotate
+    from x2i.pipelines.engine.todo import by_source
     from x2i.pipelines.select.query import select
 
     write_photos(root / "photos")
@@ -102,18 +104,9 @@ def build(root: Path, recipe: str = RECIPE) -> Built:
         plan = recipes.load("recipe.yaml")
         lake = Lake(plan.recipe.lake)
         units = plan_units(plan, lake, Quiet())
-        (source,) = plan.sources
-        for unit in units:
-            annotate_unit(source, unit, plan.annotators, lake, True, {})
-        for annotator in plan.annotators:
-            annotator_file = lake.path / Column(annotator.name, annotator.fingerprint).folder / "annotator.json"
-            annotator_file.write_text(json.dumps({"fingerprint": annotator.fingerprint, **annotator.description()}))
-        ids = {source.fingerprint: [u.id for u in units]}
-        columns = [{"name": a.name, "fingerprint": a.fingerprint} for a in plan.annotators]
-        lake.record(plan.recipe.name).parent.mkdir(parents=True)
-        lake.record(plan.recipe.name).write_text(
-            json.dumps({"recipe": plan.recipe.name, "columns": columns, "units": ids})
-        )
+        annotate(plan, lake, units, Inline(plan), Quiet())
+        record(plan, lake, units)
+        ids = by_source(plan, units)
         staging = publish.Staging(Path(plan.recipe.out))
         select(plan, lake, ids, staging.verdicts)
         groups = staging.group(plan)

@@ -13,10 +13,11 @@ from x2i.corpus.lake import Column, Lake
 from x2i.corpus.sample import Sample
 from x2i.pipelines import annotators, sources, tasks
 from x2i.pipelines import recipe as recipes
-from x2i.pipelines.engine.annotate import annotate_unit
 from x2i.pipelines.engine.assemble import Outcome, _samples
 from x2i.pipelines.engine.build import plan_units
+from x2i.pipelines.engine.inline import Inline
 from x2i.pipelines.engine.progress import Quiet
+from x2i.pipelines.engine.sweep import annotate
 
 ROOT = Path(__file__).parents[1]
 
@@ -48,7 +49,7 @@ def test_the_examples_work_as_they_stand(tmp_path: Path) -> None:
     plan = recipes.load(path)
     lake = Lake(plan.recipe.lake)
     (unit,) = plan_units(plan, lake, Quiet())
-    annotate_unit(plan.sources[0], unit, plan.annotators, lake, write_rows=True, skip={})
+    annotate(plan, lake, [unit], Inline(plan), Quiet())
     aspect = next(a for a in plan.annotators if a.name == "aspect")
     values = pq.read_table(lake.file(Column("aspect", aspect.fingerprint), unit.id)).to_pylist()
     assert [v["ratio"] for v in values] == [1, 1, 1, None]

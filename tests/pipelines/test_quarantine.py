@@ -17,9 +17,12 @@ from x2i.pipelines import recipe as recipes
 from x2i.pipelines.annotators.base import Annotator, AnnotatorConfig, Decoding, Item
 from x2i.pipelines.annotators.image import ImageAnnotator
 from x2i.pipelines.annotators.phash import PHash
-from x2i.pipelines.engine.annotate import Journal, annotate_unit
-from x2i.pipelines.engine.build import find_todo, plan_units
+from x2i.pipelines.engine.annotate import Journal, Want, annotate_unit
+from x2i.pipelines.engine.build import plan_units
+from x2i.pipelines.engine.inline import Inline
 from x2i.pipelines.engine.progress import Quiet
+from x2i.pipelines.engine.sweep import annotate as annotate_all
+from x2i.pipelines.engine.todo import find_todo, unreadable
 from x2i.pipelines.quickstart import photographs, trouble
 from x2i.pipelines.sources.base import Problem, Row, Source, SourceConfig, Unit
 
@@ -59,10 +62,14 @@ class Fussy(Annotator):
         return pa.table({"length": [len(i.data) for i in batch]})
 
 
+def wants(annotators: list[Annotator]) -> list[Want]:
+    return [Want(a, Column(a.name, a.fingerprint)) for a in annotators]
+
+
 def annotate(rows: list[tuple[str, bytes | None]], annotators: list[Annotator], lake: Lake) -> dict[str, list[dict]]:
     source = Given(rows)
     unit = next(source.plan())
-    annotate_unit(source, unit, annotators, lake, write_rows=True, skip={})
+    annotate_unit(source, unit, wants(annotators), lake, write_rows=True, skip={})
     columns = [Column(a.name, a.fingerprint) for a in annotators] + [Column("rows", source.fingerprint)]
     return {c.name: pq.read_table(lake.file(c, unit.id)).to_pylist() for c in columns}
 
@@ -102,7 +109,7 @@ def test_a_row_that_kills_its_process_is_found_and_left_out(tmp_path: Path) -> N
     killer = Fussy(AnnotatorConfig())
     killer.dies_on, killer.raises_on = "moon.png", ""
     journal = Journal(tmp_path / "journal")
-    arguments = (source, unit, [killer], lake, True, {}, journal)
+    arguments = (source, unit, wants([killer]), lake, True, {}, journal)
     process = multiprocessing.get_context("fork").Process(target=annotate_unit, args=arguments)
     process.start()
     process.join()
@@ -112,7 +119,7 @@ def test_a_row_that_kills_its_process_is_found_and_left_out(tmp_path: Path) -> N
     assert row is not None
     assert rows[row][0] == "moon.png"
     skip = {row: Problem("worker_died", "the process died")}
-    annotate_unit(source, unit, [killer], lake, write_rows=True, skip=skip, journal=journal)
+    annotate_unit(source, unit, wants([killer]), lake, write_rows=True, skip=skip, journal=journal)
     table = pq.read_table(lake.file(Column("fussy", killer.fingerprint), unit.id)).to_pylist()
     assert [r["error"] for r in table if r["error"]] == ["worker_died"]
     assert journal.read() is None
@@ -147,15 +154,15 @@ def test_a_file_that_could_not_be_read_is_tried_again(tmp_path: Path) -> None:
     plan = recipes.load(recipe(tmp_path))
     lake = Lake(plan.recipe.lake)
     (unit,) = plan_units(plan, lake, Quiet())
-    source = plan.sources[0]
     hidden = tmp_path / "hidden.jpg"
     (tmp_path / "photos" / "0001.jpg").rename(hidden)  # vanishes between planning and reading
 
-    def todo() -> list[str]:
-        return find_todo(plan, lake, [unit]).missing.get(unit.id, [])
-
-    annotate_unit(source, unit, plan.annotators, lake, write_rows=True, skip={})
-    assert todo() == ["image", "phash", "quality"]
+    annotate_all(plan, lake, [unit], Inline(plan), Quiet())
+    assert unreadable(plan, lake, [unit]) == {unit.id}
+    annotate_all(plan, lake, [unit], Inline(plan), Quiet())
+    assert unreadable(plan, lake, [unit]) == {unit.id}, "it is tried once a run"
     hidden.rename(tmp_path / "photos" / "0001.jpg")
-    annotate_unit(source, unit, plan.annotators, lake, write_rows=True, skip={})
-    assert todo() == []
+    done = annotate_all(plan, lake, [unit], Inline(plan), Quiet())
+    assert done.rows == {"image": 3, "phash": 3, "quality": 3}
+    assert not unreadable(plan, lake, [unit])
+    assert find_todo(plan, lake, [unit]).done

@@ -13,9 +13,11 @@ from tests.pipelines.builds import recipe
 from x2i.base.errors import RecipeError
 from x2i.corpus.lake import Lake
 from x2i.pipelines import recipe as recipes
-from x2i.pipelines.engine.annotate import annotate_unit
-from x2i.pipelines.engine.build import _ids, plan_units
+from x2i.pipelines.engine.build import plan_units
+from x2i.pipelines.engine.inline import Inline
 from x2i.pipelines.engine.progress import Quiet
+from x2i.pipelines.engine.sweep import annotate
+from x2i.pipelines.engine.todo import by_source
 from x2i.pipelines.quickstart import write_photographs
 from x2i.pipelines.select.query import select
 
@@ -27,8 +29,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_photographs(root / "photos")
     plan = recipes.load(recipe(root, decode={"max_pixels": 100_000_000}))
     lake = Lake(plan.recipe.lake)
-    for unit in plan_units(plan, lake, Quiet()):
-        annotate_unit(plan.sources[0], unit, plan.annotators, lake, write_rows=True, skip={})
+    annotate(plan, lake, plan_units(plan, lake, Quiet()), Inline(plan), Quiet())
     return root
 
 
@@ -36,7 +37,7 @@ def verdicts(root: Path, tmp_path: Path, **rules: Any) -> dict[str, dict[str, An
     plan = recipes.load(recipe(root, decode={"max_pixels": 100_000_000}, select=rules))
     lake = Lake(plan.recipe.lake)
     out = tmp_path / "verdicts.parquet"
-    select(plan, lake, _ids(plan, plan_units(plan, lake, Quiet())), out)
+    select(plan, lake, by_source(plan, plan_units(plan, lake, Quiet())), out)
     return {row["location"]: row for row in pq.read_table(out).to_pylist()}
 
 

@@ -3,17 +3,21 @@
     LAKE/rows/<source fingerprint>/<unit>.parquet         what the source says of each row
     LAKE/<annotator>/<fingerprint>/annotator.json         name, version, parameters, weights, columns
     LAKE/<annotator>/<fingerprint>/<unit>.parquet         the columns, keyed by row_id
+    LAKE/<annotator>/<fingerprint>/<unit>-<source>.parquet    the same, of annotators that read the rows' text
     LAKE/plans/<source>-<fingerprint>.jsonl               the plan of units, a line each
     LAKE/recipes/<recipe>.json                            which fingerprints a recipe's last build read
 
-A file that is there is never computed again: "done" is a file's existence. Everything can be read with
-plain DuckDB, Polars or pandas; `open` adds views named after the annotators, without the units of
-files that have changed since.
+A file that is there is never computed again: "done" is a file's existence. An annotator with a `where` has
+in its file the rows for which it held in any recipe so far, and is done when those for which it holds now are
+among them. Everything can be read with plain DuckDB, Polars or pandas; `open` adds views named after the
+annotators, without the units of files that have changed since, and without rows that another `where` let in.
 """
 
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from x2i.base.errors import X2IError
-from x2i.base.sql import connect
+from x2i.base.sql import connect, identifier
 
 if TYPE_CHECKING:
     import duckdb
@@ -54,10 +58,16 @@ SHORT = 16
 
 @dataclass(frozen=True)
 class Column:
-    """An annotator's columns in the lake: its name and the fingerprint that says what made them."""
+    """An annotator's columns in the lake: its name and the fingerprint that says what made them.
+
+    `where` is the SQL that lets rows in (a view shows those alone). `texts`: the values depend on what a source
+    says of its rows, and not on the unit's images alone, so that a file's name carries the source's fingerprint.
+    """
 
     name: str
     fingerprint: str
+    where: str | None = None
+    texts: bool = False
 
     @property
     def folder(self) -> str:
@@ -71,12 +81,13 @@ class Lake:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
 
-    def file(self, column: Column, unit: str) -> Path:
-        """Where an annotator's values for one unit lie, or will lie."""
-        return self.path / column.folder / f"{unit}.parquet"
+    def file(self, column: Column, unit: str, source: str = "") -> Path:
+        """Where an annotator's values for one unit lie, or will lie. `source` is the fingerprint of the unit's source."""
+        stem = f"{unit}-{source[:SHORT]}" if column.texts else unit
+        return self.path / column.folder / f"{stem}.parquet"
 
     def done(self, column: Column) -> set[str]:
-        """Ids of the units that are there already."""
+        """Stems of the files that are there already: ids of units (with the source's fingerprint where `texts`)."""
         folder = self.path / column.folder
         return {p.stem for p in folder.glob("*.parquet")} if folder.is_dir() else set()
 
@@ -117,13 +128,35 @@ def create_views(
 
     Args:
         units: unit ids by the rows' fingerprint (the source's).
-        columns: the annotators to show; each view has `row_id` and is to be joined on it.
+        columns: the annotators to show, each after those that its `where` names; each view has `row_id` and is to
+            be joined on it. Rows for which an annotator's `where` does not hold are not in its view.
     """
     rows = [str(lake.file(Column("rows", source), unit)) for source, ids in units.items() for unit in ids]
     connection.read_parquet(rows).create_view("rows")
     for column in columns:
-        files = [str(lake.file(column, unit)) for ids in units.values() for unit in ids]
-        connection.read_parquet(files).create_view(column.name)
+        files = [str(lake.file(column, unit, source)) for source, ids in units.items() for unit in ids]
+        if column.where is None:
+            connection.read_parquet(files).create_view(column.name)
+        else:
+            connection.read_parquet(files).create_view(f"{column.name} (all)")
+            before = [c.name for c in columns[: columns.index(column)]]
+            connection.execute(
+                f"""create view {identifier(column.name)} as select * from {identifier(f"{column.name} (all)")}
+                where row_id in ({passing(column.where, before)})"""
+            )
+
+
+def passing(where: str, names: list[str], columns: str = "rows.row_id") -> str:
+    """A query for the rows for which a condition holds; it joins those of the annotators `names` that it mentions."""
+    joins = "".join(f" left join {identifier(name)} using (row_id)" for name in mentioned(where, names))
+    return f"select {columns} from rows{joins} where coalesce(({where}\n), false)"
+
+
+def mentioned(sql: str, names: Iterable[str]) -> list[str]:
+    """Which of the annotators `names` an SQL condition mentions as `name.column`, in their order."""
+    bare = re.sub(r"'(?:[^']|'')*'", "''", sql)
+    found = {(m[1] or m[2]).lower() for m in re.finditer(r'(?:"([^"]+)"|\b([A-Za-z_]\w*))\s*\.', bare)}
+    return [name for name in names if name.lower() in found]
 
 
 def open_lake(path: str | Path) -> Lake:

@@ -140,25 +140,56 @@ def _profile_name(image: Image.Image) -> str | None:
     return None if "srgb" in name.lower() else name or "unnamed"
 
 
-def decode(data: bytes, header: Header) -> np.ndarray:
+def decode(data: bytes, header: Header, shorter_side: int | None = None) -> np.ndarray:
     """Decode to pixels: uint8 [height, width, 3], RGB, sRGB, upright, alpha flattened on white.
+
+    Args:
+        shorter_side: a JPEG is decoded at 1/2, 1/4 or 1/8 of its size (scaled DCT, a fraction of the cost) as long
+            as its shorter side keeps this many pixels; None decodes in full. Other formats have no such scale.
 
     Raises:
         BadImage: `truncated`, `corrupt`, or `unsupported_mode`.
     """
+    size = reduced(header, shorter_side)
     if header.format in ("JPEG", "MPO") and header.mode in ("RGB", "L") and header.icc is None:
         try:
-            pixels = simplejpeg.decode_jpeg(data, "RGB", fastdct=False, fastupsample=False)
+            width, height = size or (0, 0)
+            pixels = simplejpeg.decode_jpeg(
+                data, "RGB", fastdct=False, fastupsample=False, min_width=width, min_height=height
+            )
         except ValueError:  # strict about every oddity; Pillow tells the harmless ones from the cut-off ones
-            pixels = np.asarray(_rgb(_load(data)))
+            pixels = np.asarray(_rgb(_load(data, size)))
         return upright(pixels, header.orientation)
-    image = _load(data)
+    image = _load(data, size)
     return upright(np.asarray(_rgb(image)), header.orientation)
 
 
-def _load(data: bytes) -> Image.Image:
+def reduced(header: Header, shorter_side: int | None) -> tuple[int, int] | None:
+    """The size at which a JPEG is decoded, as stored (before its orientation is applied); None: in full."""
+    if shorter_side is None or header.format not in ("JPEG", "MPO"):
+        return None
+    width, height = (header.height, header.width) if header.orientation >= 5 else (header.width, header.height)
+    for scale in (8, 4, 2):
+        if -(-min(width, height) // scale) >= shorter_side:
+            return -(-width // scale), -(-height // scale)
+    return None
+
+
+def luma(data: bytes, header: Header) -> np.ndarray:
+    """A JPEG's own luma at full size and upright: uint8 [height, width]; of other files, that of their pixels."""
+    if header.format in ("JPEG", "MPO") and header.mode in ("RGB", "L"):
+        try:
+            return upright(simplejpeg.decode_jpeg(data, "GRAY")[..., 0], header.orientation)
+        except ValueError:
+            pass
+    return cv2.cvtColor(decode(data, header), cv2.COLOR_RGB2GRAY)
+
+
+def _load(data: bytes, size: tuple[int, int] | None = None) -> Image.Image:
     image = _open(data)
     try:
+        if size is not None:
+            image.draft(None, size)
         image.load()
     except Exception as error:  # noqa: BLE001 - as above
         text = str(error).lower()

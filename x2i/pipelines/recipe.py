@@ -12,6 +12,7 @@ from pydantic import Field, field_validator
 from x2i.base.config import Config, load_config, parse_config
 from x2i.base.errors import RecipeError
 from x2i.base.seeds import digest
+from x2i.corpus.lake import Column, mentioned
 from x2i.pipelines import annotators as annotator_files
 from x2i.pipelines import registry
 from x2i.pipelines import sources as source_files
@@ -84,7 +85,11 @@ class Recipe(Config):
     out: str = Field(description="folder of the corpus")
     seed: int = Field(0, description="changes every random parameter of the tasks")
     decode: Decoding = Field(Decoding(), description="limits of decoding")
-    annotators: dict[str, dict[str, Any] | None] = Field({}, description="annotators by name, with their parameters")
+    annotators: dict[str, dict[str, Any] | None] = Field(
+        {},
+        description="annotators by name, with their parameters; under a name of your own with `kind`, e.g. "
+        "clip_b32: {kind: clip, model: ViT-B-32}",
+    )
     select: Select = Field(Select(), description="which rows stay")
     tasks: dict[str, dict[str, Any] | None] = Field(min_length=1, description="task families by name, with parameters")
     output: Output = Field(Output(), description="how samples are stored")
@@ -102,8 +107,27 @@ class Plan:
     where: str
     text: str
     sources: list[Source]
-    annotators: list[Annotator]
+    annotators: list[Annotator]  # each after those that it reads, or that its `where` names
     tasks: list[Task]
+
+    def column(self, annotator: Annotator) -> Column:
+        """Where an annotator's values lie in the lake. Raises X2IError if its weights cannot be had (their hash)."""
+        return Column(annotator.name, annotator.fingerprint, self.where_of(annotator), self.reads_text(annotator))
+
+    def columns(self) -> list[Column]:
+        """Those of all annotators, in their order."""
+        return [self.column(a) for a in self.annotators]
+
+    def where_of(self, annotator: Annotator) -> str | None:
+        """The SQL that lets rows in: its own `where`, and that of all that it reads."""
+        said = [annotator.config.where] + [self.where_of(a) for a in annotator.upstream]
+        conditions = list(dict.fromkeys(w for w in said if w))
+        return " and ".join(f"({c}\n)" for c in conditions) if len(conditions) > 1 else (conditions or [None])[0]
+
+    def reads_text(self, annotator: Annotator) -> bool:
+        """Whether its values depend on what the source says of a row, itself or through what it reads."""
+        rows = any(r.partition(".")[0] == "rows" for r in annotator.reads)
+        return rows or any(self.reads_text(a) for a in annotator.upstream)
 
 
 def load(path: str | Path, **overrides: Any) -> Plan:
@@ -136,13 +160,9 @@ def make(recipe: Recipe, where: str = "recipe", text: str = "") -> Plan:
     for name in names:
         if names.count(name) > 1:
             raise RecipeError(f"{where}: sources: two are named {name!r}; give each its own `name`")
-    # `image` is what every row is judged by, so it is always there, and comes first
+    # `image` is what every row is judged by, so it is always there
     wanted = {"image": recipe.annotators.get("image")} | recipe.annotators
-    annotators = []
-    for name, parameters in wanted.items():
-        key = f"{where}: annotators.{name}"
-        kind = registry.find(annotator_files, name, Annotator, key)
-        annotators.append(kind(parse_config(kind.Config, parameters, key), recipe.decode))
+    annotators = order([_annotator(n, p, recipe, f"{where}: annotators.{n}") for n, p in wanted.items()], where)
     tasks = []
     for name, parameters in recipe.tasks.items():
         key = f"{where}: tasks.{name}"
@@ -157,6 +177,60 @@ def make(recipe: Recipe, where: str = "recipe", text: str = "") -> Plan:
         if made.count(task_type) > 1:
             raise RecipeError(f"{where}: tasks: {task_type!r} is made by two families")
     return Plan(recipe, where, text, sources, annotators, tasks)
+
+
+def _annotator(name: str, parameters: dict[str, Any] | None, recipe: Recipe, key: str) -> Annotator:
+    given = dict(parameters or {})
+    kind = registry.find(annotator_files, given.pop("kind", name), Annotator, key)
+    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name) or name.lower() in ("rows", "verdicts", "near", "unit_order"):
+        raise RecipeError(f"{key}: {name!r} cannot be a name in SQL: letters, digits and _ only, and not `rows`")
+    annotator: Annotator = kind(parse_config(kind.Config, given, key), recipe.decode)
+    annotator.name = name
+    size = recipe.decode.shorter_side
+    if annotator.needs == "pixels" and size is not None and annotator.shorter_side > size:
+        raise RecipeError(
+            f"{key}: looks at pictures of {annotator.shorter_side} pixels on the shorter side, but decode.shorter_side "
+            f"is {size}: set that to {annotator.shorter_side} or more, or to null (every annotator that looks at pixels "
+            "then has another fingerprint, and runs again)"
+        )
+    return annotator
+
+
+def order(annotators: list[Annotator], where: str) -> list[Annotator]:
+    """Each annotator after those that it reads and those that its `where` names; else as given.
+
+    Raises:
+        RecipeError: one reads something that is not there, or two wait for each other.
+    """
+    names = [a.name for a in annotators]
+    before: dict[str, set[str]] = {}
+    for annotator in annotators:
+        key = f"{where}: annotators.{annotator.name}"
+        for read in annotator.reads:
+            _check_read(read, annotators, key)
+        needed = {r.partition(".")[0] for r in annotator.reads} - {"rows"}
+        before[annotator.name] = needed | set(mentioned(annotator.config.where or "", names))
+    done: list[Annotator] = []
+    waiting = list(annotators)
+    while waiting:
+        placed = {a.name for a in done}
+        ready = next((a for a in waiting if before[a.name] <= placed), None)
+        if ready is None:
+            circle = ", ".join(f"{a.name} ({', '.join(sorted(before[a.name] - placed))})" for a in waiting)
+            raise RecipeError(f"{where}: annotators: these wait for each other: {circle}")
+        waiting.remove(ready)
+        ready.upstream = [a for a in done if a.name in {r.partition(".")[0] for r in ready.reads}]
+        done.append(ready)
+    return done
+
+
+def _check_read(read: str, annotators: list[Annotator], key: str) -> None:
+    name, _, column = read.partition(".")
+    there = {a.name: a.columns.names for a in annotators} | {"rows": ["text"]}
+    if name not in there:
+        raise RecipeError(f"{key}: reads {read}: there is no annotator {name!r}; add it under `annotators`")
+    if column not in there[name]:
+        raise RecipeError(f"{key}: reads {read}: {name} has no such column; it has {', '.join(there[name])}")
 
 
 def _source(spec: dict[str, Any], where: str) -> Source:

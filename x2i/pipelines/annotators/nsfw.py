@@ -57,6 +57,10 @@ class NSFW(Annotator):
         self._session: Any = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         self._input = self._session.get_inputs()[0].name
 
+    @property
+    def shorter_side(self) -> int:
+        return 256
+
     def __call__(self, batch: Sequence[Item]) -> pa.Table:
         images = np.stack([_prepare(i.pixels) for i in batch if i.pixels is not None])
         (probabilities,) = self._session.run(None, {self._input: images})

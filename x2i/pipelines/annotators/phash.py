@@ -32,6 +32,10 @@ class PHash(Annotator):
     name = "phash"
     columns = pa.schema({"hash": pa.uint64()})
 
+    @property
+    def shorter_side(self) -> int:
+        return 256
+
     def __call__(self, batch: Sequence[Item]) -> pa.Table:
         hashes = [phash(i.pixels) for i in batch if i.pixels is not None]
         return pa.table({"hash": pa.array(hashes, pa.uint64())})

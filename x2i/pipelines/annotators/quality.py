@@ -11,7 +11,7 @@ import pyarrow as pa
 from pydantic import Field
 
 from x2i.pipelines.annotators.base import Annotator, AnnotatorConfig, Item
-from x2i.pipelines.images import fit, resize
+from x2i.pipelines.images import fit, luma, resize
 
 
 def sharpness(grey: np.ndarray) -> float:
@@ -68,6 +68,7 @@ class Quality(Annotator):
     """Five plain measures. Luma is BT.601, 0 to 255; shares are 0 to 1."""
 
     name = "quality"
+    version = 2
     Config = QualityConfig
     columns = pa.schema(
         {
@@ -82,11 +83,16 @@ class Quality(Annotator):
     )
 
     def __call__(self, batch: Sequence[Item]) -> pa.Table:
-        rows = [self._measure(i.pixels) for i in batch if i.pixels is not None]
+        rows = [self._measure(i, i.pixels) for i in batch if i.pixels is not None]
         return pa.Table.from_pylist(rows, schema=self.columns)
 
-    def _measure(self, pixels: np.ndarray) -> dict[str, float]:
-        full = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)
+    @property
+    def shorter_side(self) -> int:
+        return int(self.config.shorter_side)
+
+    def _measure(self, item: Item, pixels: np.ndarray) -> dict[str, float]:
+        whole = pixels.shape[:2] == (item.header.height, item.header.width)
+        full = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY) if whole else luma(item.data, item.header)
         small = resize(pixels, *fit(pixels.shape[1], pixels.shape[0], self.config.shorter_side))
         grey = cv2.cvtColor(small, cv2.COLOR_RGB2GRAY)
         histogram = np.bincount(grey.ravel(), minlength=256) / grey.size

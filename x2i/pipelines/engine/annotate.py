@@ -5,26 +5,30 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from x2i.base.files import atomic
 from x2i.base.seeds import canonical_json, digest
 from x2i.corpus.lake import ERRORS, KEYS, ROWS, Column, Lake
-from x2i.pipelines.annotators.base import Annotator, Decoding, Item
+from x2i.pipelines.annotators.base import Annotator, Item
+from x2i.pipelines.engine.ahead import ahead, in_threads
+from x2i.pipelines.engine.calling import call
+from x2i.pipelines.engine.known import Known
 from x2i.pipelines.images import BadImage, decode, read_header
 from x2i.pipelines.sources.base import Problem, Row, Source, Unit
 
 log = logging.getLogger(__name__)
 
-#: Rows are worked through in chunks of at most so many rows, and so many bytes of pixels.
+#: Rows are worked through in chunks of at most so many rows (or the largest batch), and so many bytes of pixels.
 CHUNK_ROWS, CHUNK_BYTES = 64, 96 * 2**20
-
 
 #: The problem of a row whose bytes could not be fetched this time: a later run tries its unit again.
 UNREADABLE = "unreadable"
@@ -41,12 +45,28 @@ def row_id(source: str, location: str) -> str:
 
 
 @dataclass
+class Want:
+    """An annotator, where its values go, and which rows of the unit it is to see (indices; None: all)."""
+
+    annotator: Annotator
+    column: Column
+    only: frozenset[int] | None = None
+
+    def takes(self, index: int) -> bool:
+        """Whether the row of this index is wanted."""
+        return self.only is None or index in self.only
+
+
+@dataclass
 class Tally:
-    """What came of one unit."""
+    """What came of one unit. `calls` are (rows, seconds) per call of an annotator; `reading` are seconds to decoded pixels."""
 
     rows: int = 0
     decoded: int = 0
     annotated: dict[str, int] = field(default_factory=dict)
+    calls: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
+    bytes: dict[str, int] = field(default_factory=dict)
+    reading: float = 0.0
 
 
 class Journal:
@@ -74,81 +94,113 @@ class Journal:
 
 @dataclass
 class _Work:
-    """A row on its way: an item if it is usable so far, a problem if it is not."""
+    """A row on its way. `problem`: nothing can be had of it. `unusable`: its image cannot be used."""
 
     row: Row
+    id: str
     image_id: str | None
-    item: Item | None = None
+    item: Item
     problem: Problem | None = None
+    unusable: Problem | None = None
 
 
 def annotate_unit(
     source: Source,
     unit: Unit,
-    annotators: list[Annotator],
+    wants: Sequence[Want],
     lake: Lake,
     write_rows: bool,
     skip: Mapping[int, Problem],
     journal: Journal | None = None,
+    inputs: Mapping[str, Column] | None = None,
+    threads: int = 1,
+    overlap: bool = False,
 ) -> Tally:
     """Annotate one unit and write one file per annotator (and the rows' own). Each appears whole or not at all.
 
     Args:
+        wants: in an order in which each annotator comes after those that it reads. What an annotator reads is
+            taken from the others' values of this very call, or from their files.
         skip: rows that must not be touched, with the reason; they get it as their problem.
         journal: given on a second attempt: rows are then taken one at a time, and noted before they are.
+        inputs: where the values of annotators lie that `wants` read, by name.
+        threads: decode in so many.
+        overlap: read and decode the next chunk while the annotators (on a GPU) work on this one.
 
     Raises:
         OSError: the lake cannot be written (a full disk).
     """
-    tally = Tally(annotated={a.name: 0 for a in annotators})
-    need_pixels = any(a.needs == "pixels" for a in annotators)
+    names = [w.column.name for w in wants]
+    tally = Tally(annotated=dict.fromkeys(names, 0), calls={n: [] for n in names})
+    known = Known(lake, unit.id, source.fingerprint, [w.annotator for w in wants], inputs or {})
+    parts: dict[str, list[pa.Table]] = {n: [] for n in names}
     rows: list[dict[str, Any]] = []
-    parts: dict[str, list[pa.Table]] = {a.name: [] for a in annotators}
-    decoding = annotators[0].decoding if annotators else None
-    for chunk in _chunks(source.read(unit), skip, need_pixels, decoding, journal):
-        for work in chunk:
-            rows.append(_row(source.name, unit.id, work))
-            tally.decoded += work.item is not None and work.item.pixels is not None
-        for annotator in annotators:
-            table = _annotate(annotator, chunk, source.name)
-            tally.annotated[annotator.name] += table["error"].null_count
-            parts[annotator.name].append(table)
-    tally.rows = len(rows)
-    for annotator in annotators:
-        schema = pa.schema([*KEYS, *annotator.columns, *ERRORS])
-        table = pa.concat_tables(parts[annotator.name]) if rows else schema.empty_table()
-        _write(table, lake.file(Column(annotator.name, annotator.fingerprint), unit.id))
-    path = lake.file(Column("rows", source.fingerprint), unit.id)
-    unreadable = any(row["problem"] == UNREADABLE for row in rows)
-    if unreadable:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        again(path).touch()
+    began = time.perf_counter()
+    for chunk in _chunks(
+        _works(source, unit, wants, lake, write_rows, skip, journal, threads), wants, journal, overlap
+    ):
+        tally.reading += time.perf_counter() - began
+        rows += [_row(source.name, unit.id, work) for work in chunk] if write_rows else []
+        tally.rows += len(chunk)
+        tally.decoded += sum(w.item is not None and w.item.pixels is not None for w in chunk)
+        for want in wants:
+            table = _annotate(want, chunk, known, tally)
+            known.add(want.column.name, table)
+            parts[want.column.name].append(table)
+        began = time.perf_counter()
+    for want in wants:
+        path = lake.file(want.column, unit.id, source.fingerprint)
+        tally.bytes[want.column.name] = _write_values(want, parts[want.column.name], path)
     if write_rows:  # last: where the rows are, the rest has been there at least once
-        _write(pa.Table.from_pylist(rows, schema=ROWS), path)
-    if not unreadable:
-        again(path).unlink(missing_ok=True)
+        _write_rows(rows, lake.file(Column("rows", source.fingerprint), unit.id))
     if journal:
         journal.remove()
     return tally
 
 
-def _chunks(
-    rows: Iterator[Row],
+def _works(
+    source: Source,
+    unit: Unit,
+    wants: Sequence[Want],
+    lake: Lake,
+    write_rows: bool,
     skip: Mapping[int, Problem],
-    need_pixels: bool,
-    decoding: Decoding | None,
     journal: Journal | None,
+    threads: int,
+) -> Iterator[_Work]:
+    """The rows that anything is wanted of, ready for it. Without bytes, from the lake, if only columns are needed."""
+    only: frozenset[int] | None = None
+    if not write_rows and all(w.only is not None for w in wants):
+        only = frozenset().union(*(w.only or () for w in wants))
+    if not write_rows and all(w.annotator.needs == "row" for w in wants):
+        works = _from_lake(lake, source, unit, only, skip)
+        return works if journal is None else _noted(works, journal)
+    prepare = _Preparer(source, wants, skip, journal)
+    read = source.read(unit, only)
+    return in_threads(prepare, read, threads) if threads > 1 and journal is None else map(prepare, read)
+
+
+def _noted(works: Iterator[_Work], journal: Journal) -> Iterator[_Work]:
+    for work in works:
+        journal.mark(work.row.index)
+        yield work
+
+
+def _chunks(
+    works: Iterator[_Work], wants: Sequence[Want], journal: Journal | None, overlap: bool
 ) -> Iterator[list[_Work]]:
+    if journal is not None:
+        return ([work] for work in works)
+    chunks = _cut(works, max([CHUNK_ROWS, *(w.annotator.config.batch_size for w in wants)]))
+    return ahead(chunks) if overlap else chunks
+
+
+def _cut(works: Iterator[_Work], most: int) -> Iterator[list[_Work]]:
     chunk: list[_Work] = []
     size = 0
-    for row in rows:
-        if journal:
-            journal.mark(row.index)
-            yield [_prepare(row, skip, need_pixels, decoding)]
-            continue
-        work = _prepare(row, skip, need_pixels, decoding)
+    for work in works:
         held = work.item.pixels.nbytes if work.item is not None and work.item.pixels is not None else 0
-        if chunk and (len(chunk) >= CHUNK_ROWS or size + held > CHUNK_BYTES):
+        if chunk and (len(chunk) >= most or size + held > CHUNK_BYTES):
             yield chunk
             chunk, size = [], 0
         chunk.append(work)
@@ -157,87 +209,98 @@ def _chunks(
         yield chunk
 
 
-def _prepare(row: Row, skip: Mapping[int, Problem], need_pixels: bool, decoding: Decoding | None) -> _Work:
-    image_id = hashlib.sha256(row.data).hexdigest() if row.data is not None else None
-    work = _Work(row, image_id)
-    if row.problem is None and row.data is None:
-        row.problem = Problem("missing_image", "the source gave no bytes")
-    work.problem = row.problem or skip.get(row.index)
-    if work.problem is not None or row.data is None or image_id is None:
+def _from_lake(
+    lake: Lake, source: Source, unit: Unit, only: frozenset[int] | None, skip: Mapping[int, Problem]
+) -> Iterator[_Work]:
+    table = pq.read_table(lake.file(Column("rows", source.fingerprint), unit.id))
+    for r in table.select(["row_id", "index", "location", "image_id", "text", "problem", "problem_detail"]).to_pylist():
+        if only is None or r["index"] in only:
+            said = Problem(r["problem"], r["problem_detail"]) if r["problem"] else None
+            row = Row(r["index"], r["location"], None, r["text"], problem=said)
+            yield _Work(
+                row, r["row_id"], r["image_id"], Item(r["image_id"] or "", r["text"]), said or skip.get(row.index)
+            )
+
+
+class _Preparer:
+    """Makes a row ready for what is wanted of it: hash, header, pixels; and does no more than that."""
+
+    def __init__(
+        self, source: Source, wants: Sequence[Want], skip: Mapping[int, Problem], journal: Journal | None
+    ) -> None:
+        self._source, self._skip, self._journal = source.name, skip, journal
+        self._headers = [w for w in wants if w.annotator.needs != "row"]
+        self._pixels = [w for w in wants if w.annotator.needs == "pixels"]
+
+    def __call__(self, row: Row) -> _Work:
+        if self._journal:
+            self._journal.mark(row.index)
+        image_id = hashlib.sha256(row.data).hexdigest() if row.data is not None else None
+        if row.problem is None and row.data is None:
+            row.problem = Problem("missing_image", "the source gave no bytes")
+        problem = row.problem or self._skip.get(row.index)
+        text = clean(row.text) if row.text is not None else None
+        work = _Work(row, row_id(self._source, row.location), image_id, Item(image_id or "", text), problem)
+        if problem is None and row.data is not None and any(w.takes(row.index) for w in self._headers):
+            work.unusable = self._open(work.item, row)
         return work
-    if decoding is None:
-        return work
-    try:
-        header = read_header(row.data, decoding.max_pixels)
-    except BadImage as bad:
-        work.problem = Problem(bad.reason, bad.detail)
-        return work
-    work.item = Item(image_id, row.text, row.data, header)
-    if need_pixels:
+
+    def _open(self, item: Item, row: Row) -> Problem | None:
+        """Fill in the item's bytes, header and pixels, as far as they are needed; what kept it from them."""
+        decoding = self._headers[0].annotator.decoding
+        assert row.data is not None
         try:
-            work.item.pixels = decode(row.data, header)
-            work.item.pixels.flags.writeable = False
+            item.header, item.data = read_header(row.data, decoding.max_pixels), row.data
+            if any(w.takes(row.index) for w in self._pixels):
+                item.pixels = decode(row.data, item.header, decoding.shorter_side)
+                item.pixels.flags.writeable = False
         except BadImage as bad:
-            work.problem = Problem(bad.reason, bad.detail)
+            return Problem(bad.reason, bad.detail)
         except MemoryError:
-            work.problem = Problem("out_of_memory", f"{header.width}x{header.height} did not fit into memory")
-    return work
+            return Problem("out_of_memory", f"{item.header.width}x{item.header.height} did not fit into memory")
+        return None
 
 
-def _annotate(annotator: Annotator, chunk: list[_Work], source: str) -> pa.Table:
+def _annotate(want: Want, chunk: list[_Work], known: Known, tally: Tally) -> pa.Table:
     """One annotator's rows of a chunk: values where it could run, nulls and the reason where not."""
-    able = [
-        i
-        for i, w in enumerate(chunk)
-        if w.item is not None and (annotator.needs == "header" or w.item.pixels is not None)
-    ]
-    values: list[dict[str, Any] | None] = [None] * len(chunk)
-    errors: list[Problem | None] = [None if i in set(able) else w.problem for i, w in enumerate(chunk)]
-    size = annotator.config.batch_size
-    for start in range(0, len(able), size):
-        batch = able[start : start + size]
-        for i, made in zip(batch, _call(annotator, [chunk[i].item for i in batch]), strict=True):
-            if isinstance(made, Problem):
-                errors[i] = made
-            else:
-                values[i] = made
-    empty = dict.fromkeys(annotator.columns.names)
-    out = [
-        {
-            "row_id": row_id(source, w.row.location),
-            **(v or empty),
-            "error": e.reason if e else None,
-            "error_detail": e.detail if e else None,
-        }
-        for w, v, e in zip(chunk, values, errors, strict=True)
-    ]
-    return pa.Table.from_pylist(out, schema=pa.schema([*KEYS, *annotator.columns, *ERRORS]))
+    annotator = want.annotator
+    works = [w for w in chunk if want.takes(w.row.index)]
+    columns, upstream = known.columns(annotator, [w.id for w in works], [w.item.text for w in works])
+    problems = [w.problem or _unusable(annotator, w) or u for w, u in zip(works, upstream, strict=True)]
+    able = [i for i, problem in enumerate(problems) if problem is None]
+    called = call(annotator, [works[i].item for i in able], columns.take(pa.array(able, pa.int64())))
+    tally.calls[want.column.name] += called.calls
+    at: list[int | None] = [None] * len(works)
+    for place, i in enumerate(able):
+        at[i], problems[i] = place, called.problems[place]
+    tally.annotated[want.column.name] += sum(p is None for p in problems)
+    values = called.values.take(pa.array(at, pa.int64()))
+    arrays = {
+        "row_id": pa.array([w.id for w in works], pa.string()),
+        **dict(zip(values.column_names, values.columns, strict=True)),
+        "error": pa.array([p.reason if p else None for p in problems], pa.string()),
+        "error_detail": pa.array([p.detail if p else None for p in problems], pa.string()),
+    }
+    return pa.table(arrays, schema=pa.schema([*KEYS, *annotator.columns, *ERRORS]))
 
 
-def _call(annotator: Annotator, items: list[Any]) -> list[dict[str, Any] | Problem]:
-    """Values of each item, or the problem that it made. A batch that fails is tried again one by one."""
-    try:
-        table = annotator(items)
-    except Exception as error:  # whatever an annotator raises on an image is that image's problem
-        if len(items) == 1:
-            log.warning("%s failed on image %s", annotator.name, items[0].image_id, exc_info=True)
-            return [Problem("annotator_failed", f"{annotator.name}: {type(error).__name__}: {error}")]
-        return [made for item in items for made in _call(annotator, [item])]
-    if table.num_rows != len(items):
-        raise TypeError(f"annotator {annotator.name} gave {table.num_rows} rows for {len(items)} images")
-    return list(table.select(annotator.columns.names).cast(annotator.columns).to_pylist())
+def _unusable(annotator: Annotator, work: _Work) -> Problem | None:
+    """What keeps an annotator from a row's image: nothing, if it needs none; or a header, and that is there."""
+    if annotator.needs == "row" or (annotator.needs == "header" and work.item.data):
+        return None
+    return work.unusable
 
 
 def _row(source: str, unit: str, work: _Work) -> dict[str, Any]:
     row = work.row
     return {
-        "row_id": row_id(source, row.location),
+        "row_id": work.id,
         "source": source,
         "unit": unit,
         "index": row.index,
         "location": clean(row.location),
         "image_id": work.image_id,
-        "text": clean(row.text) if row.text is not None else None,
+        "text": work.item.text,
         "meta": _json(row.meta),
         "inputs": [hashlib.sha256(data).hexdigest() for _, data in row.inputs],
         "problem": row.problem.reason if row.problem else None,
@@ -254,6 +317,29 @@ def _json(meta: dict[str, Any]) -> str:
     """Metadata as JSON that any reader takes: dates and the like as text, NaN and infinities as null."""
     plain = json.loads(json.dumps(meta, default=str), parse_constant=lambda _: None)
     return clean(canonical_json(plain))
+
+
+def _write_values(want: Want, parts: list[pa.Table], path: Path) -> int:
+    """Write an annotator's values for the unit; those of other rows that are there already stay. Returns bytes written."""
+    schema = pa.schema([*KEYS, *want.annotator.columns, *ERRORS])
+    table = pa.concat_tables(parts) if parts else schema.empty_table()
+    size = table.nbytes
+    if want.only is not None and path.exists():
+        old = pq.read_table(path, schema=schema)
+        stay = pc.invert(pc.is_in(old["row_id"], value_set=table["row_id"].combine_chunks()))
+        table = pa.concat_tables([old.filter(stay), table]).sort_by("row_id")
+    _write(table, path)
+    return size
+
+
+def _write_rows(rows: list[dict[str, Any]], path: Path) -> None:
+    unreadable = any(row["problem"] == UNREADABLE for row in rows)
+    if unreadable:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        again(path).touch()
+    _write(pa.Table.from_pylist(rows, schema=ROWS), path)
+    if not unreadable:
+        again(path).unlink(missing_ok=True)
 
 
 def _write(table: pa.Table, path: Path) -> None:

@@ -79,6 +79,10 @@ class Job:
     deaths: int = 0
 
 
+#: Called with a job whose worker died; gives the job to try instead.
+Revive = Callable[[Job], Job]
+
+
 class Pool:
     """Actors of one class, made by `create`; each has one job at a time.
 
@@ -91,7 +95,7 @@ class Pool:
         self._create, self._size = create, size
         self._idle: list[Any] = []
 
-    def run(self, jobs: list[Job], revive: Callable[[Job], Job]) -> Iterator[tuple[Job, Any]]:
+    def run(self, jobs: list[Job], revive: Revive) -> Iterator[tuple[Job, Any]]:
         """Yield each job with its result, as they end.
 
         Args:

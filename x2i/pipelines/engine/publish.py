@@ -30,6 +30,7 @@ from x2i.corpus.card import card
 from x2i.corpus.corpus import CARD, FORMAT, INFO, MANIFEST, RECIPE, SELECTION
 from x2i.corpus.lake import Column, Lake
 from x2i.corpus.manifest import SCHEMA, corpus_digest
+from x2i.pipelines.annotators.base import Annotator
 from x2i.pipelines.engine.assemble import OUTCOME, PART
 from x2i.pipelines.recipe import Plan
 from x2i.pipelines.select.query import STAGES
@@ -273,7 +274,7 @@ def _info(
         "funnel": [{"stage": s, "reason": r, "rows": n} for s, r, n in fell],
         "tasks": outcome["tasks"],
         "sources": [{"name": s.name, "kind": s.kind, "fingerprint": s.fingerprint} for s in plan.sources],
-        "annotators": [{"fingerprint": a.fingerprint, **a.description()} for a in plan.annotators],
+        "annotators": [_about(plan, a) for a in plan.annotators],
         "lake": plan.recipe.lake,
         "recipe": plan.recipe.model_dump(mode="json"),
         "software": {name: _version(name) for name in SOFTWARE},
@@ -281,6 +282,12 @@ def _info(
         "shards": outcome["shards"],
     }
     return info | {"seal": hashlib.sha256(canonical_json(info).encode()).hexdigest()}
+
+
+def _about(plan: Plan, annotator: Annotator) -> dict[str, Any]:
+    """What made an annotator's columns, under the name that the recipe gives it, and which rows it saw."""
+    about = {"fingerprint": annotator.fingerprint, **annotator.description()}
+    return about | {"name": annotator.name, "kind": type(annotator).name, "where": plan.where_of(annotator)}
 
 
 def _check_equation(info: dict[str, Any]) -> None:

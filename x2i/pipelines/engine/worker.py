@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 
 from x2i.base.errors import X2IError
-from x2i.corpus.lake import Lake
-from x2i.pipelines.engine.annotate import Journal, Tally, annotate_unit
+from x2i.corpus.lake import Column, Lake
+from x2i.pipelines.annotators.base import Annotator
+from x2i.pipelines.engine.annotate import Journal, Tally, Want, annotate_unit
 from x2i.pipelines.engine.assemble import assemble_group
-from x2i.pipelines.recipe import Recipe, make
+from x2i.pipelines.recipe import Plan, Recipe, make
 from x2i.pipelines.sources.base import Problem, Unit
+
+
+@dataclass(frozen=True)
+class Place:
+    """What a worker may use: `threads` to decode in, and whether to decode while the annotators work (on a GPU)."""
+
+    threads: int = 1
+    overlap: bool = False
 
 
 class Worker:
@@ -23,28 +33,64 @@ class Worker:
         if not Path(folder).is_dir():
             raise X2IError(f"{folder}: not to be seen from this machine; lake, corpus and sources must be shared")
         os.chdir(folder)  # a recipe's paths are relative to where the build was started
-        self._plan = make(Recipe.model_validate(recipe))
+        self._take(make(Recipe.model_validate(recipe)))
+
+    @classmethod
+    def of(cls, plan: Plan) -> Worker:
+        """A worker in this process, for a plan that is made already."""
+        worker = cls.__new__(cls)
+        worker._take(plan)
+        return worker
+
+    def _take(self, plan: Plan) -> None:
+        self._plan = plan
         self._lake = Lake(self._plan.recipe.lake)
         self._sources = {s.name: s for s in self._plan.sources}
         self._annotators = {a.name: a for a in self._plan.annotators}
         self._ready: set[str] = set()
+        self._columns: dict[str, Column] = {}
 
     def pid(self) -> int:
         """The process's id."""
         return os.getpid()
 
     def annotate(
-        self, unit: Unit, names: list[str], write_rows: bool, skip: dict[int, Problem], careful: bool
+        self,
+        unit: Unit,
+        wanted: dict[str, frozenset[int] | None],
+        write_rows: bool,
+        skip: dict[int, Problem],
+        careful: bool,
+        place: Place = Place(),
     ) -> Tally:
-        """Run the named annotators over one unit; see `annotate_unit`."""
-        annotators = [self._annotators[n] for n in names]
-        for annotator in annotators:
-            if annotator.name not in self._ready:
-                annotator.setup()
-                self._ready.add(annotator.name)
+        """Run the named annotators over one unit, or over some rows of it; see `annotate_unit`."""
+        wants = [Want(self._set_up(n), self._column(n), only) for n, only in wanted.items()]
         journal = Journal(journal_path(self._lake, unit)) if careful else None
-        source = self._sources[unit.source]
-        return annotate_unit(source, unit, annotators, self._lake, write_rows, skip, journal)
+        read = {r.partition(".")[0] for w in wants for r in w.annotator.reads} - {"rows"}
+        return annotate_unit(
+            self._sources[unit.source],
+            unit,
+            wants,
+            self._lake,
+            write_rows,
+            skip,
+            journal,
+            {name: self._column(name) for name in read},
+            place.threads,
+            place.overlap,
+        )
+
+    def _set_up(self, name: str) -> Annotator:
+        annotator = self._annotators[name]
+        if name not in self._ready:
+            annotator.setup()
+            self._ready.add(name)
+        return annotator
+
+    def _column(self, name: str) -> Column:
+        if name not in self._columns:
+            self._columns[name] = self._plan.column(self._annotators[name])
+        return self._columns[name]
 
     def assemble(self, units: list[Unit], selected: str, group: int, folder: str) -> int:
         """Build one group: row group `group` of the file `selected`. Returns the number of rows."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,12 +17,13 @@ import pyarrow as pa
 
 from x2i.base.errors import RecipeError
 from x2i.base.sql import connect, identifier, literal
-from x2i.corpus.lake import ERRORS, KEYS, ROWS, Column, Lake, create_views
+from x2i.corpus.lake import ERRORS, KEYS, ROWS, Lake, create_views
 from x2i.pipelines.select.dedup import near_duplicates
 
 if TYPE_CHECKING:
     import duckdb
 
+    from x2i.pipelines.annotators.base import Annotator
     from x2i.pipelines.recipe import Plan
 
 #: How ties between equally good rows are broken, in SQL.
@@ -41,8 +43,7 @@ def select(plan: Plan, lake: Lake, units: dict[str, list[str]], out: Path) -> No
         units: unit ids by source fingerprint, in the order of the plan.
     """
     connection = connect()
-    columns = [Column(a.name, a.fingerprint) for a in plan.annotators]
-    create_views(connection, lake, units, columns)
+    create_views(connection, lake, units, plan.columns())
     order = pa.table(
         {
             "unit": [u for ids in units.values() for u in ids],
@@ -52,7 +53,7 @@ def select(plan: Plan, lake: Lake, units: dict[str, list[str]], out: Path) -> No
     connection.register("unit_order", order)
     connection.execute(_judge(plan))
     _near(plan, connection)
-    structs = ", ".join(_struct(a.name, a.columns) for a in plan.annotators)
+    structs = ", ".join(_struct(a) for a in plan.annotators)
     joins = " ".join(f"left join {identifier(a.name)} using (row_id)" for a in plan.annotators)
     connection.execute(
         f"""copy (
@@ -71,7 +72,17 @@ def check(plan: Plan) -> None:
     connection = connect()
     connection.register("rows", ROWS.empty_table())
     for annotator in plan.annotators:
+        if annotator.config.where is not None:  # it sees rows, and the annotators before it
+            key = f"{where}: annotators.{annotator.name}.where"
+            before = plan.annotators[: plan.annotators.index(annotator)]
+            kind = _try(connection, plan, annotator.config.where, key, before)
+            if kind != "BOOLEAN":
+                raise RecipeError(f"{key}: {annotator.config.where!r} gives {kind}, not a yes or no")
         connection.register(annotator.name, pa.schema([*KEYS, *annotator.columns, *ERRORS]).empty_table())
+    for annotator in plan.annotators if any(a.heavy for a in plan.annotators) else []:
+        connection.unregister(annotator.name)
+        kept = [annotator.columns.field(n) for n in light(annotator)]
+        connection.register(annotator.name, pa.schema([*KEYS, *kept, *ERRORS]).empty_table())
     for name, condition in recipe.select.where.items():
         kind = _try(connection, plan, condition, f"{where}: select.where.{name}")
         if kind != "BOOLEAN":
@@ -88,11 +99,17 @@ def check(plan: Plan) -> None:
             raise RecipeError(f"{where}: output.scores: no column {score!r}; there are {', '.join(there)}")
 
 
-def _try(connection: duckdb.DuckDBPyConnection, plan: Plan, expression: str, key: str) -> str:
+def _try(
+    connection: duckdb.DuckDBPyConnection,
+    plan: Plan,
+    expression: str,
+    key: str,
+    annotators: Sequence[Annotator] | None = None,
+) -> str:
     import duckdb
 
     try:
-        relation = connection.sql(f"select ({expression}\n) as x from {_joined(plan)}")
+        relation = connection.sql(f"select ({expression}\n) as x from {_joined(plan, annotators)}")
         return str(relation.types[0])
     except duckdb.Error as error:
         lines = [line for line in str(error).splitlines() if line.strip()]
@@ -105,6 +122,9 @@ def _hint(plan: Plan, message: str) -> str:
         return f" (annotators of this recipe: {', '.join(a.name for a in plan.annotators)})"
     column = re.search(r'"(\w+)" does not have a column named "(\w+)"', message)
     if column:
+        heavy = {a.name: a.heavy for a in plan.annotators}.get(column[1], frozenset())
+        if column[2] in heavy:
+            return "; it stays in the lake (it is heavy), and selections cannot ask for it"
         tables = {a.name: a.columns.names for a in plan.annotators} | {"rows": ROWS.names}
         there = tables.get(column[1], [])
         near = difflib.get_close_matches(column[2], there, n=1)
@@ -112,8 +132,9 @@ def _hint(plan: Plan, message: str) -> str:
     return ""
 
 
-def _joined(plan: Plan) -> str:
-    return "rows " + " ".join(f"left join {identifier(a.name)} using (row_id)" for a in plan.annotators)
+def _joined(plan: Plan, annotators: Sequence[Annotator] | None = None) -> str:
+    joined = plan.annotators if annotators is None else annotators
+    return "rows " + " ".join(f"left join {identifier(a.name)} using (row_id)" for a in joined)
 
 
 def _judge(plan: Plan) -> str:
@@ -174,6 +195,15 @@ def _near(plan: Plan, connection: duckdb.DuckDBPyConnection) -> None:
     )
 
 
-def _struct(name: str, schema: pa.Schema) -> str:
-    fields = ", ".join(f"{identifier(c)} := {identifier(name)}.{identifier(c)}" for c in schema.names)
-    return f"struct_pack({fields}) as {identifier(name)}"
+def light(annotator: Annotator) -> list[str]:
+    """The columns that selections carry: all but the heavy ones, which stay in the lake."""
+    names = [n for n in annotator.columns.names if n not in annotator.heavy]
+    if not names:
+        raise TypeError(f"annotator {annotator.name} needs a column that is not heavy, to be seen in selections")
+    return names
+
+
+def _struct(annotator: Annotator) -> str:
+    name = identifier(annotator.name)
+    fields = ", ".join(f"{identifier(c)} := {name}.{identifier(c)}" for c in light(annotator))
+    return f"struct_pack({fields}) as {name}"

@@ -1,0 +1,22 @@
+"""Packages that only some annotators need are asked for where they are used."""
+
+import importlib
+from typing import Any
+
+from x2i.base.errors import X2IError
+
+
+def need(module: str, package: str, annotator: str) -> Any:
+    """Import `module`, which the distribution `package` holds.
+
+    Raises:
+        X2IError: it is not installed; names the annotator that wants it, and the remedy.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] != module.split(".")[0]:
+            raise  # something that the package itself lacks
+        raise X2IError(
+            f"annotator {annotator}: needs the package {package}: pip install 'x2i[annotators]' (or {package})"
+        ) from None

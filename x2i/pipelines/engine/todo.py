@@ -1,0 +1,173 @@
+"""What of the annotation is missing, and in which passes it is made.
+
+A *pass* is a sweep over units in which annotators with equal resources share workers, and each image is
+decoded once. An annotator is in a later pass than those whose values its `where` needs (the driver asks the
+lake which rows those let through), and than those that it reads and that have other resources.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from x2i.base.sql import connect
+from x2i.corpus.lake import ERRORS, KEYS, Column, Lake, create_views, mentioned, passing
+from x2i.pipelines.annotators.base import Annotator
+from x2i.pipelines.engine.annotate import again
+from x2i.pipelines.recipe import Plan
+from x2i.pipelines.sources.base import Unit
+
+#: Rows of a unit that an annotator has not seen: their indices, or None for all of them.
+Rows = frozenset[int] | None
+
+#: CPUs and GPUs that one worker takes.
+Kind = tuple[float, float]
+
+
+@dataclass
+class Todo:
+    """What is missing. `waiting` are annotators of which it cannot be told before others have run."""
+
+    missing: dict[str, dict[str, Rows]] = field(default_factory=dict)  # unit -> annotator -> rows
+    unread: set[str] = field(default_factory=set)  # units whose rows are not in the lake
+    waiting: list[str] = field(default_factory=list)
+    visited: dict[str, list[str]] = field(default_factory=dict)  # annotator -> units of which it is to see no row
+
+    def add(self, unit: str, annotator: str, rows: Rows) -> None:
+        """An annotator has not seen these rows of a unit."""
+        self.missing.setdefault(unit, {})[annotator] = rows
+
+    @property
+    def done(self) -> bool:
+        """Whether nothing is missing."""
+        return not self.missing and not self.unread and not self.waiting
+
+
+def unreadable(plan: Plan, lake: Lake, units: Sequence[Unit]) -> set[str]:
+    """Units with rows that could not be read last time: they are annotated again."""
+    sources = {s.name: s.fingerprint for s in plan.sources}
+    return {u.id for u in units if again(lake.file(Column("rows", sources[u.source]), u.id)).exists()}
+
+
+def find_todo(plan: Plan, lake: Lake, units: Sequence[Unit], repeat: dict[str, set[str]] | None = None) -> Todo:
+    """Compare what the recipe wants with what lies in the lake.
+
+    Args:
+        repeat: units that an annotator (or `rows`) is to see again, by its name, though they are in the lake.
+
+    Raises:
+        X2IError: an annotator's weights cannot be had, so that its fingerprint is not known.
+    """
+    repeat = repeat or {}
+    todo = Todo()
+    sources = {s.name: s.fingerprint for s in plan.sources}
+    for fingerprint in set(sources.values()):
+        done = lake.done(Column("rows", fingerprint)) - repeat.get("rows", set())
+        todo.unread |= {u.id for u in units if sources[u.source] == fingerprint and u.id not in done}
+    unfinished: set[str] = set()
+    for annotator in plan.annotators:
+        column = plan.column(annotator)
+        needed = [a.name for a in annotator.upstream] + mentioned(column.where or "", [a.name for a in plan.annotators])
+        if column.where is not None and (todo.unread or unfinished & set(needed)):
+            todo.waiting.append(annotator.name)
+            unfinished.add(annotator.name)
+            continue
+        done = lake.done(column)
+        files = {u.id: lake.file(column, u.id, sources[u.source]).stem in done for u in units}
+        if column.where is None:
+            rows: dict[str, Rows] = {u: None for u, there in files.items() if not there}
+        else:
+            rows = _unseen(plan, lake, units, annotator, {u for u, there in files.items() if there}, repeat)
+            todo.visited[annotator.name] = [u for u, there in files.items() if not there and u not in rows]
+        for unit in repeat.get(annotator.name, set()) & files.keys():
+            if column.where is None:
+                rows[unit] = None
+        for unit, indices in rows.items():
+            todo.add(unit, annotator.name, indices)
+        if rows:
+            unfinished.add(annotator.name)
+    return todo
+
+
+def _unseen(
+    plan: Plan,
+    lake: Lake,
+    units: Sequence[Unit],
+    annotator: Annotator,
+    there: set[str],
+    repeat: dict[str, set[str]],
+) -> dict[str, Rows]:
+    """The rows that an annotator's `where` lets through and that are not in its files, by unit."""
+    before = plan.annotators[: plan.annotators.index(annotator)]
+    columns = [plan.column(a) for a in before]
+    column = plan.column(annotator)
+    assert column.where is not None
+    sources = {s.name: s.fingerprint for s in plan.sources}
+    with connect() as connection:
+        create_views(connection, lake, by_source(plan, units), columns)
+        files = [str(lake.file(column, u.id, sources[u.source])) for u in units if u.id in there]
+        if files:
+            connection.read_parquet(files).project("row_id").create_view("seen")
+        else:
+            connection.register("seen", pa.table({"row_id": pa.array([], pa.string())}))
+        connection.register(
+            "repeat", pa.table({"unit": pa.array(sorted(repeat.get(annotator.name, set())), pa.string())})
+        )
+        query = passing(column.where, [c.name for c in columns], 'rows.row_id, rows.unit, rows."index"')
+        found = connection.sql(
+            f"""select unit, list("index") from ({query}) p
+            where unit in (select unit from repeat) or row_id not in (select row_id from seen) group by unit"""
+        ).fetchall()
+    return {unit: frozenset(indices) for unit, indices in found}
+
+
+def write_empty(plan: Plan, lake: Lake, units: Iterable[Unit], todo: Todo) -> None:
+    """Write files without rows where an annotator is to see none of a unit, so that its view has all units."""
+    from x2i.base.files import atomic
+
+    sources = {s.name: s.fingerprint for s in plan.sources}
+    by_id = {u.id: u for u in units}
+    for annotator in plan.annotators:
+        for unit in todo.visited.get(annotator.name, ()):
+            path = lake.file(plan.column(annotator), unit, sources[by_id[unit].source])
+            with atomic(path) as temporary:
+                pq.write_table(pa.schema([*KEYS, *annotator.columns, *ERRORS]).empty_table(), temporary)
+
+
+def by_source(plan: Plan, units: Iterable[Unit]) -> dict[str, list[str]]:
+    """Unit ids by the fingerprint of their source, in the order of the plan."""
+    ids: dict[str, list[str]] = {s.fingerprint: [] for s in plan.sources}
+    names = {s.name: s.fingerprint for s in plan.sources}
+    for unit in units:
+        ids[names[unit.source]].append(unit.id)
+    return ids
+
+
+@dataclass(frozen=True)
+class Pass:
+    """Annotators that share workers of one kind, each after those that it reads."""
+
+    kind: Kind
+    annotators: tuple[str, ...]
+
+
+def passes(plan: Plan, kind: Callable[[Annotator], Kind]) -> list[Pass]:
+    """The sweeps over units that a recipe's annotators need, in their order."""
+    stage: dict[str, int] = {}
+    names = [a.name for a in plan.annotators]
+    by_name = {a.name: a for a in plan.annotators}
+    for annotator in plan.annotators:
+        where = mentioned(plan.where_of(annotator) or "", names)
+        shared = [0 if kind(a) == kind(annotator) else 1 for a in annotator.upstream]
+        stage[annotator.name] = max(
+            [
+                0 if plan.where_of(annotator) is None else 1,
+                *(stage[n] + 1 for n in where),
+                *(stage[a.name] + later for a, later in zip(annotator.upstream, shared, strict=True)),
+            ]
+        )
+    keys = sorted({(stage[n], kind(by_name[n])) for n in names}, key=lambda k: (k[0], k[1][1], k[1][0]))
+    return [Pass(k, tuple(n for n in names if (stage[n], kind(by_name[n])) == (s, k))) for s, k in keys]
