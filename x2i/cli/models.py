@@ -1,4 +1,4 @@
-"""`x2i models`: the weights that annotators need."""
+"""`x2i models`: the weights that annotators need: which, where they are, whether they load."""
 
 from __future__ import annotations
 
@@ -8,9 +8,14 @@ from typing import Annotated, Any
 import typer
 
 from x2i.cli.configs import config
-from x2i.cli.console import console, print_json, table
+from x2i.cli.console import bars, console, print_json, table
 
 app = typer.Typer(help="Weights of the models that annotate.", no_args_is_help=True)
+
+Recipes = Annotated[
+    list[Path] | None, typer.Argument(help="Recipes; default: every annotator, as it is without parameters.")
+]
+AsJSON = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 
 
 @app.callback()
@@ -18,39 +23,121 @@ def _group() -> None:
     """Weights of the models that annotate."""
 
 
+@app.command("list")
+def list_(recipes: Recipes = None, as_json: AsJSON = False) -> None:
+    """List annotators and their weights: how large, under which licence, where they lie. Fetches nothing.
+
+    Example: x2i models list configs/corpora/quickstart.yaml
+    """
+    from x2i.cli.model_rows import megabytes, rows, wanted
+
+    found = rows(wanted(recipes))
+    if as_json:
+        print_json(found)
+        return
+    shown = table("Weights", "annotator", "weights", "MB", "licence", "where")
+    for row in found:
+        if row["weights"]:
+            where = row["path"] or "not here"
+            shown.add_row(row["annotator"], row["weights"], megabytes(row["bytes"]), row["licence"] or "?", where)
+        else:
+            lacks = [f"{key}: {row[key]}" for key in ("needs", "broken") if row[key]]
+            shown.add_row(row["annotator"], *(lacks or ["none"]), "", "", "")
+    console.print(shown)
+    absent = {r["weights"]: r["bytes"] for r in found if r["weights"] and not r["path"]}
+    if absent:
+        _note(
+            f"{len(absent)} not here ({sum(filter(None, absent.values())) / 1e6:,.0f} MB, where the size is known): "
+            "`x2i models fetch RECIPE` fetches what a recipe needs"
+        )
+
+
+def _note(text: str) -> None:
+    console.print(f"· {text}", markup=False, highlight=False, soft_wrap=True)
+
+
 @app.command()
-def fetch(
+def check(
+    recipes: Recipes = None,
+    fetch: Annotated[bool, typer.Option(help="Fetch what is not here, or check only what is.")] = True,
+    timeout: Annotated[float, typer.Option(min=1, help="Seconds that one annotator may take.")] = 600,
+    as_json: AsJSON = False,
+) -> None:
+    """Load each annotator once and run it on a photograph; fetch what it needs if that can be had.
+
+    Exit code 1 if weights that are here do not load, do not run, or have another hash. What is not here is
+    told with what helps, and is no failure.
+
+    Example: x2i models check configs/corpora/quickstart.yaml
+    """
+    from x2i.cli.model_check import check as check_one
+    from x2i.cli.model_rows import wanted
+
+    annotators = wanted(recipes)
+    results = []
+    with bars(quiet=as_json) as progress:
+        progress.start("check", len(annotators), "annotators")
+        for one in annotators:
+            results.append(check_one(one, timeout, fetch))
+            progress.advance()
+    if as_json:
+        print_json(results)
+    else:
+        _show_checks(results)
+    if any(r["status"] == "failed" for r in results):
+        raise typer.Exit(1)
+
+
+def _show_checks(results: list[dict[str, Any]]) -> None:
+    shown = table("Checked", "annotator", "status", "set up, s", "call, s", "peak MB")
+    colour = {"works": "green", "loads": "green", "missing": "yellow", "failed": "bold red"}
+    for r in results:
+        seconds = r["seconds"] or {}
+        figures = [seconds.get("setup"), seconds.get("call"), r["peak_mb"]]
+        status = f"[{colour[r['status']]}]{r['status']}[/]"
+        shown.add_row(r["annotator"], status, *("" if f is None else f"{f:,}" for f in figures))
+    console.print(shown)
+    for status in ("missing", "failed"):
+        for r in (r for r in results if r["status"] == status):
+            _note(f"{r['annotator']}, {status}: {r['reason']}")
+    for remedy in dict.fromkeys(r["remedy"] for r in results if r["remedy"]):
+        _note(f"What helps: {remedy}")
+
+
+@app.command("fetch")
+def fetch_(
     recipes: Annotated[list[Path] | None, typer.Argument(help="Recipes; default: the quickstart's.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")] = False,
+    as_json: AsJSON = False,
 ) -> None:
     """Fetch the weights that recipes need, check their hashes, and keep them in the cache.
 
-    Run it ahead of time where builds run without a network. X2I_CACHE names another cache folder.
+    Run it ahead of time where builds run without a network. X2I_CACHE names another cache folder, HF_HOME
+    another one for what comes from the model hub.
 
     Example: x2i models fetch configs/corpora/quickstart.yaml
     """
-    from x2i.base.weights import digest_of
-    from x2i.pipelines.recipe import load
+    from x2i.base.errors import X2IError
+    from x2i.cli.model_rows import apart, described, megabytes, wanted
 
     rows: list[dict[str, Any]] = []
-    for path in recipes or [config("corpora/quickstart.yaml")]:
-        for annotator in load(path).annotators:
-            for weights in annotator.weights():
-                where = weights.fetch()
-                size = sum(f.stat().st_size for f in ([where] if where.is_file() else where.rglob("*")) if f.is_file())
-                rows.append(
-                    {
-                        "annotator": annotator.name,
-                        "weights": weights.spec,
-                        "sha256": digest_of(where),
-                        "bytes": size,
-                        "path": str(where),
-                    }
-                )
+    failures: list[str] = []
+    remedies: list[str] = []
+    for one in wanted(recipes or [config("corpora/quickstart.yaml")]):
+        for weights in one.weights:
+            try:
+                weights.fetch()
+                rows.append({"annotator": one.name, "sha256": weights.digest()} | described(weights))
+            except X2IError as error:
+                reason, remedy = apart(error, weights)
+                failures.append(f"- {one.name}: {reason}")
+                remedies += [f"What helps: {remedy}"] if remedy else []
     if as_json:
         print_json(rows)
-        return
-    shown = table("Weights", "annotator", "weights", "MB", "SHA-256", "path")
-    for row in rows:
-        shown.add_row(row["annotator"], row["weights"], f"{row['bytes'] / 1e6:.1f}", row["sha256"][:16], row["path"])
-    console.print(shown)
+    else:
+        shown = table("Weights", "annotator", "weights", "MB", "SHA-256", "path")
+        for r in rows:
+            shown.add_row(r["annotator"], r["weights"], megabytes(r["bytes"]), r["sha256"][:16], r["path"])
+        console.print(shown)
+    if failures:
+        first = f"{len(failures)} of {len(rows) + len(failures)} weights cannot be had, or are not what they should be:"
+        raise X2IError("\n".join([first, *failures, *dict.fromkeys(remedies)]))
