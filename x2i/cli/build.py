@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -20,7 +20,8 @@ def build(
     workers: Annotated[int | None, typer.Option(min=1, help="Worker processes; default: one per CPU.")] = None,
     address: Annotated[str | None, typer.Option(help="A Ray cluster: ray://host:10001, or `auto`.")] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show what is cached and what would run; run nothing.")
+        bool,
+        typer.Option("--dry-run", help="As `x2i plan`: what is cached, what would run and cost; nothing is written."),
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")] = False,
 ) -> None:
@@ -34,7 +35,9 @@ def build(
 
     plan = recipes.load(recipe, out=out)
     if dry_run:
-        _dry_run(plan, as_json)
+        from x2i.cli.plan import SAMPLE, show_plan
+
+        show_plan(plan, SAMPLE, workers, as_json)
         return
     with bars(quiet=as_json) as progress:
         result = run(plan, workers, address, progress)
@@ -76,32 +79,10 @@ def show(result: Result) -> None:
             done.add_row(f"{name}, rows annotated", f"{count:,}")
         if not result.computed:
             done.add_row("annotated", "nothing: all of it was there already")
-        done.add_row("images decoded to annotate", f"{result.decoded:,}")
+        done.add_row("images decoded to annotate", f"{result.decoded:,}, in passes over the images: {result.passes}")
         done.add_row("groups assembled", f"{result.groups_built:,}")
     done.add_row("seconds", ", ".join(f"{k} {v:.1f}" for k, v in result.seconds.items()))
     done.add_row("samples", f"{result.samples:,} in {result.shards:,} shards")
     done.add_row("digest", result.digest)
     done.add_row("corpus", result.corpus)
     console.print(done)
-
-
-def _dry_run(plan: Plan, as_json: bool) -> None:
-    from x2i.corpus.lake import Lake
-    from x2i.pipelines.engine.build import find_todo, plan_units
-    from x2i.pipelines.engine.progress import Quiet
-
-    lake = Lake(plan.recipe.lake)
-    units = plan_units(plan, lake, Quiet())
-    todo = find_todo(plan, lake, units)
-    counts: dict[str, Any] = {"units": len(units), "to_read": len(todo.unread), "annotators": {}}
-    for annotator in plan.annotators:
-        missing = sum(annotator.name in names for names in todo.missing.values())
-        counts["annotators"][annotator.name] = {"cached": len(units) - missing, "to_run": missing}
-    if as_json:
-        print_json(counts)
-        return
-    shown = table(f"What `x2i build {plan.where}` would do", "annotator", "units in the lake", "units to run")
-    for name, count in counts["annotators"].items():
-        shown.add_row(name, f"{count['cached']:,}", f"{count['to_run']:,}")
-    console.print(shown)
-    console.print(f"· the plan of the {len(units):,} units lies in {lake.path / 'plans'}")

@@ -1,14 +1,5 @@
-"""Where the ready-made recipes and runs lie: beside the package in a checkout, inside it when installed."""
+"""The shipped configurations, for commands."""
 
-from pathlib import Path
+from x2i.base.configs import config
 
-import x2i
-
-
-def config(name: str) -> Path:
-    """Path of a shipped configuration, e.g. `corpora/quickstart.yaml`."""
-    package = Path(x2i.__file__).parent
-    for folder in (Path("configs"), package.parent / "configs", package / "configs"):
-        if (folder / name).is_file():
-            return folder / name
-    raise FileNotFoundError(f"the configuration {name} is not part of this installation")
+__all__ = ["config"]

@@ -15,6 +15,7 @@ from x2i.cli.build import build
 from x2i.cli.console import console, set_up_logging
 from x2i.cli.demo import demo
 from x2i.cli.models import app as models
+from x2i.cli.plan import plan
 from x2i.cli.sample import sample
 from x2i.cli.trace import trace
 from x2i.cli.train import train
@@ -40,7 +41,7 @@ def options(
     set_up_logging(verbose)
 
 
-for command in (build, audit, verify, trace, train, sample, demo):
+for command in (plan, build, audit, verify, trace, train, sample, demo):
     app.command()(command)
 app.add_typer(models, name="models")
 

@@ -26,7 +26,7 @@ from x2i.pipelines.engine.sweep import annotate
 from x2i.pipelines.engine.todo import by_source
 from x2i.pipelines.recipe import Plan
 from x2i.pipelines.select.query import select
-from x2i.pipelines.sources.base import Unit
+from x2i.pipelines.sources.base import Source, Unit
 
 log = logging.getLogger(__name__)
 
@@ -108,20 +108,25 @@ def build(
     )
 
 
-def plan_units(plan: Plan, lake: Lake, progress: Progress) -> list[Unit]:
-    """List the units of all sources, and write each source's plan to the lake, a line per unit."""
+def plan_units(plan: Plan, lake: Lake | None, progress: Progress) -> list[Unit]:
+    """List the units of all sources, and write each source's plan to the lake (if one is given), a line per unit."""
     units: list[Unit] = []
     progress.start("plan", len(plan.sources), "sources")
     for source in plan.sources:
         found = list(source.plan())
         units += found
-        lines = [canonical_json({"unit": u.id, "source": u.source, "rows": u.rows, "spec": u.spec}) for u in found]
-        text = "".join(line + "\n" for line in lines).encode("utf-8", "backslashreplace").decode()
-        write_text(lake.path / "plans" / f"{source.name}-{source.fingerprint[:16]}.jsonl", text)
+        if lake is not None:
+            _write_plan(source, found, lake)
         for kind, count in sorted(source.ignored().items()):
             progress.note(f"{source.name}: {count} files of kind {kind or '(none)'} are no images, and were left alone")
         progress.advance()
     return units
+
+
+def _write_plan(source: Source, found: list[Unit], lake: Lake) -> None:
+    lines = [canonical_json({"unit": u.id, "source": u.source, "rows": u.rows, "spec": u.spec}) for u in found]
+    text = "".join(line + "\n" for line in lines).encode("utf-8", "backslashreplace").decode()
+    write_text(lake.path / "plans" / f"{source.name}-{source.fingerprint[:16]}.jsonl", text)
 
 
 def fetch_weights(plan: Plan) -> None:

@@ -25,6 +25,10 @@ class Inline:
         self._worker = Worker.of(plan)
         self._gpus = gpus
 
+    def set_up(self, annotator: Annotator) -> None:
+        """Load an annotator's models. Raises X2IError if they cannot be had."""
+        self._worker.set_up(annotator.name)
+
     def kind(self, annotator: Annotator) -> Kind:
         """What it asks for, without a GPU if there is none."""
         cpus, gpus = demand(annotator)

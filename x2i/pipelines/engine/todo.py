@@ -87,7 +87,7 @@ def find_todo(plan: Plan, lake: Lake, units: Sequence[Unit], repeat: dict[str, s
                 rows[unit] = None
         for unit, indices in rows.items():
             todo.add(unit, annotator.name, indices)
-        if rows:
+        if rows or todo.visited.get(annotator.name):
             unfinished.add(annotator.name)
     return todo
 
@@ -101,10 +101,9 @@ def _unseen(
     repeat: dict[str, set[str]],
 ) -> dict[str, Rows]:
     """The rows that an annotator's `where` lets through and that are not in its files, by unit."""
-    before = plan.annotators[: plan.annotators.index(annotator)]
-    columns = [plan.column(a) for a in before]
     column = plan.column(annotator)
     assert column.where is not None
+    columns = [plan.column(a) for a in _named(plan, column.where)]
     sources = {s.name: s.fingerprint for s in plan.sources}
     with connect() as connection:
         create_views(connection, lake, by_source(plan, units), columns)
@@ -122,6 +121,19 @@ def _unseen(
             where unit in (select unit from repeat) or row_id not in (select row_id from seen) group by unit"""
         ).fetchall()
     return {unit: frozenset(indices) for unit, indices in found}
+
+
+def _named(plan: Plan, where: str) -> list[Annotator]:
+    """The annotators that a condition names, and those that their conditions name, each after those."""
+    names = [a.name for a in plan.annotators]
+    found: set[str] = set()
+    waiting = mentioned(where, names)
+    while waiting:
+        name = waiting.pop()
+        if name not in found:
+            found.add(name)
+            waiting += mentioned(plan.where_of(plan.annotators[names.index(name)]) or "", names)
+    return [a for a in plan.annotators if a.name in found]
 
 
 def write_empty(plan: Plan, lake: Lake, units: Iterable[Unit], todo: Todo) -> None:

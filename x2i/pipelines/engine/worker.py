@@ -64,7 +64,7 @@ class Worker:
         place: Place = Place(),
     ) -> Tally:
         """Run the named annotators over one unit, or over some rows of it; see `annotate_unit`."""
-        wants = [Want(self._set_up(n), self._column(n), only) for n, only in wanted.items()]
+        wants = [Want(self.set_up(n), self._column(n), only) for n, only in wanted.items()]
         journal = Journal(journal_path(self._lake, unit)) if careful else None
         read = {r.partition(".")[0] for w in wants for r in w.annotator.reads} - {"rows"}
         return annotate_unit(
@@ -80,7 +80,8 @@ class Worker:
             place.overlap,
         )
 
-    def _set_up(self, name: str) -> Annotator:
+    def set_up(self, name: str) -> Annotator:
+        """The annotator of this name, its models loaded."""
         annotator = self._annotators[name]
         if name not in self._ready:
             annotator.setup()

@@ -78,11 +78,10 @@ def check(plan: Plan) -> None:
             kind = _try(connection, plan, annotator.config.where, key, before)
             if kind != "BOOLEAN":
                 raise RecipeError(f"{key}: {annotator.config.where!r} gives {kind}, not a yes or no")
-        connection.register(annotator.name, pa.schema([*KEYS, *annotator.columns, *ERRORS]).empty_table())
+        connection.register(annotator.name, _empty(annotator.columns))
     for annotator in plan.annotators if any(a.heavy for a in plan.annotators) else []:
         connection.unregister(annotator.name)
-        kept = [annotator.columns.field(n) for n in light(annotator)]
-        connection.register(annotator.name, pa.schema([*KEYS, *kept, *ERRORS]).empty_table())
+        connection.register(annotator.name, _empty(pa.schema([annotator.columns.field(n) for n in light(annotator)])))
     for name, condition in recipe.select.where.items():
         kind = _try(connection, plan, condition, f"{where}: select.where.{name}")
         if kind != "BOOLEAN":
@@ -97,6 +96,19 @@ def check(plan: Plan) -> None:
         if name not in known or column not in known[name].columns.names:
             there = sorted(f"{a.name}.{c}" for a in plan.annotators for c in a.columns.names)
             raise RecipeError(f"{where}: output.scores: no column {score!r}; there are {', '.join(there)}")
+
+
+def _empty(columns: pa.Schema) -> pa.Table:
+    """A table of these columns without rows, as DuckDB would read it from the lake: half floats as floats."""
+
+    def as_read(kind: pa.DataType) -> pa.DataType:
+        if pa.types.is_float16(kind):
+            return pa.float32()
+        if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+            return pa.list_(as_read(kind.value_type))
+        return pa.list_(as_read(kind.value_type), kind.list_size) if pa.types.is_fixed_size_list(kind) else kind
+
+    return pa.schema([*KEYS, *((f.name, as_read(f.type)) for f in columns), *ERRORS]).empty_table()
 
 
 def _try(
