@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from x2i.base.errors import X2IError
+from x2i.base.files import atomic
 from x2i.base.weights import Weights, cache_folder
 from x2i.pipelines.annotators.base import Batch
 
@@ -18,7 +19,8 @@ from x2i.pipelines.annotators.base import Batch
 class Published(Weights):
     """Weights that lie in a repository on GitHub only: `github:OWNER/REPOSITORY:FILE`.
 
-    That is no model hub, so nothing is fetched: the file is taken from the cache folder, where somebody put it.
+    They are kept in the cache folder. Files that are attached to a release, not part of the repository, must be
+    put there by hand.
     """
 
     def local(self) -> Path | None:
@@ -26,16 +28,31 @@ class Published(Weights):
         path = self.place()
         return path if path.is_file() else None
 
-    def fetch(self) -> Path:
-        """As `Weights.fetch`, but raises X2IError, with how to get the file, where it is not in the cache."""
-        if self.local() is None:
-            repository, file = self._where()
+    @property
+    def remedy(self) -> str:
+        """How to get the file."""
+        repository, file = self._where()
+        return (
+            f"{self.spec}: get the file {file} of the GitHub repository {repository}, and name it "
+            f"(`weights: /path/to/{Path(file).name}`), or put it at {self.place()}"
+        )
+
+    def _fetched(self) -> Path:
+        import urllib.error
+        import urllib.parse
+        import urllib.request
+
+        repository, file = self._where()
+        url = f"https://raw.githubusercontent.com/{repository}/HEAD/{urllib.parse.quote(file)}"
+        try:
+            with urllib.request.urlopen(url, timeout=20) as answer, atomic(self.place()) as temporary:
+                temporary.write_bytes(answer.read())
+        except (OSError, urllib.error.URLError) as error:
             raise X2IError(
-                f"weights {self.spec}: not here. They are the file {file} of the GitHub repository {repository} "
-                f"(licence {self.licence or 'unknown'}), which is no model hub. Get the file and name it "
-                f"(`weights: /path/to/{Path(file).name}`), or put it at {self.place()}"
-            )
-        return super().fetch()
+                f"weights {self.spec} (licence {self.licence or 'unknown'}): not here, and not to be had from GitHub "
+                f"({error}). {self.remedy}"
+            ) from None
+        return self.place()
 
     def place(self) -> Path:
         """Where the file is looked for."""

@@ -17,6 +17,7 @@ from pathlib import Path
 from x2i.base.errors import X2IError
 from x2i.base.files import exclusive, remove_leftovers, write_text
 from x2i.base.seeds import canonical_json
+from x2i.base.weights import missing
 from x2i.corpus.lake import Lake, mentioned
 from x2i.pipelines.engine import publish
 from x2i.pipelines.engine.pool import Job
@@ -135,34 +136,41 @@ def fetch_weights(plan: Plan) -> None:
     Raises:
         X2IError: some cannot be had; names each annotator, its weights, what is known of them, and the remedy.
     """
-    failures: dict[str, str] = {}
+    gone: list[tuple[str, str]] = []
+    remedies: list[str] = []
     for annotator in plan.annotators:
-        for weights in annotator.weights():
+        try:
+            lacking = missing((annotator.name, w) for w in annotator.weights())
+        except X2IError as error:
+            gone.append((annotator.name, str(error)))
+            continue
+        for one in lacking:
             try:
-                weights.fetch()
+                one.weights.fetch()
             except X2IError as error:
-                failures[annotator.name] = str(error)
-    if failures:
-        raise X2IError(missing_weights(plan, failures))
+                gone.append((annotator.name, f"{str(one).partition(': ')[2]}"))
+                remedies.append(one.weights.remedy)
+                log.info("%s", error)
+    if gone:
+        raise X2IError(_without_weights(plan, gone, remedies))
 
 
-def missing_weights(plan: Plan, failures: dict[str, str]) -> str:
-    """What to say where weights cannot be had: which, why, and what would run without them."""
-    without = set(failures)
+def _without_weights(plan: Plan, gone: list[tuple[str, str]], remedies: list[str]) -> str:
+    names = {name for name, _ in gone}
+    without = set(names)
     for annotator in plan.annotators:  # each comes after those that it needs
         needed = {a.name for a in annotator.upstream} | set(mentioned(annotator.config.where or "", without))
         if needed & without:
             without.add(annotator.name)
-    lines = [f"{plan.where}: weights of {len(failures)} annotators cannot be had, and nothing was started:"]
-    lines += [f"  {name}: {said}" for name, said in failures.items()]
-    others = sorted(without - failures.keys())
-    if others:
-        lines.append(f"  These read them, or wait for them: {', '.join(others)}.")
-    rest = [a.name for a in plan.annotators if a.name not in without]
-    lines.append(
-        f"Without them these would run: {', '.join(rest)}. Remove the others from the recipe, or get the weights."
+    lines = [f"{plan.where}: weights of {len(names)} annotators cannot be had, so nothing was started:"]
+    lines += [f"  {name}: {said}" for name, said in gone]
+    if without - names:
+        lines.append(f"  {', '.join(sorted(without - names))}: wait for these")
+    lines += [f"- {remedy}" for remedy in dict.fromkeys(remedies)]
+    rest = ", ".join(a.name for a in plan.annotators if a.name not in without)
+    return "\n".join(
+        [*lines, f"Without them these would run: {rest}. Get the weights, or take the others out of the recipe."]
     )
-    return "\n".join(lines)
 
 
 def record(plan: Plan, lake: Lake, units: list[Unit]) -> None:
