@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,7 +86,7 @@ def write_photos(folder: Path) -> None:
 
 def build(root: Path, recipe: str = RECIPE) -> Built:
     """Write the photographs and the recipe, and take the steps of `x2i.pipelines.engine.build` in this process."""
-    from x2i.corpus.lake import Column, Lake
+    from x2i.corpus.lake import Lake
     from x2i.pipelines import recipe as recipes
     from x2i.pipelines.engine import publish
     from x2i.pipelines.engine.assemble import assemble_group

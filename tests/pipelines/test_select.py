@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from tests.pipelines.builds import recipe
+from tests.pipelines.builds import crops, recipe
 from x2i.base.errors import RecipeError
 from x2i.corpus.lake import Lake
 from x2i.pipelines import recipe as recipes
@@ -139,3 +139,21 @@ def test_conditions_cannot_smuggle_comments_or_quotes(root: Path, tmp_path: Path
     found = verdicts(root, tmp_path, where={"it's": "image.format = 'PNG' -- only these"}, dedup={"exact": False})
     assert {v["image"]["format"] for v in found.values() if v["kept"]} == {"PNG"}
     assert reasons(found)["it's"] > 0
+
+
+def test_near_duplicate_captions_fall_to_the_better_row(tmp_path: Path) -> None:
+    crops(tmp_path / "photos", 6)
+    for i, said in enumerate(["A brown dog runs over the wet grass of a park", "A brown dog runs over the wet grass of a park.", "Two men fish", "", "Two boats", "A cat"]):
+        (tmp_path / "photos" / f"{i:04d}.txt").write_text(said)
+    rules = {"dedup": {"text": {"similarity": 0.8}, "best": ["texts.chars"]}, "require_text": False}
+    plan = recipes.load(recipe(tmp_path, annotators={"texts": {}}, select=rules))
+    lake = Lake(plan.recipe.lake)
+    units = plan_units(plan, lake, Quiet())
+    annotate(plan, lake, units, Inline(plan), Quiet())
+    select(plan, lake, by_source(plan, units), tmp_path / "v.parquet")
+    found = {row["location"]: row for row in pq.read_table(tmp_path / "v.parquet").to_pylist()}
+    assert [n for n, r in found.items() if not r["kept"]] == ["0000.jpg"]
+    fell = found["0000.jpg"]
+    assert (fell["stage"], fell["reason"], fell["survivor"]) == ("duplicate", "duplicate_text", found["0001.jpg"]["row_id"])
+    with pytest.raises(RecipeError, match=r"select.dedup.text: needs the annotator `texts`"):
+        recipes.load(recipe(tmp_path, annotators={}, select={"dedup": {"text": {}}}))

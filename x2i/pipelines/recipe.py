@@ -12,7 +12,7 @@ from pydantic import Field, field_validator
 from x2i.base.config import Config, load_config, parse_config
 from x2i.base.errors import RecipeError
 from x2i.base.seeds import digest
-from x2i.corpus.lake import Column, mentioned
+from x2i.corpus.lake import ROWS, Column, mentioned
 from x2i.pipelines import annotators as annotator_files
 from x2i.pipelines import registry
 from x2i.pipelines import sources as source_files
@@ -20,6 +20,10 @@ from x2i.pipelines import tasks as task_files
 from x2i.pipelines.annotators.base import Annotator, Decoding
 from x2i.pipelines.sources.base import Source
 from x2i.pipelines.tasks.base import Task
+
+
+#: Names in a selection that are not an annotator's.
+TAKEN = ("rows", *ROWS.names, "kept", "stage", "reason", "detail", "survivor", "distance", "scores")
 
 
 class Perceptual(Config):
@@ -30,11 +34,23 @@ class Perceptual(Config):
     )
 
 
+class Textual(Config):
+    """Near-duplicate removal on captions; needs the annotator `texts`."""
+
+    similarity: float = Field(
+        0.8, gt=0.5, le=1, description="captions whose MinHash signatures agree in this share or more are the same"
+    )
+    annotator: str = Field("texts", description="the recipe's name of the `texts` annotator whose `minhash` is compared")
+
+
 class Dedup(Config):
     """Which rows are the same picture, and which of them stays."""
 
     exact: bool = Field(True, description="drop rows whose bytes are those of another row")
     perceptual: Perceptual | None = Field(None, description="drop near duplicates as well, e.g. {bits: 6}")
+    text: Textual | None = Field(
+        None, description="drop rows whose captions are near duplicates, too, e.g. {similarity: 0.8}"
+    )
     best: list[str] = Field(
         ["image.width * image.height"],
         description="SQL expressions, most important first: the row with the highest stays; ties go to the lowest id",
@@ -182,8 +198,8 @@ def make(recipe: Recipe, where: str = "recipe", text: str = "") -> Plan:
 def _annotator(name: str, parameters: dict[str, Any] | None, recipe: Recipe, key: str) -> Annotator:
     given = dict(parameters or {})
     kind = registry.find(annotator_files, given.pop("kind", name), Annotator, key)
-    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name) or name.lower() in ("rows", "verdicts", "near", "unit_order"):
-        raise RecipeError(f"{key}: {name!r} cannot be a name in SQL: letters, digits and _ only, and not `rows`")
+    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name) or name.lower() in TAKEN:
+        raise RecipeError(f"{key}: {name!r} cannot be a name in SQL: letters, digits and _ only, and none of {', '.join(TAKEN)}")
     annotator: Annotator = kind(parse_config(kind.Config, given, key), recipe.decode)
     annotator.name = name
     size = recipe.decode.shorter_side

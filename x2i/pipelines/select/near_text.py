@@ -25,7 +25,7 @@ def near_texts(signatures: np.ndarray | pa.Array | pa.ChunkedArray, similarity: 
     Memory beyond the signatures: about 40 bytes for each band that a row shares with another row.
 
     Args:
-        signatures: uint32 [N, P], or an Arrow column of lists of P uint32 (`text.minhash`).
+        signatures: uint32 [N, P], or an Arrow column of lists of P uint32 (`texts.minhash`).
         similarity: of the sets of shingles, estimated by the signatures; above 0.5, at most 1.
     """
     if not 0.5 < similarity <= 1:

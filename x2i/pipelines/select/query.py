@@ -1,7 +1,8 @@
 """Selection as DuckDB queries over the lake: each row kept, or fallen for one stated reason.
 
 The rules act in a fixed order: what the source could not give, what could not be decoded or annotated,
-missing text, the recipe's conditions in their order, exact duplicates, near duplicates. The first
+missing text, the recipe's conditions in their order, exact duplicates, near duplicates by picture, then by
+caption. The first
 rule that a row breaks is its reason. No image is read and no model runs.
 """
 
@@ -18,7 +19,8 @@ import pyarrow as pa
 from x2i.base.errors import RecipeError
 from x2i.base.sql import connect, identifier, literal
 from x2i.corpus.lake import ERRORS, KEYS, ROWS, Lake, create_views
-from x2i.pipelines.select.dedup import near_duplicates
+from x2i.pipelines.select.dedup import NearDuplicates, near_duplicates
+from x2i.pipelines.select.near_text import near_texts
 
 if TYPE_CHECKING:
     import duckdb
@@ -91,6 +93,9 @@ def check(plan: Plan) -> None:
     known = {a.name: a for a in plan.annotators}
     if recipe.select.dedup.perceptual is not None and "phash" not in known:
         raise RecipeError(f"{where}: select.dedup.perceptual: needs the annotator `phash`: add it under `annotators`")
+    text = recipe.select.dedup.text
+    if text is not None and (text.annotator not in known or "minhash" not in known[text.annotator].columns.names):
+        raise RecipeError(f"{where}: select.dedup.text: needs the annotator `texts`: add it under `annotators`")
     for score in recipe.output.scores or ():
         name, _, column = score.partition(".")
         if name not in known or column not in known[name].columns.names:
@@ -182,29 +187,43 @@ def _judge(plan: Plan) -> str:
 
 
 def _near(plan: Plan, connection: duckdb.DuckDBPyConnection) -> None:
-    near = plan.recipe.select.dedup.perceptual
-    if near is None:
-        return
-    table = connection.sql(
-        "select row_id, hash from verdicts join phash using (row_id) where reason is null order by rank"
+    """Near duplicates by picture, then by text among those that stayed."""
+    dedup = plan.recipe.select.dedup
+    if dedup.perceptual is not None:
+        table = _standing(connection, "phash", "hash")
+        found = near_duplicates(table["hash"].to_numpy(), dedup.perceptual.bits)
+        _drop(connection, table["row_id"], found, "duplicate_near", "of 64 bits differ")
+    if dedup.text is not None:
+        table = _standing(connection, dedup.text.annotator, "minhash")
+        found = near_texts(table["minhash"], dedup.text.similarity)
+        _drop(connection, table["row_id"], found, "duplicate_text", "places of the caption's MinHash differ")
+
+
+def _standing(connection: duckdb.DuckDBPyConnection, annotator: str, column: str) -> pa.Table:
+    """The rows that stand so far, best first, with a column of theirs."""
+    return connection.sql(
+        f"""select row_id, {column} from verdicts join {identifier(annotator)} using (row_id)
+        where reason is null order by rank"""
     ).to_arrow_table()
-    found = near_duplicates(table["hash"].to_numpy(), near.bits)
-    ids = table["row_id"]
-    connection.register(
-        "near",
-        pa.table(
-            {
-                "row_id": ids.take(pa.array(found.dropped)),
-                "survivor": ids.take(pa.array(found.survivor)),
-                "distance": pa.array(found.distance, pa.int32()),
-            }
-        ),
+
+
+def _drop(
+    connection: duckdb.DuckDBPyConnection, ids: pa.ChunkedArray, found: NearDuplicates, reason: str, unit: str
+) -> None:
+    fell = pa.table(
+        {
+            "row_id": ids.take(pa.array(found.dropped)),
+            "survivor": ids.take(pa.array(found.survivor)),
+            "distance": pa.array(found.distance, pa.int32()),
+        }
     )
+    connection.register("near", fell)
     connection.execute(
-        """update verdicts set stage = 'duplicate', reason = 'duplicate_near', survivor = near.survivor,
-           distance = near.distance, detail = near.distance || ' of 64 bits differ'
+        f"""update verdicts set stage = 'duplicate', reason = {literal(reason)}, survivor = near.survivor,
+           distance = near.distance, detail = near.distance || {literal(" " + unit)}
            from near where verdicts.row_id = near.row_id"""
     )
+    connection.unregister("near")
 
 
 def light(annotator: Annotator) -> list[str]:

@@ -1,4 +1,4 @@
-"""`text`: what a caption is as a text: language, length, boilerplate, and keys for finding its duplicates.
+"""`texts`: what a caption is as a text: language, length, boilerplate, and keys for finding its duplicates.
 
 Language: py3langid (BSD-3-Clause; Lui and Baldwin 2012, "langid.py: an off-the-shelf language
 identification tool"), whose model comes with the package. MinHash: Broder 1997, "On the resemblance and
@@ -24,7 +24,7 @@ from x2i.pipelines.annotators.base import Annotator, AnnotatorConfig, Item
 _READ = 2000
 
 
-class TextConfig(AnnotatorConfig):
+class TextsConfig(AnnotatorConfig):
     """Which text, and how it is compared."""
 
     text: str = Field("rows.text", description="the column to look at: rows.text, or e.g. caption.long")
@@ -40,7 +40,7 @@ class TextConfig(AnnotatorConfig):
     )
 
 
-class Text(Annotator):
+class Texts(Annotator):
     """Columns only: no image is read.
 
     `key` and `minhash` are of the normalised text (NFKC, case folded, no punctuation), null where nothing is
@@ -48,9 +48,9 @@ class Text(Annotator):
     texts' shingles (see `x2i.pipelines.select.near_text`).
     """
 
-    name = "text"
+    name = "texts"
     needs = "row"
-    Config = TextConfig
+    Config = TextsConfig
     columns = pa.schema(
         {
             "language": pa.string(),  # ISO 639-1; `zxx` no language, `und` undetermined; null without a text
@@ -78,7 +78,7 @@ class Text(Annotator):
         return super().description() | {"py3langid": version, "minhash_seed": SEED}
 
     def setup(self) -> None:
-        langid = need("py3langid.langid", "py3langid", "text")
+        langid = need("py3langid.langid", "py3langid", "texts")
         self._languages: Any = langid.LanguageIdentifier.from_model_file(langid.MODEL_FILE, norm_probs=True)
         if self.config.languages:
             unknown = sorted(set(self.config.languages) - set(self._languages.labels))

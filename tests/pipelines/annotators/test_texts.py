@@ -1,4 +1,4 @@
-"""`text`: language, length, boilerplate, keys and MinHash signatures of captions."""
+"""`texts`: language, length, boilerplate, keys and MinHash signatures of captions."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from x2i.base.errors import X2IError
 from x2i.pipelines.annotators._boilerplate import RULES, alphabetic, boilerplate, words
 from x2i.pipelines.annotators._texts import KEYS, PERMUTATIONS, key, minhash, normalise, shingles
 from x2i.pipelines.annotators.base import Batch
-from x2i.pipelines.annotators.text import Text, TextConfig
+from x2i.pipelines.annotators.texts import Texts, TextsConfig
 
 DOG = "A brown dog runs across a green field to fetch a ball."
 
@@ -92,7 +92,7 @@ def test_words_of_scripts_with_and_without_spaces() -> None:
 
 def test_rows() -> None:
     given = rows([DOG, "Un chien brun court dans un champ vert.", None, "  ", "IMG_0001.JPG", "A BROWN DOG runs!"])
-    table = run(Text(TextConfig()), given).to_pylist()
+    table = run(Texts(TextsConfig()), given).to_pylist()
     assert [r["language"] for r in table] == ["en", "fr", None, None, "und", "und"]
     assert table[0]["language_score"] > 0.8
     assert (table[0]["chars"], table[0]["words"]) == (len(DOG), 12)
@@ -111,24 +111,24 @@ def test_texts_that_read_the_same_have_one_key() -> None:
 
 
 def test_another_column_and_chosen_languages() -> None:
-    annotator = Text(TextConfig(text="caption.long", languages=["de", "fr"]))
+    annotator = Texts(TextsConfig(text="caption.long", languages=["de", "fr"]))
     assert annotator.reads == ("caption.long",)
     given = rows(["left alone"], {"caption.long": ["Ein rotes Auto steht vor dem Haus."]})
     assert run(annotator, given)["language"].to_pylist() == ["de"]
     with pytest.raises(X2IError, match=r"caption\.long is not there"):
         annotator(rows(["no such column"]))
     with pytest.raises(X2IError, match="does not know xx"):
-        Text(TextConfig(languages=["xx"])).setup()
+        Texts(TextsConfig(languages=["xx"])).setup()
 
 
 def test_no_rows() -> None:
-    assert run(Text(TextConfig()), Batch([])).num_rows == 0
+    assert run(Texts(TextsConfig()), Batch([])).num_rows == 0
 
 
 def test_fingerprint_covers_what_changes_a_value() -> None:
-    plain = Text(TextConfig())
-    assert Text(TextConfig(batch_size=7)).fingerprint == plain.fingerprint
-    assert Text(TextConfig(shingle="words")).fingerprint != plain.fingerprint
+    plain = Texts(TextsConfig())
+    assert Texts(TextsConfig(batch_size=7)).fingerprint == plain.fingerprint
+    assert Texts(TextsConfig(shingle="words")).fingerprint != plain.fingerprint
     assert "py3langid" in plain.description()
 
 
