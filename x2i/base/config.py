@@ -1,8 +1,10 @@
 """Strict configuration: pydantic models read from YAML, whose errors name file, key and remedy."""
 
+import copy
 import difflib
 import types
 import typing
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -50,6 +52,43 @@ def _nearby(path: Path) -> str:
 def load_config(model: type[C], path: str | Path) -> C:
     """Read and validate a YAML file into `model`. Raises RecipeError, one line per fault."""
     return parse_config(model, load_yaml(path), str(path))
+
+
+def change(data: Any, assignments: Sequence[str], where: str) -> Any:
+    """`data` with keys set as `a.b.0.c=VALUE` says; VALUE is YAML. Mappings that are not there are made.
+
+    Raises:
+        RecipeError: an assignment cannot be read, or leads through something that has no keys.
+    """
+    data = copy.deepcopy(data)
+    for assignment in assignments:
+        path, mark, value = assignment.partition("=")
+        keys = path.strip().split(".")
+        if not mark or not all(keys):
+            raise RecipeError(f"--set {assignment}: expected KEY=VALUE, e.g. sources.0.path=photos")
+        at = data
+        for i, key in enumerate(keys):
+            last = i == len(keys) - 1
+            place: Any = key
+            if isinstance(at, list):
+                if not key.isdigit() or int(key) >= len(at):
+                    raise RecipeError(f"--set {assignment}: {'.'.join(keys[:i])} of {where} has no entry {key!r}")
+                place = int(key)
+            elif not isinstance(at, dict):
+                raise RecipeError(f"--set {assignment}: {'.'.join(keys[:i])} of {where} has no keys")
+            if last:
+                at[place] = _value(assignment, value)
+            elif isinstance(at, dict) and at.get(place) is None:
+                at[place] = {}
+            at = at[place]
+    return data
+
+
+def _value(assignment: str, text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"--set {assignment}: the value is not YAML ({error})") from None
 
 
 def parse_config(model: type[C], data: Any, where: str) -> C:

@@ -17,6 +17,12 @@ if TYPE_CHECKING:
 def build(
     recipe: Annotated[Path, typer.Argument(help="The recipe, a YAML file.", show_default=False)],
     out: Annotated[str | None, typer.Option(help="Folder of the corpus, instead of the recipe's `out`.")] = None,
+    change: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="Set a key of the recipe, e.g. sources.0.path=photos; repeatable."
+        ),
+    ] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Worker processes; default: one per CPU.")] = None,
     address: Annotated[str | None, typer.Option(help="A Ray cluster: ray://host:10001, or `auto`.")] = None,
     dry_run: Annotated[
@@ -33,7 +39,7 @@ def build(
     """
     from x2i.pipelines import recipe as recipes
 
-    plan = recipes.load(recipe, out=out)
+    plan = recipes.load(recipe, change or (), out=out)
     if dry_run:
         from x2i.cli.plan import SAMPLE, show_plan
 

@@ -19,6 +19,12 @@ SAMPLE = 16
 
 def plan(
     recipe: Annotated[Path, typer.Argument(help="The recipe, a YAML file.", show_default=False)],
+    change: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="Set a key of the recipe, e.g. sources.0.path=photos; repeatable."
+        ),
+    ] = None,
     sample: Annotated[
         int, typer.Option(min=0, help="Rows to take all the way, for the estimate; 0: only say what is cached.")
     ] = SAMPLE,
@@ -34,7 +40,7 @@ def plan(
     """
     from x2i.pipelines import recipe as recipes
 
-    show_plan(recipes.load(recipe), sample, workers, as_json)
+    show_plan(recipes.load(recipe, change or ()), sample, workers, as_json)
 
 
 def show_plan(plan: Plan, sample: int, workers: int | None, as_json: bool) -> None:
@@ -64,28 +70,20 @@ def _json(found: Estimate, workers: int) -> dict[str, Any]:
 
 
 def _show(plan: Plan, found: Estimate, workers: int) -> None:
+    conditions = list(dict.fromkeys(s.where for s in found.steps if s.where))
     steps = table(
-        f"What `x2i build {plan.where}` would do",
-        "annotator",
-        "runs on",
-        "rows cached",
-        "rows to run",
-        "ms a row",
-        "lake",
+        f"What `x2i build {plan.where}` would do", "annotator", "sees", "cached", "to run", "ms a row", "in the lake"
     )
     for step in found.steps:
+        sees = f"rows of \\[{conditions.index(step.where) + 1}]" if step.where else "all rows"
         if step.unavailable:
-            steps.add_row(step.name, step.where or "all rows", "[red]cannot run[/]", "", "", "")
+            steps.add_row(step.name, sees, "", "[red]cannot run[/]", "", "")
         else:
-            steps.add_row(
-                step.name,
-                step.where or "all rows",
-                f"{step.cached or 0:,}",
-                _count(step.to_run),
-                _range(step.seconds_per_row, 1000) if step.seconds_per_row else "",
-                _lake(step),
-            )
+            cost = _spread(step.seconds_per_row, 1000) if step.seconds_per_row else ""
+            steps.add_row(step.name, sees, f"{step.cached or 0:,}", _count(step.to_run), cost, _lake(step))
     console.print(steps)
+    for number, condition in enumerate(conditions, 1):
+        console.print(f"[{number}] {' '.join(condition.split())}", markup=False, highlight=False, soft_wrap=True)
     _unavailable(found)
     rows = "an unknown number of" if found.rows is None else f"{found.rows:,}"
     console.print(f"· {rows} rows in {found.units:,} units, {found.units_to_read:,} of them not read yet")
@@ -104,7 +102,7 @@ def _unavailable(found: Estimate) -> None:
         shown.add_row(step.name, step.unavailable)
     console.print(shown)
     for remedy in dict.fromkeys(s.remedy for s in gone if s.remedy):
-        console.print(f"· {remedy}", markup=False, highlight=False)
+        console.print(f"· {remedy}", markup=False, highlight=False, soft_wrap=True)
     rest = ", ".join(s.name for s in found.steps if not s.unavailable)
     console.print(f"· without them these would run: {rest}", markup=False, highlight=False)
 
@@ -141,6 +139,12 @@ def _range(interval: Interval, factor: float) -> str:
     value, low, high = (v * factor for v in (interval.value, interval.low, interval.high))
     digits = 0 if value >= 100 else 1 if value >= 10 else 2 if value >= 1 else 3
     return f"{value:,.{digits}f} ({low:,.{digits}f} to {high:,.{digits}f})"
+
+
+def _spread(interval: Interval, factor: float) -> str:
+    value, half = interval.value * factor, (interval.high - interval.low) / 2 * factor
+    digits = 0 if value >= 100 else 1 if value >= 10 else 2
+    return f"{value:,.{digits}f} ± {half:,.{digits}f}"
 
 
 def _time(interval: Interval) -> str:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pydantic import Field, field_validator
 
-from x2i.base.config import Config, load_config, parse_config
+from x2i.base.config import Config, change, load_yaml, parse_config
 from x2i.base.errors import RecipeError
 from x2i.base.seeds import digest
 from x2i.corpus.lake import ROWS, Column, mentioned
@@ -20,7 +21,6 @@ from x2i.pipelines import tasks as task_files
 from x2i.pipelines.annotators.base import Annotator, Decoding
 from x2i.pipelines.sources.base import Source
 from x2i.pipelines.tasks.base import Task
-
 
 #: Names in a selection that are not an annotator's.
 TAKEN = ("rows", *ROWS.names, "kept", "stage", "reason", "detail", "survivor", "distance", "scores")
@@ -40,7 +40,9 @@ class Textual(Config):
     similarity: float = Field(
         0.8, gt=0.5, le=1, description="captions whose MinHash signatures agree in this share or more are the same"
     )
-    annotator: str = Field("texts", description="the recipe's name of the `texts` annotator whose `minhash` is compared")
+    annotator: str = Field(
+        "texts", description="the recipe's name of the `texts` annotator whose `minhash` is compared"
+    )
 
 
 class Dedup(Config):
@@ -146,17 +148,24 @@ class Plan:
         return rows or any(self.reads_text(a) for a in annotator.upstream)
 
 
-def load(path: str | Path, **overrides: Any) -> Plan:
-    """Read a recipe and make its parts. `overrides` replace top-level keys that are not None.
+def load(path: str | Path, changes: Sequence[str] = (), **overrides: Any) -> Plan:
+    """Read a recipe and make its parts.
+
+    Args:
+        changes: keys to set, as `sources.0.path=photos`.
+        overrides: replace top-level keys that are not None.
 
     Raises:
         RecipeError: one line per fault: file, key, what is wrong, what would be right.
     """
-    recipe = load_config(Recipe, path)
+    data = load_yaml(path)
+    recipe = parse_config(Recipe, change(data, changes, str(path)) if changes else data, str(path))
     given = {k: v for k, v in overrides.items() if v is not None}
     if given:
         recipe = recipe.model_copy(update=given)
-    plan = make(recipe, str(path), Path(path).read_text(encoding="utf-8"))
+    # the text as it stands, comments and all, unless it no longer says what is built
+    text = "" if changes else Path(path).read_text(encoding="utf-8")
+    plan = make(recipe, str(path), text)
     from x2i.pipelines.select.query import check
 
     check(plan)
@@ -199,7 +208,9 @@ def _annotator(name: str, parameters: dict[str, Any] | None, recipe: Recipe, key
     given = dict(parameters or {})
     kind = registry.find(annotator_files, given.pop("kind", name), Annotator, key)
     if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name) or name.lower() in TAKEN:
-        raise RecipeError(f"{key}: {name!r} cannot be a name in SQL: letters, digits and _ only, and none of {', '.join(TAKEN)}")
+        raise RecipeError(
+            f"{key}: {name!r} cannot be a name in SQL: letters, digits and _ only, and none of {', '.join(TAKEN)}"
+        )
     annotator: Annotator = kind(parse_config(kind.Config, given, key), recipe.decode)
     annotator.name = name
     size = recipe.decode.shorter_side

@@ -31,7 +31,12 @@ from x2i.pipelines.annotators._torch import SPEED, ModelConfig, folder
 from x2i.pipelines.annotators.base import Annotator, Decoding, Item
 
 SPEC = "Qwen/Qwen2.5-VL-7B-Instruct"
-SIZE = 16_600_000_000
+
+#: Bytes (about) and licence of models that recipes name; others are looked up on their card.
+KNOWN: dict[str, tuple[int, str]] = {
+    SPEC: (16_600_000_000, "Apache-2.0"),
+    "OpenGVLab/InternVL3-8B-hf": (15_900_000_000, "see its model card"),
+}
 
 #: Keys that only one backend has.
 _LOCAL = frozenset({"weights", "sha256", "precision", "min_pixels"})
@@ -124,9 +129,8 @@ class Caption(Annotator):
     def weights(self) -> list[Weights]:
         if self.config.backend == "openai":
             return []
-        if self.config.weights == SPEC:
-            return [Weights(SPEC, self.config.sha256, size=SIZE, licence="Apache-2.0")]
-        return [Weights(self.config.weights, self.config.sha256)]
+        size, licence = KNOWN.get(self.config.weights, (None, None))
+        return [Weights(self.config.weights, self.config.sha256, size=size, licence=licence)]
 
     def description(self) -> dict[str, Any]:
         out = super().description()

@@ -34,6 +34,9 @@ from x2i.pipelines.recipe import Dedup, Plan
 from x2i.pipelines.select.query import select
 from x2i.pipelines.sources.base import Row, Source, Unit
 
+#: Calls of an annotator that the sample is cut into, so that their times have a spread.
+CALLS = 8
+
 
 @dataclass(frozen=True)
 class Interval:
@@ -136,7 +139,7 @@ def _steps(plan: Plan) -> tuple[list[Step], list[Annotator]]:
     steps, able = [], []
     lost: set[str] = set()
     for annotator in plan.annotators:
-        step = Step(annotator.name, annotator.config.where, demand(annotator)[1])
+        step = Step(annotator.name, plan.where_of(annotator), demand(annotator)[1])
         try:
             gone = missing((annotator.name, w) for w in annotator.weights())
         except X2IError as error:
@@ -196,6 +199,7 @@ def _sample(
     for annotator in small.annotators:
         try:
             runner.set_up(annotator)
+            annotator.fits = max(1, size // CALLS)
         except X2IError as error:
             step = next(s for s in out.steps if s.name == annotator.name)
             step.unavailable, step.to_run = str(error), None
@@ -226,6 +230,8 @@ def _sample(
             )
             step.to_run = Interval(*(max(0.0, v - cached) for v in (whole.value, whole.low, whole.high)))
     _assembly(out, small, some, lake, folder)
+    for annotator in small.annotators:
+        annotator.fits = None
 
 
 def _without(plan: Plan, lost: set[str], out: Estimate) -> Plan:

@@ -110,8 +110,8 @@ def _next(plan: Plan, units: Sequence[Unit], todo: Todo, planned: list[Pass], ru
             read = first and unit.id in todo.unread
             if wanted or read:
                 jobs.append(Job("annotate", (unit, wanted, read, {}, False, place)))
-        if jobs:
-            return sweep, jobs
+        if jobs:  # the longest first, so that none is left alone at the end
+            return sweep, sorted(jobs, key=lambda job: -job.arguments[0].size)
     raise AssertionError("something is missing, and no pass makes it")
 
 

@@ -63,6 +63,7 @@ class Unit:
     spec: dict[str, Any]
     rows: int | None = None  # if known without reading
     id: str = ""
+    size: int = field(default=0, compare=False)  # bytes, if known without reading: long units are begun first
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "id", self.id or digest("unit/1", self.source, self.spec)[:24])

@@ -70,7 +70,7 @@ class WebDataset(Source):
         tables = found.root.stat_many([_stem(f.path) + ".parquet" for f in found.files])
         self._ignored = found.ignored() - Counter(parquet=sum(t in found.others for t in tables))
         for file, table in zip(found.files, tables, strict=True):
-            yield Unit(self.name, {"tar": list(file)} | ({"table": list(table)} if table else {}))
+            yield Unit(self.name, {"tar": list(file)} | ({"table": list(table)} if table else {}), size=file.size or 0)
 
     def read(self, unit: Unit, only: Collection[int] | None = None) -> Iterator[Row]:
         """See `Source.read`. First what the tar holds, then what is wrong with it, then what should be in it."""
