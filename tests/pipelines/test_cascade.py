@@ -159,7 +159,7 @@ def _unit_of(plan: Plan, lake: Lake, number: int) -> tuple[str, str]:
 
 
 def test_what_is_read_inherits_its_where(root: Path, words: list[str]) -> None:
-    plan, lake, done = run(root, annotators={"quality": {"where": "image.width > 9999"}, "words": {}})
+    plan, _, done = run(root, annotators={"quality": {"where": "image.width > 9999"}, "words": {}})
     assert plan.where_of(plan.annotators[-1]) == "image.width > 9999"
     assert words == []
     assert done.rows == {"image": 18}
@@ -215,3 +215,66 @@ def test_a_bad_cascade_is_refused_with_the_key(root: Path, words: list[str], ann
 def test_a_heavy_column_cannot_be_selected_by(root: Path, words: list[str]) -> None:
     with pytest.raises(RecipeError, match="it stays in the lake"):
         recipes.load(recipe(root, annotators={"quality": {}, "words": {}}, select={"where": "words.blob is not null"}))
+
+
+FRAIL = '''
+import pyarrow as pa
+from x2i.pipelines.annotators.base import Annotator
+
+BROKEN = {"now": True}
+
+class Frail(Annotator):
+    """Fails on some rows, for as long as it is broken."""
+    name = "frail"
+    needs = "header"
+    columns = pa.schema({"status": pa.string()})
+    retry = "status = 'busy'"
+
+    def __call__(self, batch):
+        if BROKEN["now"] and any(i.text.startswith("Part 0 of a") for i in batch):
+            raise RuntimeError("not today")
+        busy = [BROKEN["now"] and i.text.startswith("Part 0 of c") for i in batch]
+        return pa.table({"status": ["busy" if b else "ok" for b in busy]})
+'''
+
+FOLLOWS = '''
+import pyarrow as pa
+from x2i.pipelines.annotators.base import Annotator
+
+class Follows(Annotator):
+    """Says what `frail` said."""
+    name = "follows"
+    needs = "row"
+    columns = pa.schema({"status": pa.string()})
+    reads = ("frail.status",)
+
+    def __call__(self, batch):
+        return pa.table({"status": batch.columns["frail.status"]})
+'''
+
+
+def test_retry_asks_again_what_failed_and_nothing_else(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import importlib
+    import sys
+
+    folder = root / "frail"
+    folder.mkdir()
+    (folder / "frail.py").write_text(FRAIL)
+    (folder / "follows.py").write_text(FOLLOWS)
+    monkeypatch.setattr(annotator_files, "__path__", [*annotator_files.__path__, str(folder)])
+    broken = importlib.import_module("x2i.pipelines.annotators.frail").BROKEN
+    plan, lake, _ = run(root, annotators={"frail": {}, "follows": {}})
+    before = verdicts(plan, lake, root / "v.parquet")
+    bad = [v for v in before if v["reason"] == "annotator_failed" or v["frail"]["status"] == "busy"]
+    assert 0 < len(bad) < 10
+    assert run(root, annotators={"frail": {}, "follows": {}})[2].rows == {}, "without being asked, nothing is tried again"
+    units = plan_units(plan, lake, Quiet())
+    assert annotate(plan, lake, units, Inline(plan), Quiet(), retry=True).rows["frail"] < len(bad), "it still fails"
+    broken["now"] = False
+    assert annotate(plan, lake, units, Inline(plan), Quiet(), retry=True).rows == {"frail": len(bad), "follows": len(bad)}
+    after = verdicts(plan, lake, root / "v.parquet")
+    assert {v["frail"]["status"] for v in after} == {"ok"}
+    assert [v["follows"]["status"] for v in after] == [v["frail"]["status"] for v in after], "and what read them"
+    assert [v["location"] for v in after] == [v["location"] for v in before]
+    for name in ("frail", "follows"):
+        sys.modules.pop(f"x2i.pipelines.annotators.{name}")

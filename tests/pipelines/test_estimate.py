@@ -12,7 +12,8 @@ import pytest
 from tests.pipelines.builds import build, bytes_of, crops, recipe, x2i
 from x2i.pipelines import recipe as recipes
 from x2i.pipelines.engine.build import plan_units
-from x2i.pipelines.engine.estimate import Estimate, Interval, estimate, mean_of, share_of
+from x2i.pipelines.engine.estimate import Estimate, estimate
+from x2i.pipelines.engine.intervals import Interval, mean_of, share_of
 from x2i.pipelines.engine.progress import Quiet
 
 CASCADE: dict[str, Any] = {"quality": {}, "phash": {"where": "quality.sharpness > 500"}}

@@ -25,6 +25,10 @@ def build(
     ] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Worker processes; default: one per CPU.")] = None,
     address: Annotated[str | None, typer.Option(help="A Ray cluster: ray://host:10001, or `auto`.")] = None,
+    retry: Annotated[
+        bool,
+        typer.Option("--retry", help="Annotate rows again that failed: out of memory, a server that did not answer."),
+    ] = False,
     dry_run: Annotated[
         bool,
         typer.Option("--dry-run", help="As `x2i plan`: what is cached, what would run and cost; nothing is written."),
@@ -46,7 +50,7 @@ def build(
         show_plan(plan, SAMPLE, workers, as_json)
         return
     with bars(quiet=as_json) as progress:
-        result = run(plan, workers, address, progress)
+        result = run(plan, workers, address, progress, retry)
     if as_json:
         from dataclasses import asdict
 
@@ -55,11 +59,11 @@ def build(
         show(result)
 
 
-def run(plan: Plan, workers: int | None, address: str | None, progress: Bars) -> Result:
+def run(plan: Plan, workers: int | None, address: str | None, progress: Bars, retry: bool = False) -> Result:
     """Build, with progress bars."""
     from x2i.pipelines.engine.build import build as run_build
 
-    return run_build(plan, workers, address, progress)
+    return run_build(plan, workers, address, progress, retry)
 
 
 def show(result: Result) -> None:

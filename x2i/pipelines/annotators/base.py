@@ -103,6 +103,8 @@ class Annotator(abc.ABC):
     cpus: ClassVar[float] = 1.0
     gpus: ClassVar[float] = 0.0
     Config: ClassVar[type[AnnotatorConfig]] = AnnotatorConfig
+    #: SQL over its columns: rows that `x2i build --retry` asks again, besides those with an error of the annotator's.
+    retry: ClassVar[str | None] = None
     #: Parameters that change speed or place and no value.
     speed: ClassVar[frozenset[str]] = frozenset()
 

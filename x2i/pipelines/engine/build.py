@@ -56,13 +56,18 @@ class Result:
 
 
 def build(
-    plan: Plan, workers: int | None = None, address: str | None = None, progress: Progress | None = None
+    plan: Plan,
+    workers: int | None = None,
+    address: str | None = None,
+    progress: Progress | None = None,
+    retry: bool = False,
 ) -> Result:
     """Build the corpus of a recipe. A second call computes only what is missing.
 
     Args:
         workers: Ray actors; None takes one per CPU.
         address: of a running Ray cluster; None starts Ray in this process.
+        retry: annotate rows again that failed for a reason that may have passed (memory, a server).
 
     Raises:
         RecipeError: a source is not there, or the output folder holds something else.
@@ -79,7 +84,7 @@ def build(
         with _timed(seconds, "plan"):
             units = plan_units(plan, lake, progress)
         with _timed(seconds, "annotate"):
-            done = annotate(plan, lake, units, engine, progress)
+            done = annotate(plan, lake, units, engine, progress, retry)
             record(plan, lake, units)
         with _timed(seconds, "select"):
             progress.start("select", 1, "queries")

@@ -26,6 +26,7 @@ from x2i.pipelines.annotators.base import Annotator
 from x2i.pipelines.engine import publish
 from x2i.pipelines.engine.assemble import PART, assemble_group
 from x2i.pipelines.engine.inline import Inline
+from x2i.pipelines.engine.intervals import Interval, mean_of, share_of
 from x2i.pipelines.engine.progress import Quiet
 from x2i.pipelines.engine.resources import demand
 from x2i.pipelines.engine.sweep import Annotated, annotate
@@ -36,24 +37,6 @@ from x2i.pipelines.sources.base import Row, Source, Unit
 
 #: Calls of an annotator that the sample is cut into, so that their times have a spread.
 CALLS = 8
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A value and its 95 % interval."""
-
-    value: float
-    low: float
-    high: float
-
-    def times(self, other: Interval | float) -> Interval:
-        """The product; of two intervals, the outer bounds."""
-        o = other if isinstance(other, Interval) else Interval(other, other, other)
-        return Interval(self.value * o.value, self.low * o.low, self.high * o.high)
-
-    def plus(self, other: Interval) -> Interval:
-        """The sum."""
-        return Interval(self.value + other.value, self.low + other.low, self.high + other.high)
 
 
 @dataclass
@@ -371,24 +354,3 @@ def _per_row(calls: list[tuple[int, float]]) -> Interval | None:
     mean = float(sum(s for _, s in calls) / rows.sum())
     spread = mean_of(rates)
     return Interval(mean, max(0.0, mean - (spread.value - spread.low)), mean + (spread.high - spread.value))
-
-
-def mean_of(values: Sequence[float]) -> Interval:
-    """A mean with Student's interval (of one value, no width is known: 0 to twice the value)."""
-    from scipy.stats import t
-
-    mean = float(np.mean(values))
-    if len(values) < 2:
-        return Interval(mean, 0.0, 2 * mean)
-    half = float(t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / len(values) ** 0.5)
-    return Interval(mean, max(0.0, mean - half), mean + half)
-
-
-def share_of(hits: int, total: int) -> Interval:
-    """A share with Wilson's interval (Wilson 1927, "Probable inference, the law of succession, and statistical inference")."""
-    if not total:
-        return Interval(0.0, 0.0, 1.0)
-    z, p = 1.959964, hits / total
-    middle, half = p + z * z / (2 * total), z * (p * (1 - p) / total + z * z / (4 * total * total)) ** 0.5
-    whole = 1 + z * z / total
-    return Interval(p, max(0.0, (middle - half) / whole), min(1.0, (middle + half) / whole))

@@ -14,7 +14,7 @@ from x2i.pipelines.annotators.base import Annotator
 from x2i.pipelines.engine.annotate import Journal, Tally
 from x2i.pipelines.engine.pool import Job, Revive
 from x2i.pipelines.engine.progress import Progress
-from x2i.pipelines.engine.todo import Kind, Pass, Todo, find_todo, passes, unreadable, write_empty
+from x2i.pipelines.engine.todo import Kind, Pass, Todo, failed, find_todo, passes, unreadable, write_empty
 from x2i.pipelines.engine.worker import Place, journal_path
 from x2i.pipelines.recipe import Plan
 from x2i.pipelines.sources.base import Problem, Unit
@@ -47,8 +47,13 @@ class Annotated:
         self.tallies.append(tally)
 
 
-def annotate(plan: Plan, lake: Lake, units: Sequence[Unit], runner: Runner, progress: Progress) -> Annotated:
+def annotate(
+    plan: Plan, lake: Lake, units: Sequence[Unit], runner: Runner, progress: Progress, retry: bool = False
+) -> Annotated:
     """Run what is missing, pass after pass. What is in the lake already is not computed again.
+
+    Args:
+        retry: ask rows again whose annotation failed for a reason that may have passed.
 
     Raises:
         X2IError: weights cannot be had, or a worker failed; what was done is kept.
@@ -58,8 +63,9 @@ def annotate(plan: Plan, lake: Lake, units: Sequence[Unit], runner: Runner, prog
     if again:
         progress.note(f"annotate: {len(again)} units again, some of whose files could not be read last time")
     repeat = {name: set(again) for name in ["rows", *(a.name for a in plan.annotators)]}
+    rows_again = failed(plan, lake, units) if retry else {}
     done = Annotated()
-    todo = find_todo(plan, lake, units, repeat)
+    todo = find_todo(plan, lake, units, repeat, rows_again)
     _say(todo, units, progress)
     stuck = 0
     while not todo.done or any(todo.visited.values()):
@@ -74,8 +80,9 @@ def annotate(plan: Plan, lake: Lake, units: Sequence[Unit], runner: Runner, prog
                 unit, names, rows, *_ = job.arguments
                 for name in [*names, *(["rows"] if rows else [])]:
                     repeat[name].discard(unit.id)
+                    rows_again.get(name, {}).pop(unit.id, None)
                 progress.advance()
-        todo = find_todo(plan, lake, units, repeat)
+        todo = find_todo(plan, lake, units, repeat, rows_again)
         stuck = stuck + 1 if before == (todo.missing, todo.unread, todo.waiting) else 0
         if stuck > 2:
             raise X2IError("annotation does not get on: is another build removing files from this lake?")

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from x2i.base.sql import connect
+from x2i.base.sql import connect, literal
 from x2i.corpus.lake import ERRORS, KEYS, Column, Lake, create_views, mentioned, passing
 from x2i.pipelines.annotators.base import Annotator
 from x2i.pipelines.engine.annotate import again
@@ -22,6 +22,9 @@ from x2i.pipelines.sources.base import Unit
 
 #: Rows of a unit that an annotator has not seen: their indices, or None for all of them.
 Rows = frozenset[int] | None
+
+#: Reasons of errors that may pass: memory, a worker's death, a server's mood.
+PASSING = ("out_of_memory", "annotator_failed", "worker_died")
 
 #: CPUs and GPUs that one worker takes.
 Kind = tuple[float, float]
@@ -52,11 +55,48 @@ def unreadable(plan: Plan, lake: Lake, units: Sequence[Unit]) -> set[str]:
     return {u.id for u in units if again(lake.file(Column("rows", sources[u.source]), u.id)).exists()}
 
 
-def find_todo(plan: Plan, lake: Lake, units: Sequence[Unit], repeat: dict[str, set[str]] | None = None) -> Todo:
+def failed(plan: Plan, lake: Lake, units: Sequence[Unit]) -> dict[str, dict[str, Rows]]:
+    """Rows whose annotation failed for reasons that another run may not meet, by annotator and unit."""
+    sources = {s.name: s.fingerprint for s in plan.sources}
+    reasons = ", ".join(literal(r) for r in PASSING)
+    out: dict[str, dict[str, Rows]] = {}
+    with connect() as connection:
+        for annotator in plan.annotators:
+            column = plan.column(annotator)
+            paths = {u.id: lake.file(column, u.id, sources[u.source]) for u in units}
+            files = {u.id: lake.file(Column("rows", sources[u.source]), u.id) for u in units}
+            there = [u for u, path in paths.items() if path.exists() and files[u].exists()]
+            if there:
+                asked = f"error in ({reasons})" + (
+                    f" or coalesce(({annotator.retry}), false)" if annotator.retry else ""
+                )
+                connection.read_parquet([str(paths[u]) for u in there]).create_view("annotated", replace=True)
+                connection.read_parquet([str(files[u]) for u in there]).create_view("rows", replace=True)
+                found = connection.sql(
+                    f"""select unit, list("index") from rows where row_id in
+                    (select row_id from annotated where {asked}) group by unit"""
+                ).fetchall()
+                out[annotator.name] = {unit: frozenset(indices) for unit, indices in found}
+            for above in annotator.upstream:  # what it made of a failure is out of date when that is mended
+                mine = out.setdefault(annotator.name, {})
+                for unit, rows in out.get(above.name, {}).items():
+                    if unit in there:
+                        mine[unit] = (mine.get(unit) or frozenset()) | (rows or frozenset())
+    return out
+
+
+def find_todo(
+    plan: Plan,
+    lake: Lake,
+    units: Sequence[Unit],
+    repeat: dict[str, set[str]] | None = None,
+    retry: dict[str, dict[str, Rows]] | None = None,
+) -> Todo:
     """Compare what the recipe wants with what lies in the lake.
 
     Args:
         repeat: units that an annotator (or `rows`) is to see again, by its name, though they are in the lake.
+        retry: the same for single rows of units.
 
     Raises:
         X2IError: an annotator's weights cannot be had, so that its fingerprint is not known.
@@ -85,6 +125,9 @@ def find_todo(plan: Plan, lake: Lake, units: Sequence[Unit], repeat: dict[str, s
         for unit in repeat.get(annotator.name, set()) & files.keys():
             if column.where is None:
                 rows[unit] = None
+        for unit, indices in (retry or {}).get(annotator.name, {}).items():
+            seen = rows.get(unit, frozenset())
+            rows[unit] = None if seen is None or indices is None else seen | indices
         for unit, indices in rows.items():
             todo.add(unit, annotator.name, indices)
         if rows or todo.visited.get(annotator.name):
