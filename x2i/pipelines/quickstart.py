@@ -67,9 +67,8 @@ def _readme_text(readme: str, name: str) -> str:
     block = re.split(r"^Image: ", readme, flags=re.M)
     (text,) = (b for b in block if b.startswith(f"{name}.jpg"))
     lines = [line for line in text.splitlines() if line.strip() and not line.startswith("[")]
-    return re.sub(
-        r"\s*\[\d+\]", "", " ".join([f"Image: {lines[0]}.", *(f"{line.rstrip(chr(46))}." for line in lines[1:])])
-    )
+    plain = [re.sub(r"\s*\[\d+\]", "", line).strip() for line in (f"Image: {lines[0]}", *lines[1:])]
+    return " ".join(line.rstrip(".") + "." for line in plain)
 
 
 def trouble() -> dict[str, bytes]:
