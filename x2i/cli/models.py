@@ -29,7 +29,7 @@ def list_(recipes: Recipes = None, as_json: AsJSON = False) -> None:
 
     Example: x2i models list configs/corpora/quickstart.yaml
     """
-    from x2i.cli.model_rows import megabytes, rows, wanted
+    from x2i.cli.model_rows import megabytes, place, places, rows, short, wanted
 
     found = rows(wanted(recipes))
     if as_json:
@@ -38,12 +38,16 @@ def list_(recipes: Recipes = None, as_json: AsJSON = False) -> None:
     shown = table("Weights", "annotator", "weights", "MB", "licence", "where")
     for row in found:
         if row["weights"]:
-            where = row["path"] or "not here"
-            shown.add_row(row["annotator"], row["weights"], megabytes(row["bytes"]), row["licence"] or "?", where)
+            size, licence = megabytes(row["bytes"]), row["licence"] or "?"
+            shown.add_row(row["annotator"], short(row["weights"]), size, licence, place(row["path"]))
         else:
             lacks = [f"{key}: {row[key]}" for key in ("needs", "broken") if row[key]]
             shown.add_row(row["annotator"], *(lacks or ["none"]), "", "", "")
     console.print(shown)
+    used = {place(r["path"]) for r in found}
+    for word, folder in places().items():
+        if word in used:
+            _note(f"{word}: {folder}")
     absent = {r["weights"]: r["bytes"] for r in found if r["weights"] and not r["path"]}
     if absent:
         _note(
@@ -117,7 +121,7 @@ def fetch_(
     Example: x2i models fetch configs/corpora/quickstart.yaml
     """
     from x2i.base.errors import X2IError
-    from x2i.cli.model_rows import apart, described, megabytes, wanted
+    from x2i.cli.model_rows import apart, described, megabytes, place, short, wanted
 
     rows: list[dict[str, Any]] = []
     failures: list[str] = []
@@ -134,9 +138,10 @@ def fetch_(
     if as_json:
         print_json(rows)
     else:
-        shown = table("Weights", "annotator", "weights", "MB", "SHA-256", "path")
+        shown = table("Weights", "annotator", "weights", "MB", "SHA-256", "where")
         for r in rows:
-            shown.add_row(r["annotator"], r["weights"], megabytes(r["bytes"]), r["sha256"][:16], r["path"])
+            where = place(r["path"])
+            shown.add_row(r["annotator"], short(r["weights"]), megabytes(r["bytes"]), r["sha256"][:16], where)
         console.print(shown)
     if failures:
         first = f"{len(failures)} of {len(rows) + len(failures)} weights cannot be had, or are not what they should be:"
