@@ -86,9 +86,9 @@ class Folder(Source):
             raise RecipeError(f"{self.config.path}: {self._nothing(entries)}; images end in .jpg, .png, .webp …")
         entries.sort(key=lambda e: e["location"])
         for run in cut([e["location"] for e in entries], self.config.unit_files):
-            files = [entries[i] for i in run]
-            size = sum(e["file"][1] or 0 for e in files if "file" in e)
-            yield Unit(self.name, {"files": files}, rows=len(run), size=size)
+            mine = [entries[i] for i in run]
+            size = sum(e["file"][1] or 0 for e in mine if "file" in e)
+            yield Unit(self.name, {"files": mine}, rows=len(run), size=size)
 
     def _nothing(self, entries: list[dict[str, Any]]) -> str:
         if entries:

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import posixpath
-from collections import Counter
 from collections.abc import Collection, Iterator
-from functools import cached_property
 from typing import Any, Literal
 
 import pyarrow as pa
@@ -19,9 +17,9 @@ from pydantic import Field
 
 from x2i.base.errors import RecipeError
 from x2i.pipelines.sources._cells import Columns, records
-from x2i.pipelines.sources._files import File, Root, default_name
-from x2i.pipelines.sources._paths import find, root_of
-from x2i.pipelines.sources.base import Problem, Row, Source, SourceConfig, Unit
+from x2i.pipelines.sources._filed import FiledSource
+from x2i.pipelines.sources._files import File, Root
+from x2i.pipelines.sources.base import Problem, Row, SourceConfig, Unit
 
 ENDINGS = (".parquet",)
 
@@ -49,26 +47,18 @@ class ParquetConfig(SourceConfig):
     unit_rows: int = Field(1000, ge=1, description="a unit is a run of row groups with about so many rows")
 
 
-class Parquet(Source):
+class Parquet(FiledSource):
     """Rows of Parquet files in order. A unit is some row groups of one file."""
 
     kind = "parquet"
     Config = ParquetConfig
     config: ParquetConfig
-
-    def __init__(self, config: ParquetConfig) -> None:
-        super().__init__(config)
-        self.name = config.name or default_name(config.path, self.kind)
-        self._ignored: Counter[str] = Counter()
-
-    @cached_property
-    def _root(self) -> Root:
-        return root_of(self.config.path, ENDINGS)
+    endings = ENDINGS
+    files = "Parquet files"
 
     def plan(self) -> Iterator[Unit]:
         """See `Source.plan`. A unit's `file` is [path, size, version], `groups` [from, to), `first` a row number."""
-        found = find(self.config.path, ENDINGS, "Parquet files")
-        self._ignored = found.ignored()
+        found = self._find()
         fault: RecipeError | None = None
         sound = False
         for file in found.files:
@@ -162,10 +152,6 @@ class Parquet(Source):
     def _images(self, path: str) -> Root:
         """Where the relative paths in a file's image column start."""
         return Root(self.config.root) if self.config.root else self._root.below(posixpath.dirname(path))
-
-    def ignored(self) -> dict[str, int]:
-        """Files beside those of the source, counted by extension (after `plan`)."""
-        return dict(sorted(self._ignored.items()))
 
 
 class _Unusable(Exception):

@@ -17,17 +17,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterator
-from functools import cached_property
 from typing import Literal
 
 from pydantic import Field
 
-from x2i.pipelines.sources._files import Root, default_name
+from x2i.pipelines.sources._filed import FiledSource
 from x2i.pipelines.sources._groups import Rows, groups
-from x2i.pipelines.sources._paths import find, root_of
 from x2i.pipelines.sources._tar import Damaged, open_tar
 from x2i.pipelines.sources._text import jsonable
-from x2i.pipelines.sources.base import Problem, Row, Source, SourceConfig, Unit
+from x2i.pipelines.sources.base import Problem, Row, SourceConfig, Unit
 
 ENDINGS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 
@@ -48,27 +46,20 @@ class WebDatasetConfig(SourceConfig):
     )
 
 
-class WebDataset(Source):
+class WebDataset(FiledSource):
     """One tar is one unit. A remote one is copied to the temporary folder while it is read."""
 
     kind = "webdataset"
     Config = WebDatasetConfig
     config: WebDatasetConfig
-
-    def __init__(self, config: WebDatasetConfig) -> None:
-        super().__init__(config)
-        self.name = config.name or default_name(config.path, self.kind)
-        self._ignored: Counter[str] = Counter()
-
-    @cached_property
-    def _root(self) -> Root:
-        return root_of(self.config.path, ENDINGS)
+    endings = ENDINGS
+    files = "tars"
 
     def plan(self) -> Iterator[Unit]:
         """See `Source.plan`. A unit's `tar`, and `table` beside it, are [path, size, version]."""
-        found = find(self.config.path, ENDINGS, "tars")
+        found = self._find()
         tables = found.root.stat_many([_stem(f.path) + ".parquet" for f in found.files])
-        self._ignored = found.ignored() - Counter(parquet=sum(t in found.others for t in tables))
+        self._ignored -= Counter(parquet=sum(t in found.others for t in tables))
         for file, table in zip(found.files, tables, strict=True):
             yield Unit(self.name, {"tar": list(file)} | ({"table": list(table)} if table else {}), size=file.size or 0)
 
@@ -110,10 +101,6 @@ class WebDataset(Source):
             elif key in rows.keys:
                 continue
             yield from rows.lost(f"{rows.path}#{key}", problem, jsonable(record))
-
-    def ignored(self) -> dict[str, int]:
-        """Files beside the tars that are no tars, counted by extension (after `plan`)."""
-        return dict(sorted(self._ignored.items()))
 
 
 def _stem(path: str) -> str:

@@ -10,19 +10,17 @@ from __future__ import annotations
 
 import hashlib
 import posixpath
-from collections import Counter
 from collections.abc import Collection, Iterator
-from functools import cached_property
 from itertools import islice
 from typing import Literal
 
 from pydantic import Field
 
 from x2i.pipelines.sources import _x2i
-from x2i.pipelines.sources._files import File, Root, default_name, why
-from x2i.pipelines.sources._paths import find, root_of
+from x2i.pipelines.sources._filed import FiledSource
+from x2i.pipelines.sources._files import File, Root, why
 from x2i.pipelines.sources._text import Malformed, parse_object
-from x2i.pipelines.sources.base import Problem, Row, Source, SourceConfig, Unit
+from x2i.pipelines.sources.base import Problem, Row, SourceConfig, Unit
 
 ENDINGS = (".jsonl", ".jsonl.txt", ".ndjson")
 
@@ -40,21 +38,14 @@ class X2IJsonlConfig(SourceConfig):
     unit_rows: int = Field(500, ge=1, description="records in a unit")
 
 
-class X2IJsonl(Source):
+class X2IJsonl(FiledSource):
     """Records in the order of their lines. A unit is a run of lines; its identity is their content."""
 
     kind = "x2i_jsonl"
     Config = X2IJsonlConfig
     config: X2IJsonlConfig
-
-    def __init__(self, config: X2IJsonlConfig) -> None:
-        super().__init__(config)
-        self.name = config.name or default_name(config.path, self.kind)
-        self._ignored: Counter[str] = Counter()
-
-    @cached_property
-    def _root(self) -> Root:
-        return root_of(self.config.path, ENDINGS)
+    endings = ENDINGS
+    files = "JSONL files"
 
     def plan(self) -> Iterator[Unit]:
         """See `Source.plan`.
@@ -63,8 +54,7 @@ class X2IJsonl(Source):
         line (from 1), `sha256` the digest of its bytes: so a file that has grown has its last unit
         read again, and the new ones.
         """
-        found = find(self.config.path, ENDINGS, "JSONL files")
-        self._ignored = found.ignored()
+        found = self._find()
         for file in found.files:
             try:
                 yield from self._units(file)
@@ -107,10 +97,6 @@ class X2IJsonl(Source):
                 row = Row(index, f"{spec['file']}#{number}", None)
                 row.problem = _fill(row, line, images)
                 yield row
-
-    def ignored(self) -> dict[str, int]:
-        """Files beside the records' that were found in a folder, counted by extension (after `plan`)."""
-        return dict(sorted(self._ignored.items()))
 
 
 def _fill(row: Row, line: bytes, images: Root) -> Problem | None:
