@@ -104,3 +104,24 @@ def test_intervals_are_the_published_ones() -> None:
     low, high = stats.t.interval(0.95, 9, values.mean(), stats.sem(values))
     found = mean_of(list(values))
     assert (found.value, found.low, found.high) == pytest.approx((values.mean(), low, high))
+
+
+def test_a_source_that_is_not_there_does_not_hide_what_is_missing_of_weights(tmp_path: Path) -> None:
+    done = x2i("plan", recipe(tmp_path, annotators={"nsfw": {"weights": "./no/such.onnx"}}, select={}))
+    assert done.returncode == 2
+    assert "./no/such.onnx" in done.stderr
+    assert "no such folder" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_the_recipe_of_all_annotators_can_be_planned_where_nothing_is_there() -> None:
+    """It says what is missing of each, without a stack trace, and what would run without."""
+    done = x2i("plan", Path("configs/corpora/x2i_full.yaml").resolve(), "--json", "--sample", "0")
+    assert done.returncode in (0, 2), done.stderr
+    assert "Traceback" not in done.stderr
+    found = json.loads(done.stdout)["annotators"]
+    assert len(found) >= 23
+    if found["clip"]["unavailable"]:  # no hub's cache here
+        assert "1,710 MB, MIT" in found["clip"]["unavailable"]
+        assert found["classes"]["unavailable"].startswith("waits for")
+    assert found["nsfw"]["unavailable"] is None

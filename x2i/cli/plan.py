@@ -47,11 +47,15 @@ def show_plan(plan: Plan, sample: int, workers: int | None, as_json: bool) -> No
     """Estimate, and print it."""
     import os
 
+    from x2i.base.errors import RecipeError
     from x2i.pipelines.engine.build import plan_units
     from x2i.pipelines.engine.estimate import estimate
     from x2i.pipelines.engine.progress import Quiet
 
-    units = plan_units(plan, None, Quiet())
+    try:
+        units, trouble = plan_units(plan, None, Quiet()), None
+    except RecipeError as error:  # weights and costs can be told all the same
+        units, trouble = [], error
     with console.status("looking at the lake" + (f", and taking {sample} rows all the way" if sample else "")):
         found = estimate(plan, units, sample)
     workers = workers or os.cpu_count() or 1
@@ -59,6 +63,8 @@ def show_plan(plan: Plan, sample: int, workers: int | None, as_json: bool) -> No
         print_json(_json(found, workers))
     else:
         _show(plan, found, workers)
+    if trouble is not None:
+        raise trouble
 
 
 def _json(found: Estimate, workers: int) -> dict[str, Any]:
@@ -85,6 +91,8 @@ def _show(plan: Plan, found: Estimate, workers: int) -> None:
     for number, condition in enumerate(conditions, 1):
         console.print(f"[{number}] {' '.join(condition.split())}", markup=False, highlight=False, soft_wrap=True)
     _unavailable(found)
+    if not found.units:
+        return
     rows = "an unknown number of" if found.rows is None else f"{found.rows:,}"
     console.print(f"· {rows} rows in {found.units:,} units, {found.units_to_read:,} of them not read yet")
     if found.sample:

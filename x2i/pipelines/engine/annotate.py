@@ -27,8 +27,9 @@ from x2i.pipelines.sources.base import Problem, Row, Source, Unit
 
 log = logging.getLogger(__name__)
 
-#: Rows are worked through in chunks of at most so many rows (or the largest batch), and so many bytes of pixels.
-CHUNK_ROWS, CHUNK_BYTES = 64, 96 * 2**20
+#: Rows are worked through in chunks of at most so many rows (or the largest batch), and so many bytes of pixels (or
+#: this many a row of that batch, so that large pictures do not keep a GPU's batches small).
+CHUNK_ROWS, CHUNK_BYTES, ROW_BYTES = 64, 96 * 2**20, 4 * 2**20
 
 #: The problem of a row whose bytes could not be fetched this time: a later run tries its unit again.
 UNREADABLE = "unreadable"
@@ -191,16 +192,17 @@ def _chunks(
 ) -> Iterator[list[_Work]]:
     if journal is not None:
         return ([work] for work in works)
-    chunks = _cut(works, max([CHUNK_ROWS, *(w.annotator.config.batch_size for w in wants)]))
+    batch = max((w.annotator.config.batch_size for w in wants), default=0)
+    chunks = _cut(works, max(CHUNK_ROWS, batch), max(CHUNK_BYTES, ROW_BYTES * batch))
     return ahead(chunks) if overlap else chunks
 
 
-def _cut(works: Iterator[_Work], most: int) -> Iterator[list[_Work]]:
+def _cut(works: Iterator[_Work], most: int, most_bytes: int) -> Iterator[list[_Work]]:
     chunk: list[_Work] = []
     size = 0
     for work in works:
         held = work.item.pixels.nbytes if work.item is not None and work.item.pixels is not None else 0
-        if chunk and (len(chunk) >= most or size + held > CHUNK_BYTES):
+        if chunk and (len(chunk) >= most or size + held > most_bytes):
             yield chunk
             chunk, size = [], 0
         chunk.append(work)

@@ -63,7 +63,7 @@ class Engine:
         if self._pool is None:
             recipe = self._plan.recipe.model_dump(mode="json")
             actor = ray.remote(Worker).options(num_cpus=kind[0], num_gpus=kind[1], max_restarts=0)
-            self._pool = (kind, models, Pool(lambda: actor.remote(recipe, os.getcwd()), self._places(kind)))
+            self._pool = (kind, models, Pool(lambda: actor.remote(recipe, os.getcwd(), kind[1]), self._places(kind)))
         self._pool = (kind, self._pool[1] | models, self._pool[2])
         yield from self._pool[2].run(jobs, revive)
 

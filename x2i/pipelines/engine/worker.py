@@ -33,7 +33,9 @@ class Place:
 class Worker:
     """Made once per process; models are loaded when the first unit needs them, and stay."""
 
-    def __init__(self, recipe: dict[str, Any], folder: str) -> None:
+    def __init__(self, recipe: dict[str, Any], folder: str, gpus: float = 0.0) -> None:
+        if not gpus:  # before torch is imported: what was not asked for must not be taken
+            os.environ["CUDA_VISIBLE_DEVICES"] = ""
         if not Path(folder).is_dir():
             raise X2IError(f"{folder}: not to be seen from this machine; lake, corpus and sources must be shared")
         os.chdir(folder)  # a recipe's paths are relative to where the build was started
