@@ -131,6 +131,8 @@ def _costs(found: Estimate, workers: int) -> None:
         )
     if found.gpu_seconds:
         shown.add_row("GPU-hours, at the speed of this machine", _range(found.gpu_seconds, 1 / 3600))
+    elif any(s.gpus and s.seconds_per_row for s in found.steps):
+        shown.add_row("GPU-hours", "cannot be told from a machine without a GPU")
     shown.add_row("images decoded, a row", f"{found.decodes / found.sample:.2f}")
     console.print(shown)
 

@@ -69,6 +69,7 @@ class Estimate:
     samples_per_row: float | None = None  # X2I samples of a kept row
     corpus_bytes: Interval | None = None
     assembly: Interval | None = None  # seconds
+    on_gpu: bool = False  # whether annotators that ask for GPUs had one for the sample
     decodes: int = 0  # images of the sample that would be decoded, passes counted each
 
     @property
@@ -82,8 +83,8 @@ class Estimate:
 
     @property
     def gpu_seconds(self) -> Interval | None:
-        """Of the annotators that ask for GPUs, times the share of one that each takes."""
-        steps = [s for s in self.steps if s.gpus and s.to_run and s.seconds_per_row]
+        """Of the annotators that ask for GPUs, times the share of one that each takes; None if it was not measured on one."""
+        steps = [s for s in self.steps if s.gpus and s.to_run and s.seconds_per_row and self.on_gpu]
         total = Interval(0, 0, 0)
         for s in steps:
             assert s.to_run is not None
@@ -197,6 +198,7 @@ def _sample(
         for u in us
     )
     out.sample, out.decodes = sampled, done.decoded
+    out.on_gpu = any(demand(a)[1] for a in small.annotators) and _has_gpu()
     out.reading = _per_row([(t.rows, t.reading) for t in done.tallies if t.decoded])
     for annotator in small.annotators:
         step = next(s for s in out.steps if s.name == annotator.name)
@@ -215,6 +217,12 @@ def _sample(
     _assembly(out, small, some, lake, folder)
     for annotator in small.annotators:
         annotator.fits = None
+
+
+def _has_gpu() -> bool:
+    import torch  # loaded already by the annotators that ask for one
+
+    return bool(torch.cuda.is_available())
 
 
 def _without(plan: Plan, lost: set[str], out: Estimate) -> Plan:
