@@ -32,6 +32,7 @@ from x2i.corpus.lake import Column, Lake
 from x2i.corpus.manifest import SCHEMA, corpus_digest
 from x2i.pipelines.annotators.base import Annotator
 from x2i.pipelines.engine.assemble import OUTCOME, PART
+from x2i.pipelines.engine.groups import join_groups
 from x2i.pipelines.recipe import Plan
 from x2i.pipelines.select.query import STAGES
 
@@ -81,28 +82,39 @@ class Staging:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.verdicts = self.folder / "verdicts.parquet"
 
-    def group(self, plan: Plan) -> Groups:
-        """Cut the rows that stay into groups, one per about `shard_samples` samples, and name the assembly."""
+    def group(self, plan: Plan, found: pa.Table | None = None) -> Groups:
+        """Cut the rows that stay into groups to build, one per about `shard_samples` samples, and name the assembly.
+
+        Args:
+            found: rows that make samples together (`x2i.pipelines.engine.groups`).
+        """
         per_group = max(1, plan.recipe.output.shard_samples // max(1, sum(len(t.task_types()) for t in plan.tasks)))
         scores = _scores(plan)
         values = ", ".join(f"case when isfinite({s}::double) then {s}::double end" for s in scores)
         names = ", ".join(literal(s) for s in scores)
         query = f"""select * exclude (kept, stage, reason, detail, survivor, distance),
                     map([{names}]::varchar[], [{values}]::double[]) as scores
-                    from read_parquet({literal(self.verdicts)}) where kept"""
+                    from {{table}} where kept"""
+        verdicts = f"read_parquet({literal(self.verdicts)})"
         rows = self.folder / "rows.parquet"
         units: list[list[str]] = []
         with connect() as connection:
+            query = query.format(table=verdicts)
+            if found is not None and found.num_rows:
+                placed = f"(select *, row_number() over () as place from {verdicts})"
+                query = join_groups(connection, plan, found, query.replace(verdicts, placed))
+                query = f"select * exclude (place) from ({query})"
             reader = connection.sql(query).to_arrow_reader(per_group)
             with pq.ParquetWriter(rows, reader.schema, compression="zstd") as writer:
                 for table in _regroup(reader, per_group):
-                    units.append(list(dict.fromkeys(table["unit"].to_pylist())))
+                    units.append(_units(table))
                     writer.write_table(table, row_group_size=per_group)
         selected = pq.read_metadata(rows).num_rows
         assembly = digest(
             "assembly/1",
             digest_of(rows),
             [t.fingerprint for t in plan.tasks],
+            {n: [a.fingerprint, columns] for n, (a, columns) in plan.heavy_reads().items()},
             plan.recipe.output.model_dump(mode="json"),
             plan.recipe.decode.model_dump(mode="json"),
             plan.recipe.seed,
@@ -116,6 +128,14 @@ class Staging:
         old = _read_info(self.out)
         reused = old is not None and old.get("assembly") == assembly and _whole(self.out, old)
         return Groups(folder / "rows.parquet", assembly, units, selected, reused)
+
+
+def _units(table: pa.Table) -> list[str]:
+    """The units that the rows of a group come from, and those of the other rows that they need."""
+    found = dict.fromkeys(table["unit"].to_pylist())
+    for groups in table["groups"].to_pylist() if "groups" in table.column_names else []:
+        found |= dict.fromkeys(other["unit"] for group in groups or () for other in group["others"])
+    return list(found)
 
 
 def _regroup(reader: pa.RecordBatchReader, size: int) -> Any:

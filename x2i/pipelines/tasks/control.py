@@ -1,25 +1,16 @@
 """`control`: a map of the picture is the input, the picture is the output (MultiGen-20M, UniControl)."""
 
 from collections.abc import Iterator
+from typing import ClassVar
 
 import cv2
 from pydantic import Field, model_validator
 
-from x2i.base.config import Config
-from x2i.corpus.sample import Sample, placeholder
-from x2i.pipelines.tasks.base import Selected, Skipped, Task, Wordings, picture_of
-
-CANNY = Wordings(
-    "Follow the canny edges in {image} and paint the picture they outline: {text}",
-    "{image} is an edge map. Turn it into a photograph of this: {text}",
-    "Use the lines of {image} as the drawing for: {text}",
-)
-CANNY_BARE = Wordings(
-    "Turn the canny edges in {image} into a picture.", "Make a photograph that has the edges of {image}."
-)
+from x2i.corpus.sample import Sample
+from x2i.pipelines.tasks.base import Selected, Skipped, Task, TaskConfig, holds_placeholder, picture_of
 
 
-class ControlConfig(Config):
+class ControlConfig(TaskConfig):
     """Ranges from which the thresholds are drawn, per picture (cv2.Canny's units, L1 gradient of 8-bit luma)."""
 
     low: tuple[int, int] = Field((50, 120), description="range of the lower hysteresis threshold")
@@ -38,12 +29,13 @@ class Control(Task):
 
     name = "control"
     Config = ControlConfig
+    words: ClassVar = {"canny_to_image": ("image", "text"), "canny_to_image.bare": ("image",)}
 
     def task_types(self) -> list[str]:
         return ["canny_to_image"]
 
     def build(self, row: Selected) -> Iterator[Sample | Skipped]:
-        if "<|image_" in (row.text or ""):
+        if holds_placeholder(row.text):
             yield Skipped("canny_to_image", "text_has_placeholders")
             return
         rng = row.generator("canny_to_image")
@@ -53,10 +45,10 @@ class Control(Task):
         if (edges > 0).mean() < self.config.min_edges:
             yield Skipped("canny_to_image", "too_few_edges")
             return
-        words = CANNY if row.text else CANNY_BARE
+        key = "canny_to_image" if row.text else "canny_to_image.bare"
         yield row.sample(
             "canny_to_image",
-            words.draw(rng, image=placeholder(1), text=row.text or ""),
+            self.instructions.draw(key, rng, text=row.text or ""),
             [picture_of(edges)],
             {"low": low, "high": high},
         )

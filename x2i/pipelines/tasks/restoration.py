@@ -7,40 +7,19 @@ denoising literature. Every parameter is drawn from the image's id and stored in
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import cv2
 import numpy as np
 from pydantic import Field
 
-from x2i.base.config import Config
-from x2i.corpus.sample import Sample, placeholder
-from x2i.pipelines.tasks.base import Selected, Skipped, Task, Wordings, picture_of
+from x2i.corpus.sample import Sample
+from x2i.pipelines.tasks.base import Selected, Skipped, Task, TaskConfig, picture_of
 
 Kind = Literal["deblur", "denoise", "colorize", "inpaint", "outpaint"]
 
-WORDS = {
-    "deblur": Wordings(
-        "Sharpen the blurred picture {image}.", "Take the blur out of {image}.", "{image} is out of focus: restore it."
-    ),
-    "denoise": Wordings("Remove the noise from {image}.", "Clean up the grainy picture {image}.", "Denoise {image}."),
-    "colorize": Wordings(
-        "Give {image} its colours back.", "Colour the black-and-white picture {image}.", "Colourise {image}."
-    ),
-    "inpaint": Wordings(
-        "Fill in the missing rectangle of {image}.",
-        "Paint what belongs in the black area of {image}.",
-        "Inpaint {image}.",
-    ),
-    "outpaint": Wordings(
-        "Continue {image} beyond its edges.",
-        "Paint the surroundings of the part shown in {image}.",
-        "Outpaint {image}.",
-    ),
-}
 
-
-class RestorationConfig(Config):
+class RestorationConfig(TaskConfig):
     """Which tasks, and the ranges from which their parameters are drawn."""
 
     tasks: tuple[Kind, ...] = Field(
@@ -60,6 +39,7 @@ class Restoration(Task):
 
     name = "restoration"
     Config = RestorationConfig
+    words = dict.fromkeys(get_args(Kind), ("image",))
 
     def task_types(self) -> list[str]:
         return list(self.config.tasks)
@@ -75,7 +55,7 @@ class Restoration(Task):
             pixels, parameters = made
             # a hole must stay exactly black, and its surroundings exact; the rest may be compressed
             picture = picture_of(pixels, "png" if kind in ("inpaint", "outpaint") else "jpg")
-            yield row.sample(kind, WORDS[kind].draw(rng, image=placeholder(1)), [picture], parameters)
+            yield row.sample(kind, self.instructions.draw(kind, rng), [picture], parameters)
 
     def _deblur(self, pixels: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, dict[str, Any]]:
         kernel = 2 * max(1, round(float(rng.uniform(*self.config.blur)) * min(pixels.shape[:2]))) + 1

@@ -4,12 +4,11 @@ from collections.abc import Iterator
 
 from pydantic import Field
 
-from x2i.base.config import Config
 from x2i.corpus.sample import Sample
-from x2i.pipelines.tasks.base import Selected, Skipped, Task
+from x2i.pipelines.tasks.base import Selected, Skipped, Task, TaskConfig, holds_placeholder
 
 
-class TextToImageConfig(Config):
+class TextToImageConfig(TaskConfig):
     """Limits on the caption."""
 
     min_chars: int = Field(3, ge=0, description="shorter captions make no sample")
@@ -28,7 +27,7 @@ class TextToImage(Task):
     def build(self, row: Selected) -> Iterator[Sample | Skipped]:
         if not row.text:
             yield Skipped(self.name, "no_text")
-        elif "<|image_" in row.text:
+        elif holds_placeholder(row.text):
             yield Skipped(self.name, "text_has_placeholders")
         elif len(row.text) < self.config.min_chars:
             yield Skipped(self.name, "text_too_short")
