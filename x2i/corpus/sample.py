@@ -52,6 +52,7 @@ class Sample:
     messages: tuple[dict[str, Any], ...] = ()
     provenance: dict[str, Any] = field(default_factory=dict)
     mask: Picture | None = None
+    objects: dict[str, Any] = field(default_factory=dict)  # boxes that `messages` speak of, as ms-swift has them
 
     def __post_init__(self) -> None:
         numbers = sorted({int(n) for n in PLACEHOLDER.findall(self.instruction)})
@@ -71,6 +72,8 @@ class Sample:
         if self.messages:
             record["messages"] = list(self.messages)
             record["images"] = record["input_images"]
+        if self.objects:
+            record["objects"] = self.objects
         record["provenance"] = self.provenance
         return record
 

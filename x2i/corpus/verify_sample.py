@@ -40,6 +40,7 @@ class Record(BaseModel):
     mask: str | None = None
     messages: list[dict[str, Any]] = []
     images: list[str] = []
+    objects: dict[str, Any] = {}
     provenance: dict[str, Any]
 
 

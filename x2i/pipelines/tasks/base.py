@@ -141,6 +141,7 @@ class Selected:
         parameters: dict[str, Any] | None = None,
         *,
         images: Sequence[Picture] | None = None,
+        objects: dict[str, Any] | None = None,
         others: Sequence[Selected] = (),
         variant: str = "",
     ) -> Sample:
@@ -148,11 +149,13 @@ class Selected:
 
         Args:
             images: the pictures that are talked of; None: this row's own.
+            objects: `ref` and `bbox`, in the order of the `<ref-object>` and `<bbox>` in the messages.
         """
         pictures = (self.picture,) if images is None else tuple(images)
         provenance = self._provenance(task_type, parameters, others, False)
         said = tuple(dict(m) for m in messages)
-        return Sample(self.key(task_type, variant), task_type, "", pictures, None, said, provenance)
+        key = self.key(task_type, variant)
+        return Sample(key, task_type, "", pictures, None, said, provenance, objects=objects or {})
 
     def _provenance(
         self, task_type: str, parameters: dict[str, Any] | None, others: Sequence[Selected], untouched: bool
