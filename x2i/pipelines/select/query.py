@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 TIES = "rows.image_id, rows.source, rows.location"
 
 #: The stages of the funnel, in the order in which rows meet them.
-STAGES = ("source", "decode", "text", "where", "duplicate", "assembly")
+STAGES = ("source", "decode", "text", "where", "duplicate", "assembly", "forgotten")
 
 
 def select(plan: Plan, lake: Lake, units: dict[str, list[str]], out: Path) -> None:
