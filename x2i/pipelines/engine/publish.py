@@ -22,13 +22,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from x2i.base.errors import RecipeError, X2IError
-from x2i.base.files import remove, write_text
+from x2i.base.files import remove, write_text, writing
 from x2i.base.seeds import canonical_json, digest
 from x2i.base.sql import connect, literal
 from x2i.base.weights import digest_of
 from x2i.corpus.card import card
 from x2i.corpus.corpus import CARD, FORMAT, INFO, MANIFEST, RECIPE, SELECTION
-from x2i.corpus.lake import Column, Lake
+from x2i.corpus.lake import Column, Lake, count_rows
 from x2i.corpus.manifest import SCHEMA, corpus_digest
 from x2i.pipelines.annotators.base import Annotator
 from x2i.pipelines.engine.assemble import OUTCOME, PART
@@ -94,7 +94,7 @@ class Staging:
         units: list[list[str]] = []
         with connect() as connection:
             reader = connection.sql(query).to_arrow_reader(per_group)
-            with pq.ParquetWriter(rows, reader.schema, compression="zstd") as writer:
+            with writing(rows), pq.ParquetWriter(rows, reader.schema, compression="zstd") as writer:
                 for table in _regroup(reader, per_group):
                     units.append(list(dict.fromkeys(table["unit"].to_pylist())))
                     writer.write_table(table, row_group_size=per_group)
@@ -179,7 +179,7 @@ def _link_groups(groups: Groups, new: Path) -> dict[str, Any]:
     fallen: list[dict[str, str]] = []
     outcomes = [json.loads((groups.folder(n) / OUTCOME).read_text()) for n in range(len(groups.units))]
     width = max(5, len(str(sum(len(o["shards"]) for o in outcomes))))
-    with pq.ParquetWriter(new / MANIFEST, SCHEMA, compression="zstd") as writer:
+    with writing(new / MANIFEST), pq.ParquetWriter(new / MANIFEST, SCHEMA, compression="zstd") as writer:
         for number, outcome in enumerate(outcomes):
             names = {}
             for shard in outcome["shards"]:
@@ -233,7 +233,7 @@ def _write_selection(verdicts: Path, fallen: list[dict[str, str]], out: Path) ->
             .project("* exclude (place)")
             .to_arrow_reader(10_000)
         )
-        with pq.ParquetWriter(out, reader.schema, compression="zstd") as writer:
+        with writing(out), pq.ParquetWriter(out, reader.schema, compression="zstd") as writer:
             for table in _regroup(reader, 10_000):
                 writer.write_table(table)
 
@@ -252,7 +252,7 @@ def _info(
     conditions = list(plan.recipe.select.where)
     fell.sort(key=lambda f: (STAGES.index(f[0]), conditions.index(f[1]) if f[1] in conditions else 0, f[1]))
     read = (lake.file(Column("rows", source), unit) for source, ids in units.items() for unit in ids)
-    rows_in = sum(pq.read_metadata(path).num_rows for path in read)
+    rows_in = sum(count_rows(path) for path in read)
     with pq.ParquetFile(new / MANIFEST) as file:
         identity = corpus_digest(outcome["shards"], file.iter_batches(4096))
     info = {
