@@ -187,6 +187,12 @@ def make(recipe: Recipe, where: str = "recipe", text: str = "") -> Plan:
             raise RecipeError(f"{where}: sources: two are named {name!r}; give each its own `name`")
     # `image` is what every row is judged by, so it is always there
     wanted = {"image": recipe.annotators.get("image")} | recipe.annotators
+    for name in wanted:
+        same = [n for n in wanted if n.lower() == name.lower() and n != name]
+        if same:
+            raise RecipeError(
+                f"{where}: annotators: {name!r} and {same[0]!r} are one name in SQL: give one another name"
+            )
     annotators = order([_annotator(n, p, recipe, f"{where}: annotators.{n}") for n, p in wanted.items()], where)
     tasks = []
     for name, parameters in recipe.tasks.items():

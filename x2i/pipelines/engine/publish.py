@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 from x2i.base.errors import RecipeError, X2IError
 from x2i.base.files import remove, write_text, writing
 from x2i.base.seeds import canonical_json, digest
-from x2i.base.sql import connect, literal
+from x2i.base.sql import connect, identifier, literal
 from x2i.base.weights import digest_of
 from x2i.corpus.card import card
 from x2i.corpus.corpus import CARD, FORMAT, INFO, MANIFEST, RECIPE, SELECTION
@@ -85,7 +85,8 @@ class Staging:
         """Cut the rows that stay into groups, one per about `shard_samples` samples, and name the assembly."""
         per_group = max(1, plan.recipe.output.shard_samples // max(1, sum(len(t.task_types()) for t in plan.tasks)))
         scores = _scores(plan)
-        values = ", ".join(f"case when isfinite({s}::double) then {s}::double end" for s in scores)
+        quoted = [f"{identifier(*s.split('.', 1))}::double" for s in scores]
+        values = ", ".join(f"case when isfinite({s}) then {s} end" for s in quoted)
         names = ", ".join(literal(s) for s in scores)
         query = f"""select * exclude (kept, stage, reason, detail, survivor, distance),
                     map([{names}]::varchar[], [{values}]::double[]) as scores
@@ -227,10 +228,10 @@ def _write_selection(verdicts: Path, fallen: list[dict[str, str]], out: Path) ->
                     v.kept and f.row_id is null as kept,
                     case when f.row_id is null then v.stage else 'assembly' end as stage,
                     coalesce(f.reason, v.reason) as reason, coalesce(f.detail, v.detail) as detail)
-                from (select *, row_number() over () as place from read_parquet({literal(verdicts)})) v
-                left join fallen f using (row_id) order by place"""
+                from (select *, row_number() over () as "x2i place" from read_parquet({literal(verdicts)})) v
+                left join fallen f using (row_id) order by "x2i place\""""
             )
-            .project("* exclude (place)")
+            .project('* exclude ("x2i place")')
             .to_arrow_reader(10_000)
         )
         with writing(out), pq.ParquetWriter(out, reader.schema, compression="zstd") as writer:

@@ -27,6 +27,9 @@ Rows = frozenset[int] | None
 #: Reasons of errors that may pass: memory, a worker's death, a server's mood.
 PASSING = ("out_of_memory", "annotator_failed", "worker_died")
 
+#: Tables of a query beside the annotators', under names that no annotator can have.
+SEEN, AGAIN = "x2i seen", "x2i again"
+
 #: CPUs and GPUs that one worker takes.
 Kind = tuple[float, float]
 
@@ -166,12 +169,12 @@ def _unseen(
         create_views(connection, lake, by_source(plan, units), columns)
         files = [str(lake.file(column, u.id, sources[u.source])) for u in units if u.id in there]
         if files:
-            connection.read_parquet(files).project("row_id").create_view("seen")
+            connection.read_parquet(files).project("row_id").create_view(SEEN)
         else:
-            connection.register("seen", pa.table({"row_id": pa.array([], pa.string())}))
+            connection.register(SEEN, pa.table({"row_id": pa.array([], pa.string())}))
         some = [(unit, index) for unit, rows in again.items() for index in (rows if rows is not None else [None])]
         connection.register(
-            "again",
+            AGAIN,
             pa.table(
                 {
                     "unit": pa.array([u for u, _ in some], pa.string()),
@@ -182,8 +185,8 @@ def _unseen(
         query = passing(where, [c.name for c in columns], 'rows.row_id, rows.unit, rows."index"')
         found = connection.sql(
             f"""select unit, list("index") from ({query}) p
-            where row_id not in (select row_id from seen)
-            or exists (select 1 from again a where a.unit = p.unit and coalesce(a."index", p."index") = p."index")
+            where row_id not in (select row_id from "{SEEN}")
+            or exists (select 1 from "{AGAIN}" a where a.unit = p.unit and coalesce(a."index", p."index") = p."index")
             group by unit"""
         ).fetchall()
     return {unit: frozenset(indices) for unit, indices in found}

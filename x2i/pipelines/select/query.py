@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 #: How ties between equally good rows are broken, in SQL.
 TIES = "rows.image_id, rows.source, rows.location"
 
+#: Tables beside the annotators', under names that no annotator can have.
+VERDICTS, ORDER, NEAR = "x2i verdicts", "x2i order", "x2i near"
+
 #: The stages of the funnel, in the order in which rows meet them.
 STAGES = ("source", "decode", "text", "where", "duplicate", "assembly")
 
@@ -52,7 +55,7 @@ def select(plan: Plan, lake: Lake, units: dict[str, list[str]], out: Path) -> No
             "at": pa.array(range(sum(map(len, units.values()))), pa.int64()),
         }
     )
-    connection.register("unit_order", order)
+    connection.register(ORDER, order)
     connection.execute(_judge(plan))
     _near(plan, connection)
     structs = ", ".join(_struct(a) for a in plan.annotators)
@@ -61,7 +64,7 @@ def select(plan: Plan, lake: Lake, units: dict[str, list[str]], out: Path) -> No
         f"""copy (
             select rows.*, {structs}, v.reason is null as kept, v.stage, v.reason, v.detail,
                    v.survivor, v.distance
-            from rows {joins} join verdicts v using (row_id) join unit_order o using (unit)
+            from rows {joins} join "{VERDICTS}" v using (row_id) join "{ORDER}" o using (unit)
             order by o.at, rows.index
         ) to {literal(out)} (format parquet, compression zstd)"""
     )
@@ -168,7 +171,7 @@ def _judge(plan: Plan) -> str:
     best = "".join(f"({e}\n) desc nulls last, " for e in plan.recipe.select.dedup.best)
     exact = "true" if plan.recipe.select.dedup.exact else "false"
     return f"""
-        create temp table verdicts as
+        create temp table "{VERDICTS}" as
         with judged as (
             select rows.row_id, rows.image_id, case {" ".join(rules)} end as verdict,
                    row_number() over (order by {best}{TIES}) as rank
@@ -202,7 +205,7 @@ def _near(plan: Plan, connection: duckdb.DuckDBPyConnection) -> None:
 def _standing(connection: duckdb.DuckDBPyConnection, annotator: str, column: str) -> pa.Table:
     """The rows that stand so far, best first, with a column of theirs."""
     return connection.sql(
-        f"""select row_id, {column} from verdicts join {identifier(annotator)} using (row_id)
+        f"""select row_id, {column} from "{VERDICTS}" join {identifier(annotator)} using (row_id)
         where reason is null order by rank"""
     ).to_arrow_table()
 
@@ -217,13 +220,13 @@ def _drop(
             "distance": pa.array(found.distance, pa.int32()),
         }
     )
-    connection.register("near", fell)
+    connection.register(NEAR, fell)
     connection.execute(
-        f"""update verdicts set stage = 'duplicate', reason = {literal(reason)}, survivor = near.survivor,
-           distance = near.distance, detail = near.distance || {literal(" " + unit)}
-           from near where verdicts.row_id = near.row_id"""
+        f"""update "{VERDICTS}" v set stage = 'duplicate', reason = {literal(reason)}, survivor = n.survivor,
+           distance = n.distance, detail = n.distance || {literal(" " + unit)}
+           from "{NEAR}" n where v.row_id = n.row_id"""
     )
-    connection.unregister("near")
+    connection.unregister(NEAR)
 
 
 def light(annotator: Annotator) -> list[str]:
