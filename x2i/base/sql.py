@@ -49,9 +49,22 @@ def plainly() -> Iterator[None]:
             said = json.loads(inner[1])
         if damaged := re.search(r"'([^']+\.parquet)'", said):
             raise X2IError(damage(damaged[1], said)) from None
+        if "parquet" not in said and isinstance(error, duckdb.InvalidInputException):
+            raise
         raise X2IError(f"{said}\nWhat is done is kept: mend the cause, and run the same command again.") from None
 
 
 def damage(path: object, said: object) -> str:
     """What to say of a file of a lake that cannot be read."""
     return f"{path}: cannot be read ({said}). Remove it: the next build makes it again."
+
+
+def brief(error: Exception) -> str:
+    """The first two lines of what DuckDB says of an expression: what is wrong, and where."""
+    return " ".join([line for line in str(error).splitlines() if line.strip()][:2])
+
+
+def stumbles(key: str, expression: str, error: Exception) -> str:
+    """What to say of an expression that is sound, but not for every value that it meets."""
+    said = next(iter(str(error).splitlines()), "")
+    return f"{key}: {expression!r}: {said}. Where a value may not convert, try_cast(... as ...) gives null"

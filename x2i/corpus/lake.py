@@ -182,7 +182,7 @@ def passing(where: str, names: list[str], columns: str = "rows.row_id") -> str:
 
 def mentioned(sql: str, names: Iterable[str]) -> list[str]:
     """Which of the annotators `names` an SQL condition mentions as `name.column`, in their order."""
-    bare = re.sub(r"'(?:[^']|'')*'", "''", sql)
+    bare = re.sub(r"'(?:[^']|'')*'|--[^\n]*|/\*.*?\*/", " ", sql, flags=re.DOTALL)
     found = {(m[1] or m[2]).lower() for m in re.finditer(r'(?:"([^"]+)"|\b([A-Za-z_]\w*))\s*\.', bare)}
     return [name for name in names if name.lower() in found]
 

@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from x2i.base.errors import RecipeError
 from x2i.base.files import atomic, in_turn
-from x2i.base.sql import connect, literal
+from x2i.base.sql import connect, literal, stumbles
 from x2i.corpus.lake import ERRORS, KEYS, Column, Lake, create_views, mentioned, passing
 from x2i.pipelines.annotators.base import Annotator
 from x2i.pipelines.engine.annotate import again
@@ -161,6 +162,8 @@ def _unseen(
         there: units of which it has files.
         again: by unit, rows that are wanted again if the `where` lets them through.
     """
+    import duckdb
+
     column = plan.column(annotator)
     where = column.where or "true"
     columns = [plan.column(a) for a in _named(plan, where)]
@@ -183,12 +186,15 @@ def _unseen(
             ),
         )
         query = passing(where, [c.name for c in columns], 'rows.row_id, rows.unit, rows."index"')
-        found = connection.sql(
-            f"""select unit, list("index") from ({query}) p
+        asked = f"""select unit, list("index") from ({query}) p
             where row_id not in (select row_id from "{SEEN}")
             or exists (select 1 from "{AGAIN}" a where a.unit = p.unit and coalesce(a."index", p."index") = p."index")
             group by unit"""
-        ).fetchall()
+        try:
+            found = connection.sql(asked).fetchall()
+        except duckdb.DataError as error:
+            key = f"{plan.where}: annotators.{annotator.name}.where"
+            raise RecipeError(stumbles(key, where, error)) from None
     return {unit: frozenset(indices) for unit, indices in found}
 
 
