@@ -134,7 +134,7 @@ def find_todo(
                 if there & todo.unread:
                     todo.waiting.append(annotator.name)
                 read = [u for u in units if u.id in there - todo.unread]
-                rows |= _unseen(plan, lake, read, annotator, there, {}) if read else {}
+                rows |= _unseen(plan, lake, read, annotator, there, {})
             for unit in again.keys() & files.keys():
                 seen, more = rows.get(unit, frozenset()), again[unit]
                 rows[unit] = None if seen is None or more is None else seen | more
@@ -164,6 +164,8 @@ def _unseen(
     """
     import duckdb
 
+    if not units:
+        return {}
     column = plan.column(annotator)
     where = column.where or "true"
     columns = [plan.column(a) for a in _named(plan, where)]
