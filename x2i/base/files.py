@@ -3,6 +3,7 @@
 import contextlib
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,9 +33,23 @@ def atomic(path: str | Path) -> Iterator[Path]:
         os.replace(temporary, path)
     except BaseException as error:
         remove(temporary)
-        if isinstance(error, OSError) and error.errno and error.filename is None:
-            error.filename = str(path)  # a full disk does not say where it was met
+        _name(error, path)
         raise
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Where `path` is written bit by bit: errors of the disk name it."""
+    try:
+        yield
+    except OSError as error:
+        _name(error, path)
+        raise
+
+
+def _name(error: BaseException, path: Path) -> None:
+    if isinstance(error, OSError) and error.errno and error.filename is None:
+        error.filename = str(path)  # a full disk does not say where it was met
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -51,10 +66,26 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Remove what killed writers left below `folder`: call it only under the folder's lock."""
+def remove_leftovers(folder: Path, older: float = 0.0) -> None:
+    """Remove what killed writers left below `folder`: call it only under its lock, or for files `older` than a write takes.
+
+    Args:
+        older: seconds since a file was last written to.
+    """
     for path in folder.rglob(".*.tmp"):
-        remove(path)
+        with contextlib.suppress(FileNotFoundError):  # it became what it was to be
+            if time.time() - path.stat().st_mtime >= older:
+                remove(path)
+
+
+@contextlib.contextmanager
+def in_turn(folder: Path) -> Iterator[None]:
+    """Wait for the lock of `folder` (a file in it) and hold it for the length of the block, to read, change and write."""
+    from filelock import FileLock
+
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / ".lock", poll_interval=0.01):
+        yield
 
 
 @contextlib.contextmanager

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+import re
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
+
+from x2i.base.errors import X2IError
 
 if TYPE_CHECKING:
     import duckdb
@@ -28,3 +34,37 @@ def identifier(*parts: str) -> str:
 def literal(text: object) -> str:
     """A string literal of SQL."""
     return "'" + str(text).replace("'", "''") + "'"
+
+
+@contextlib.contextmanager
+def plainly() -> Iterator[None]:
+    """Raise what DuckDB says of files that it cannot read or write as X2IError, with what to do about it."""
+    import duckdb
+
+    try:
+        yield
+    except (duckdb.IOException, duckdb.InvalidInputException, duckdb.SerializationException) as error:
+        said = str(error).splitlines()[0].partition(": ")[2] or str(error)
+        if inner := re.search(r'"exception_message":("(?:[^"\\]|\\.)*")', said):
+            said = json.loads(inner[1])
+        if damaged := re.search(r"'([^']+\.parquet)'", said):
+            raise X2IError(damage(damaged[1], said)) from None
+        if "parquet" not in said and isinstance(error, duckdb.InvalidInputException):
+            raise
+        raise X2IError(f"{said}\nWhat is done is kept: mend the cause, and run the same command again.") from None
+
+
+def damage(path: object, said: object) -> str:
+    """What to say of a file of a lake that cannot be read."""
+    return f"{path}: cannot be read ({said}). Remove it: the next build makes it again."
+
+
+def brief(error: Exception) -> str:
+    """The first two lines of what DuckDB says of an expression: what is wrong, and where."""
+    return " ".join([line for line in str(error).splitlines() if line.strip()][:2])
+
+
+def stumbles(key: str, expression: str, error: Exception) -> str:
+    """What to say of an expression that is sound, but not for every value that it meets."""
+    said = next(iter(str(error).splitlines()), "")
+    return f"{key}: {expression!r}: {said}. Where a value may not convert, try_cast(... as ...) gives null"

@@ -4,29 +4,33 @@
     LAKE/<annotator>/<fingerprint>/annotator.json         name, version, parameters, weights, columns
     LAKE/<annotator>/<fingerprint>/<unit>.parquet         the columns, keyed by row_id
     LAKE/<annotator>/<fingerprint>/<unit>-<source>.parquet    the same, of annotators that read the rows' text
+    LAKE/<annotator>/<fingerprint>/some         a mark: a `where` was in force, so files may lack rows of their units
     LAKE/plans/<source>-<fingerprint>.jsonl               the plan of units, a line each
     LAKE/recipes/<recipe>.json                            which fingerprints a recipe's last build read
 
 A file that is there is never computed again: "done" is a file's existence. An annotator with a `where` has
 in its file the rows for which it held in any recipe so far, and is done when those for which it holds now are
-among them. Everything can be read with plain DuckDB, Polars or pandas; `open` adds views named after the
-annotators, without the units of files that have changed since, and without rows that another `where` let in.
+among them; a recipe without the `where` wants all rows. Everything can be read with plain DuckDB, Polars or
+pandas; `open` adds views named after the annotators, without the units of files that have changed since,
+and without rows that another `where` let in.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from x2i.base.errors import X2IError
-from x2i.base.sql import connect, identifier
+from x2i.base.sql import connect, damage, identifier
 
 if TYPE_CHECKING:
     import duckdb
@@ -91,6 +95,10 @@ class Lake:
         folder = self.path / column.folder
         return {p.stem for p in folder.glob("*.parquet")} if folder.is_dir() else set()
 
+    def some(self, column: Column) -> Path:
+        """The mark that an annotator's files may lack rows of their units, because a `where` was in force."""
+        return self.path / column.folder / "some"
+
     def record(self, recipe: str) -> Path:
         """The file that says what a recipe's last build read."""
         return self.path / "recipes" / f"{recipe}.json"
@@ -119,6 +127,26 @@ class Lake:
         connection = connect()
         create_views(connection, self, record["units"], [Column(**c) for c in record["columns"]])
         return connection
+
+
+def read_table(path: Path, columns: list[str] | None = None, schema: pa.Schema | None = None) -> pa.Table:
+    """One file of a lake. Raises X2IError if it is damaged."""
+    with _damaged(path):
+        return pq.read_table(path, columns=columns, schema=schema)
+
+
+def count_rows(path: Path) -> int:
+    """How many rows one file of a lake has. Raises X2IError if it is damaged."""
+    with _damaged(path):
+        return int(pq.read_metadata(path).num_rows)
+
+
+@contextlib.contextmanager
+def _damaged(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except pa.ArrowInvalid as error:
+        raise X2IError(damage(path, error)) from None
 
 
 def create_views(
@@ -154,7 +182,7 @@ def passing(where: str, names: list[str], columns: str = "rows.row_id") -> str:
 
 def mentioned(sql: str, names: Iterable[str]) -> list[str]:
     """Which of the annotators `names` an SQL condition mentions as `name.column`, in their order."""
-    bare = re.sub(r"'(?:[^']|'')*'", "''", sql)
+    bare = re.sub(r"'(?:[^']|'')*'|--[^\n]*|/\*.*?\*/", " ", sql, flags=re.DOTALL)
     found = {(m[1] or m[2]).lower() for m in re.finditer(r'(?:"([^"]+)"|\b([A-Za-z_]\w*))\s*\.', bare)}
     return [name for name in names if name.lower() in found]
 

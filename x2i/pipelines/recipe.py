@@ -197,6 +197,12 @@ def make(recipe: Recipe, where: str = "recipe", text: str = "") -> Plan:
             raise RecipeError(f"{where}: sources: two are named {name!r}; give each its own `name`")
     # `image` is what every row is judged by, so it is always there
     wanted = {"image": recipe.annotators.get("image")} | recipe.annotators
+    for name in wanted:
+        same = [n for n in wanted if n.lower() == name.lower() and n != name]
+        if same:
+            raise RecipeError(
+                f"{where}: annotators: {name!r} and {same[0]!r} are one name in SQL: give one another name"
+            )
     annotators = order([_annotator(n, p, recipe, f"{where}: annotators.{n}") for n, p in wanted.items()], where)
     tasks = []
     for name, parameters in recipe.tasks.items():
@@ -254,12 +260,22 @@ def order(annotators: list[Annotator], where: str) -> list[Annotator]:
         placed = {a.name for a in done}
         ready = next((a for a in waiting if before[a.name] <= placed), None)
         if ready is None:
-            circle = ", ".join(f"{a.name} ({', '.join(sorted(before[a.name] - placed))})" for a in waiting)
-            raise RecipeError(f"{where}: annotators: these wait for each other: {circle}")
+            raise RecipeError(f"{where}: annotators: {_circle({a.name: before[a.name] - placed for a in waiting})}")
         waiting.remove(ready)
         ready.upstream = [a for a in done if a.name in {r.partition(".")[0] for r in ready.reads}]
         done.append(ready)
     return done
+
+
+def _circle(before: dict[str, set[str]]) -> str:
+    """Which annotators wait for each other; not those that only wait for these."""
+    while len(needed := {n: b for n, b in before.items() if any(n in others for others in before.values())}) < len(
+        before
+    ):
+        before = needed
+    if len(before) == 1:
+        return f"{next(iter(before))} waits for itself: it reads its own column, or its `where` does"
+    return "these wait for each other: " + ", ".join(f"{n} ({', '.join(sorted(b))})" for n, b in before.items())
 
 
 def _check_read(read: str, annotators: list[Annotator], key: str, remedy: str = "") -> None:

@@ -15,9 +15,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from x2i.base.files import atomic
+from x2i.base.files import atomic, in_turn
 from x2i.base.seeds import canonical_json, digest
-from x2i.corpus.lake import ERRORS, KEYS, ROWS, Column, Lake
+from x2i.corpus.lake import ERRORS, KEYS, ROWS, Column, Lake, read_table
 from x2i.pipelines.annotators.base import Annotator, Item
 from x2i.pipelines.engine.ahead import ahead, in_threads
 from x2i.pipelines.engine.calling import call
@@ -214,7 +214,7 @@ def _cut(works: Iterator[_Work], most: int, most_bytes: int) -> Iterator[list[_W
 def _from_lake(
     lake: Lake, source: Source, unit: Unit, only: frozenset[int] | None, skip: Mapping[int, Problem]
 ) -> Iterator[_Work]:
-    table = pq.read_table(lake.file(Column("rows", source.fingerprint), unit.id))
+    table = read_table(lake.file(Column("rows", source.fingerprint), unit.id))
     for r in table.select(["row_id", "index", "location", "image_id", "text", "problem", "problem_detail"]).to_pylist():
         if only is None or r["index"] in only:
             said = Problem(r["problem"], r["problem_detail"]) if r["problem"] else None
@@ -326,11 +326,12 @@ def _write_values(want: Want, parts: list[pa.Table], path: Path) -> int:
     schema = pa.schema([*KEYS, *want.annotator.columns, *ERRORS])
     table = pa.concat_tables(parts) if parts else schema.empty_table()
     size = table.nbytes
-    if want.only is not None and path.exists():
-        old = pq.read_table(path, schema=schema)
-        stay = pc.invert(pc.is_in(old["row_id"], value_set=table["row_id"].combine_chunks()))
-        table = pa.concat_tables([old.filter(stay), table]).sort_by("row_id")
-    _write(table, path)
+    with in_turn(path.parent):  # another recipe's build may add rows to the same file
+        if want.only is not None and path.exists():
+            old = read_table(path, schema=schema)
+            stay = pc.invert(pc.is_in(old["row_id"], value_set=table["row_id"].combine_chunks()))
+            table = pa.concat_tables([old.filter(stay), table]).sort_by("row_id")
+        _write(table, path)
     return size
 
 

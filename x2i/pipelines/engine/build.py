@@ -17,6 +17,7 @@ from pathlib import Path
 from x2i.base.errors import X2IError
 from x2i.base.files import exclusive, remove_leftovers, write_text
 from x2i.base.seeds import canonical_json
+from x2i.base.sql import plainly
 from x2i.base.weights import missing
 from x2i.corpus.lake import Lake, mentioned
 from x2i.pipelines.engine import publish
@@ -79,7 +80,7 @@ def build(
     publish.refuse_strangers(out, plan.where)
     fetch_weights(plan)
     seconds: dict[str, float] = {}
-    with exclusive(out, "building a corpus"), contextlib.ExitStack() as stack:
+    with plainly(), exclusive(out, "building a corpus"), contextlib.ExitStack() as stack:
         publish.recover(out)
         engine = Engine(plan, workers, address, stack, seconds)
         with _timed(seconds, "plan"):

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from x2i.base.errors import X2IError
 from x2i.corpus.lake import Lake
 from x2i.corpus.sample import Picture
+from x2i.pipelines.engine.groups import GROUPED
 from x2i.pipelines.images import BadImage, Header, decode, encode, fit, read_header, resize
 from x2i.pipelines.recipe import Plan
 from x2i.pipelines.sources.base import Row, Unit
@@ -81,7 +82,7 @@ class Others:
     """The other rows of the groups whose anchors are among some rows: read once, kept on disk, decoded when asked for.
 
     Args:
-        rows: anchors, with `groups` as `x2i.pipelines.engine.groups` gives them.
+        rows: anchors, with their groups as `x2i.pipelines.engine.groups` gives them.
         folder: where the pictures are kept meanwhile.
     """
 
@@ -92,7 +93,7 @@ class Others:
         self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - closed by __exit__
         self._rows: dict[str, dict[str, Any]] = {}
         for row in rows:
-            for group in row.get("groups") or ():
+            for group in row.get(GROUPED) or ():
                 self._rows |= {o["row_id"]: o for o in group["others"]}
         self._places: dict[str, tuple[Row, int, int]] = {}
         wanted = sorted(self._rows.values(), key=lambda r: (r["unit"], r["index"]))
@@ -111,7 +112,7 @@ class Others:
     def of(self, row: dict[str, Any], task: str) -> tuple[Found, ...]:
         """The groups of a task that a row is the anchor of."""
         out = []
-        for group in row.get("groups") or ():
+        for group in row.get(GROUPED) or ():
             if group["task"] != task:
                 continue
             try:

@@ -19,9 +19,9 @@ import pyarrow.parquet as pq
 
 from x2i.base.errors import X2IError
 from x2i.base.seeds import generator
-from x2i.base.sql import connect, literal
+from x2i.base.sql import connect, literal, plainly
 from x2i.base.weights import missing
-from x2i.corpus.lake import Column, Lake, mentioned
+from x2i.corpus.lake import Column, Lake, count_rows, mentioned, read_table
 from x2i.pipelines.annotators.base import Annotator
 from x2i.pipelines.engine import publish
 from x2i.pipelines.engine.assemble import PART, assemble_group
@@ -98,6 +98,7 @@ class Estimate:
         return [most.times(self.reading)] if most and self.reading and most.value else []
 
 
+@plainly()
 def estimate(plan: Plan, units: Sequence[Unit], sample: int = 16) -> Estimate:
     """Compare a recipe with its lake, and take `sample` rows through it (0: none).
 
@@ -150,7 +151,7 @@ def _rows(plan: Plan, lake: Lake, units: Sequence[Unit]) -> dict[str, int | None
     out: dict[str, int | None] = {}
     for unit in units:
         path = lake.file(Column("rows", sources[unit.source]), unit.id)
-        out[unit.id] = pq.read_metadata(path).num_rows if path.exists() else unit.rows
+        out[unit.id] = count_rows(path) if path.exists() else unit.rows
     return out
 
 
@@ -159,7 +160,7 @@ def _count(step: Step, plan: Plan, lake: Lake, units: Sequence[Unit], rows: dict
     column, sources = plan.column(annotator), {s.name: s.fingerprint for s in plan.sources}
     done = lake.done(column)
     there = [lake.file(column, u.id, sources[u.source]) for u in units]
-    step.cached = sum(pq.read_metadata(p).num_rows for p in there if p.stem in done)
+    step.cached = sum(count_rows(p) for p in there if p.stem in done)
     if step.name in todo.waiting:
         return  # a share of the rows, which the sample tells
     counts = []
@@ -193,11 +194,7 @@ def _sample(
         runner = Inline(small)
     done = annotate(small, lake, some, runner, Quiet())
     _judge(out, small, lake, some, folder)
-    sampled = sum(
-        pq.read_metadata(lake.file(Column("rows", f), u)).num_rows
-        for f, us in by_source(small, some).items()
-        for u in us
-    )
+    sampled = sum(count_rows(lake.file(Column("rows", f), u)) for f, us in by_source(small, some).items() for u in us)
     out.sample, out.decodes = sampled, done.decoded
     out.on_gpu = any(demand(a)[1] for a in small.annotators) and _has_gpu()
     out.reading = _per_row([(t.rows, t.reading) for t in done.tallies if t.decoded])
@@ -333,7 +330,7 @@ def _assembly(out: Estimate, plan: Plan, units: Sequence[Unit], lake: Lake, fold
 def _seen(plan: Plan, lake: Lake, units: Sequence[Unit], annotator: Annotator) -> int:
     sources = {s.name: s.fingerprint for s in plan.sources}
     column = plan.column(annotator)
-    return sum(pq.read_metadata(lake.file(column, u.id, sources[u.source])).num_rows for u in units)
+    return sum(count_rows(lake.file(column, u.id, sources[u.source])) for u in units)
 
 
 def _cost(
@@ -343,7 +340,7 @@ def _cost(
     step.seconds_per_row = _per_row(calls[1:] if len(calls) > 2 else calls)  # the first one warms up
     sources = {s.name: s.fingerprint for s in plan.sources}
     column = plan.column(annotator)
-    tables = [pq.read_table(lake.file(column, u.id, sources[u.source])) for u in units]
+    tables = [read_table(lake.file(column, u.id, sources[u.source])) for u in units]
     whole = pa.concat_tables(tables)
     if whole.num_rows:
         step.bytes_per_row = (_stored(whole) - _stored(whole.slice(0, 0))) / whole.num_rows

@@ -22,6 +22,9 @@ from x2i.pipelines.tasks.base import Task
 if TYPE_CHECKING:
     import duckdb
 
+#: Columns beside the annotators', under names that no annotator can have.
+GROUPED, PLACE = "x2i groups", "x2i place"
+
 GROUPS = pa.schema(
     [
         pa.field("place", pa.int64(), nullable=False),
@@ -92,20 +95,25 @@ def _tables(plan: Plan, connection: duckdb.DuckDBPyConnection) -> Iterator[pa.Re
 
 
 def join_groups(connection: duckdb.DuckDBPyConnection, plan: Plan, found: pa.Table, rows: str) -> str:
-    """A query like `rows`, with a column `groups`: of each anchor, its groups with their other rows, whole."""
-    connection.register("found_groups", found)
+    """A query like `rows`, with the column `GROUPED`: of each anchor, its groups with their other rows, whole.
+
+    Args:
+        found: as `find_groups` gives them. rows: a query for the rows that stay, which has their order as `PLACE`.
+    """
+    connection.register("x2i found", found)
     values = ", ".join(["row_id", "source", "unit", "index", "location", "image_id", "text", "meta", "image"])
     values += "".join(f", {identifier(a.name)}" for a in plan.annotators if a.name != "image")
     return f"""
-        with chosen as ({rows}),
-        members as (
-            select g.place, m.nth, o from found_groups g, unnest(g.others) with ordinality as m(id, nth)
-            join (select {values} from chosen) o on o.row_id = m.id
+        with "x2i chosen" as ({rows}),
+        "x2i members" as (
+            select g.place, m.nth, o from "x2i found" g, unnest(g.others) with ordinality as m(id, nth)
+            join (select {values} from "x2i chosen") o on o.row_id = m.id
         ),
-        gathered as (select place, list(o order by nth) as others from members group by place),
-        groups as (
+        "x2i gathered" as (select place, list(o order by nth) as others from "x2i members" group by place),
+        "x2i anchors" as (
             select g.row_id, list(struct_pack(task := g.task, task_type := g.task_type, about := g.about,
-                                              others := coalesce(h.others, [])) order by g.place) as groups
-            from found_groups g left join gathered h using (place) group by g.row_id
+                                              others := coalesce(h.others, [])) order by g.place) as "{GROUPED}"
+            from "x2i found" g left join "x2i gathered" h using (place) group by g.row_id
         )
-        select chosen.*, groups.groups from chosen left join groups using (row_id) order by chosen.place"""
+        select c.* exclude ("{PLACE}"), a."{GROUPED}" from "x2i chosen" c left join "x2i anchors" a using (row_id)
+        order by c."{PLACE}\""""

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from x2i.base.errors import X2IError
-from x2i.corpus.lake import Column, Lake
+from x2i.corpus.lake import Column, Lake, read_table
 from x2i.pipelines.annotators.base import Annotator
 from x2i.pipelines.sources.base import Problem
 
@@ -33,7 +32,7 @@ class Known:
         for name, wanted in self._read.items():
             path = lake.file(columns[name], unit, source) if name in columns else None
             if path is not None and path.exists():
-                self.add(name, pq.read_table(path, columns=["row_id", *sorted(wanted), "error", "error_detail"]))
+                self.add(name, read_table(path, columns=["row_id", *sorted(wanted), "error", "error_detail"]))
 
     def add(self, name: str, table: pa.Table) -> None:
         """Values that were made just now; they take the place of older ones."""

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
 import sys
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -42,6 +44,7 @@ def ray_session(workers: int | None, address: str | None) -> Iterator[int]:
     os.environ.setdefault("RAY_enable_metrics_collection", "0")
     import ray
 
+    terminate = signal.getsignal(signal.SIGTERM)
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     began = not ray.is_initialized()
     try:
@@ -61,6 +64,8 @@ def ray_session(workers: int | None, address: str | None) -> Iterator[int]:
             "\nIf the cluster asks for a token, RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH must give it." if address else ""
         )
         raise X2IError(f"Ray: cannot reach {address or 'a local cluster'}: {error}{hint}") from None
+    if terminate is not None and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, terminate)  # Ray puts its own in the place of the caller's
     try:
         # Ray prints what it has to say on stdout, where a result in JSON may be expected
         with contextlib.redirect_stdout(sys.stderr):

@@ -22,19 +22,19 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from x2i.base.errors import RecipeError, X2IError
-from x2i.base.files import remove, write_text
+from x2i.base.files import remove, write_text, writing
 from x2i.base.seeds import canonical_json, digest
-from x2i.base.sql import connect, literal
+from x2i.base.sql import connect, identifier, literal
 from x2i.base.weights import digest_of
 from x2i.corpus import place, tombstones
 from x2i.corpus.card import card
 from x2i.corpus.corpus import CARD, FORMAT, INFO, MANIFEST, RECIPE, SELECTION
-from x2i.corpus.lake import Column, Lake
+from x2i.corpus.lake import Column, Lake, count_rows
 from x2i.corpus.manifest import SCHEMA, corpus_digest
 from x2i.corpus.takeout import link, take_out
 from x2i.pipelines.annotators.base import Annotator
 from x2i.pipelines.engine.assemble import OUTCOME, PART
-from x2i.pipelines.engine.groups import join_groups
+from x2i.pipelines.engine.groups import GROUPED, PLACE, join_groups
 from x2i.pipelines.recipe import Plan
 from x2i.pipelines.select.query import STAGES
 
@@ -90,7 +90,8 @@ class Staging:
         """
         per_group = max(1, plan.recipe.output.shard_samples // max(1, sum(len(t.task_types()) for t in plan.tasks)))
         scores = _scores(plan)
-        values = ", ".join(f"case when isfinite({s}::double) then {s}::double end" for s in scores)
+        quoted = [f"{identifier(*s.split('.', 1))}::double" for s in scores]
+        values = ", ".join(f"case when isfinite({s}) then {s} end" for s in quoted)
         names = ", ".join(literal(s) for s in scores)
         query = f"""select * exclude (kept, stage, reason, detail, survivor, distance),
                     map([{names}]::varchar[], [{values}]::double[]) as scores
@@ -101,11 +102,10 @@ class Staging:
         with connect() as connection:
             query = query.format(table=verdicts)
             if found is not None and found.num_rows:
-                placed = f"(select *, row_number() over () as place from {verdicts})"
+                placed = f'(select *, row_number() over () as "{PLACE}" from {verdicts})'
                 query = join_groups(connection, plan, found, query.replace(verdicts, placed))
-                query = f"select * exclude (place) from ({query})"
             reader = connection.sql(query).to_arrow_reader(per_group)
-            with pq.ParquetWriter(rows, reader.schema, compression="zstd") as writer:
+            with writing(rows), pq.ParquetWriter(rows, reader.schema, compression="zstd") as writer:
                 for table in tombstones.regroup(reader, per_group):
                     units.append(_units(table))
                     writer.write_table(table, row_group_size=per_group)
@@ -163,7 +163,7 @@ def _leave_out(rows: Path, hits: pa.Array, per_group: int) -> tuple[list[list[st
         for number in range(file.num_row_groups):
             table = file.read_row_group(number)
             table = table.filter(pc.invert(pc.is_in(table["row_id"], value_set=hits)))
-            if "groups" in table.column_names:
+            if GROUPED in table.column_names:
                 table = _without_groups(table, hits, bereaved)
             if table.num_rows:
                 units.append(_units(table))
@@ -174,24 +174,24 @@ def _leave_out(rows: Path, hits: pa.Array, per_group: int) -> tuple[list[list[st
 
 def _without_groups(table: pa.Table, hits: pa.Array, bereaved: set[str]) -> pa.Table:
     """The rows without the groups that hold one of `hits`."""
-    others = pc.list_flatten(pc.struct_field(pc.list_flatten(table["groups"]), "others"))
+    others = pc.list_flatten(pc.struct_field(pc.list_flatten(table[GROUPED]), "others"))
     if not pc.any(pc.is_in(pc.struct_field(others, "row_id"), value_set=hits)).as_py():
         return table
     gone = set(hits.to_pylist())
-    column = table["groups"].to_pylist()
+    column = table[GROUPED].to_pylist()
     for at, groups in enumerate(column):
         left = [g for g in groups or () if not gone & {o["row_id"] for o in g["others"]}]
         if len(left) < len(groups or ()):
             column[at] = left
             bereaved.add(table["row_id"][at].as_py())
-    where = table.schema.get_field_index("groups")
+    where = table.schema.get_field_index(GROUPED)
     return table.set_column(where, table.schema.field(where), pa.array(column, table.schema.field(where).type))
 
 
 def _units(table: pa.Table) -> list[str]:
     """The units that the rows of a group come from, and those of the other rows that they need."""
     found = dict.fromkeys(table["unit"].to_pylist())
-    for groups in table["groups"].to_pylist() if "groups" in table.column_names else []:
+    for groups in table[GROUPED].to_pylist() if GROUPED in table.column_names else []:
         found |= dict.fromkeys(other["unit"] for group in groups or () for other in group["others"])
     return list(found)
 
@@ -238,7 +238,7 @@ def _link_groups(groups: Groups, new: Path) -> dict[str, Any]:
     fallen: list[dict[str, str]] = []
     outcomes = [json.loads((groups.folder(n) / OUTCOME).read_text()) for n in range(len(groups.units))]
     width = max(5, len(str(sum(len(o["shards"]) for o in outcomes))))
-    with pq.ParquetWriter(new / MANIFEST, SCHEMA, compression="zstd") as writer:
+    with writing(new / MANIFEST), pq.ParquetWriter(new / MANIFEST, SCHEMA, compression="zstd") as writer:
         for number, outcome in enumerate(outcomes):
             names = {}
             for shard in outcome["shards"]:
@@ -291,7 +291,7 @@ def _info(
     conditions = list(plan.recipe.select.where)
     fell.sort(key=lambda f: (STAGES.index(f[0]), conditions.index(f[1]) if f[1] in conditions else 0, f[1]))
     read = (lake.file(Column("rows", source), unit) for source, ids in units.items() for unit in ids)
-    rows_in = sum(pq.read_metadata(path).num_rows for path in read)
+    rows_in = sum(count_rows(path) for path in read)
     with pq.ParquetFile(new / MANIFEST) as file:
         identity = corpus_digest(outcome["shards"], file.iter_batches(4096))
     info = {

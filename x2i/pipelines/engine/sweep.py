@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from x2i.base.errors import X2IError
-from x2i.base.files import write_text
+from x2i.base.files import remove_leftovers, write_text
 from x2i.corpus.lake import Lake
 from x2i.pipelines.annotators.base import Annotator
 from x2i.pipelines.engine.annotate import Journal, Tally
@@ -18,6 +18,9 @@ from x2i.pipelines.engine.todo import Kind, Pass, Todo, failed, find_todo, passe
 from x2i.pipelines.engine.worker import Place, journal_path
 from x2i.pipelines.recipe import Plan
 from x2i.pipelines.sources.base import Problem, Unit
+
+#: Unfinished files in the lake that nobody has written to for so many seconds are a killed worker's.
+OLD = 6 * 3600
 
 
 class Runner(Protocol):
@@ -91,10 +94,14 @@ def annotate(
 
 def _describe(plan: Plan, lake: Lake) -> None:
     for annotator in plan.annotators:
-        path = lake.path / plan.column(annotator).folder / "annotator.json"
+        column = plan.column(annotator)
+        path = lake.path / column.folder / "annotator.json"
         if not path.exists():
             description = {"fingerprint": annotator.fingerprint, **annotator.description()}
             write_text(path, json.dumps(description, indent=2, sort_keys=True) + "\n")
+        if column.where is not None:
+            lake.some(column).touch()
+        remove_leftovers(path.parent, OLD)
 
 
 def _say(todo: Todo, units: Sequence[Unit], progress: Progress) -> None:
@@ -134,9 +141,12 @@ class _Reviver:
         self._blamed: dict[str, dict[int, Problem]] = {}
 
     def __call__(self, job: Job) -> Job:
-        unit, wanted, write_rows, _, _, place = job.arguments
-        row = Journal(journal_path(self._lake, unit)).read()
+        unit, wanted, write_rows, _, careful, place = job.arguments
+        journal = Journal(journal_path(self._lake, unit))
+        row = journal.read()
         skip = self._blamed.setdefault(unit.id, {})
-        if row is not None:
+        if not careful:
+            journal.remove()  # of a run that was killed: it says nothing of this one's death
+        elif row is not None:
             skip[row] = Problem("worker_died", "the process that worked on this row died twice")
         return Job(job.method, (unit, wanted, write_rows, dict(skip), True, place), job.deaths)

@@ -13,7 +13,9 @@ from dataclasses import dataclass, field
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from x2i.base.sql import connect, literal
+from x2i.base.errors import RecipeError
+from x2i.base.files import atomic, in_turn
+from x2i.base.sql import connect, literal, stumbles
 from x2i.corpus.lake import ERRORS, KEYS, Column, Lake, create_views, mentioned, passing
 from x2i.pipelines.annotators.base import Annotator
 from x2i.pipelines.engine.annotate import again
@@ -25,6 +27,9 @@ Rows = frozenset[int] | None
 
 #: Reasons of errors that may pass: memory, a worker's death, a server's mood.
 PASSING = ("out_of_memory", "annotator_failed", "worker_died")
+
+#: Tables of a query beside the annotators', under names that no annotator can have.
+SEEN, AGAIN = "x2i seen", "x2i again"
 
 #: CPUs and GPUs that one worker takes.
 Kind = tuple[float, float]
@@ -117,20 +122,28 @@ def find_todo(
             continue
         done = lake.done(column)
         files = {u.id: lake.file(column, u.id, sources[u.source]).stem in done for u in units}
+        there = {u for u, is_there in files.items() if is_there}
+        again: dict[str, Rows] = {
+            **(retry or {}).get(annotator.name, {}),
+            **dict.fromkeys(repeat.get(annotator.name, ())),
+        }
+        rows: dict[str, Rows]
         if column.where is None:
-            rows: dict[str, Rows] = {u: None for u, there in files.items() if not there}
+            rows = {u: None for u in files if u not in there}
+            if there and lake.some(column).exists():  # a recipe with a `where` may have left rows out
+                if there & todo.unread:
+                    todo.waiting.append(annotator.name)
+                read = [u for u in units if u.id in there - todo.unread]
+                rows |= _unseen(plan, lake, read, annotator, there, {})
+            for unit in again.keys() & files.keys():
+                seen, more = rows.get(unit, frozenset()), again[unit]
+                rows[unit] = None if seen is None or more is None else seen | more
         else:
-            rows = _unseen(plan, lake, units, annotator, {u for u, there in files.items() if there}, repeat)
-            todo.visited[annotator.name] = [u for u, there in files.items() if not there and u not in rows]
-        for unit in repeat.get(annotator.name, set()) & files.keys():
-            if column.where is None:
-                rows[unit] = None
-        for unit, indices in (retry or {}).get(annotator.name, {}).items():
-            seen = rows.get(unit, frozenset())
-            rows[unit] = None if seen is None or indices is None else seen | indices
+            rows = _unseen(plan, lake, units, annotator, there, again)
+            todo.visited[annotator.name] = [u for u in files if u not in there and u not in rows]
         for unit, indices in rows.items():
             todo.add(unit, annotator.name, indices)
-        if rows or todo.visited.get(annotator.name):
+        if rows or todo.visited.get(annotator.name) or annotator.name in todo.waiting:
             unfinished.add(annotator.name)
     return todo
 
@@ -141,28 +154,49 @@ def _unseen(
     units: Sequence[Unit],
     annotator: Annotator,
     there: set[str],
-    repeat: dict[str, set[str]],
+    again: dict[str, Rows],
 ) -> dict[str, Rows]:
-    """The rows that an annotator's `where` lets through and that are not in its files, by unit."""
+    """The rows that an annotator's `where` lets through and that are not in its files, by unit.
+
+    Args:
+        there: units of which it has files.
+        again: by unit, rows that are wanted again if the `where` lets them through.
+    """
+    import duckdb
+
+    if not units:
+        return {}
     column = plan.column(annotator)
-    assert column.where is not None
-    columns = [plan.column(a) for a in _named(plan, column.where)]
+    where = column.where or "true"
+    columns = [plan.column(a) for a in _named(plan, where)]
     sources = {s.name: s.fingerprint for s in plan.sources}
     with connect() as connection:
         create_views(connection, lake, by_source(plan, units), columns)
         files = [str(lake.file(column, u.id, sources[u.source])) for u in units if u.id in there]
         if files:
-            connection.read_parquet(files).project("row_id").create_view("seen")
+            connection.read_parquet(files).project("row_id").create_view(SEEN)
         else:
-            connection.register("seen", pa.table({"row_id": pa.array([], pa.string())}))
+            connection.register(SEEN, pa.table({"row_id": pa.array([], pa.string())}))
+        some = [(unit, index) for unit, rows in again.items() for index in (rows if rows is not None else [None])]
         connection.register(
-            "repeat", pa.table({"unit": pa.array(sorted(repeat.get(annotator.name, set())), pa.string())})
+            AGAIN,
+            pa.table(
+                {
+                    "unit": pa.array([u for u, _ in some], pa.string()),
+                    "index": pa.array([i for _, i in some], pa.int32()),
+                }
+            ),
         )
-        query = passing(column.where, [c.name for c in columns], 'rows.row_id, rows.unit, rows."index"')
-        found = connection.sql(
-            f"""select unit, list("index") from ({query}) p
-            where unit in (select unit from repeat) or row_id not in (select row_id from seen) group by unit"""
-        ).fetchall()
+        query = passing(where, [c.name for c in columns], 'rows.row_id, rows.unit, rows."index"')
+        asked = f"""select unit, list("index") from ({query}) p
+            where row_id not in (select row_id from "{SEEN}")
+            or exists (select 1 from "{AGAIN}" a where a.unit = p.unit and coalesce(a."index", p."index") = p."index")
+            group by unit"""
+        try:
+            found = connection.sql(asked).fetchall()
+        except duckdb.DataError as error:
+            key = f"{plan.where}: annotators.{annotator.name}.where"
+            raise RecipeError(stumbles(key, where, error)) from None
     return {unit: frozenset(indices) for unit, indices in found}
 
 
@@ -181,15 +215,16 @@ def _named(plan: Plan, where: str) -> list[Annotator]:
 
 def write_empty(plan: Plan, lake: Lake, units: Iterable[Unit], todo: Todo) -> None:
     """Write files without rows where an annotator is to see none of a unit, so that its view has all units."""
-    from x2i.base.files import atomic
-
     sources = {s.name: s.fingerprint for s in plan.sources}
     by_id = {u.id: u for u in units}
     for annotator in plan.annotators:
         for unit in todo.visited.get(annotator.name, ()):
             path = lake.file(plan.column(annotator), unit, sources[by_id[unit].source])
-            with atomic(path) as temporary:
-                pq.write_table(pa.schema([*KEYS, *annotator.columns, *ERRORS]).empty_table(), temporary)
+            with in_turn(path.parent):
+                if path.exists():  # another recipe's build was here since
+                    continue
+                with atomic(path) as temporary:
+                    pq.write_table(pa.schema([*KEYS, *annotator.columns, *ERRORS]).empty_table(), temporary)
 
 
 def by_source(plan: Plan, units: Iterable[Unit]) -> dict[str, list[str]]:

@@ -12,13 +12,15 @@ import difflib
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import pyarrow as pa
 
 from x2i.base.errors import RecipeError
-from x2i.base.sql import connect, identifier, literal
-from x2i.corpus.lake import ERRORS, KEYS, ROWS, Lake, create_views
+from x2i.base.sql import brief, connect, identifier, literal, stumbles
+from x2i.corpus.lake import ERRORS, KEYS, ROWS, Lake, create_views, mentioned
+from x2i.pipelines import annotators as annotator_files
+from x2i.pipelines import registry
 from x2i.pipelines.select.dedup import NearDuplicates, near_duplicates
 from x2i.pipelines.select.near_text import near_texts
 
@@ -30,6 +32,9 @@ if TYPE_CHECKING:
 
 #: How ties between equally good rows are broken, in SQL.
 TIES = "rows.image_id, rows.source, rows.location"
+
+#: Tables beside the annotators', under names that no annotator can have.
+VERDICTS, ORDER, NEAR = "x2i verdicts", "x2i order", "x2i near"
 
 #: The stages of the funnel, in the order in which rows meet them.
 STAGES = ("source", "decode", "text", "where", "duplicate", "assembly", "forgotten")
@@ -52,8 +57,8 @@ def select(plan: Plan, lake: Lake, units: dict[str, list[str]], out: Path) -> No
             "at": pa.array(range(sum(map(len, units.values()))), pa.int64()),
         }
     )
-    connection.register("unit_order", order)
-    connection.execute(_judge(plan))
+    connection.register(ORDER, order)
+    _judged(plan, connection)
     _near(plan, connection)
     structs = ", ".join(_struct(a) for a in plan.annotators)
     joins = " ".join(f"left join {identifier(a.name)} using (row_id)" for a in plan.annotators)
@@ -61,7 +66,7 @@ def select(plan: Plan, lake: Lake, units: dict[str, list[str]], out: Path) -> No
         f"""copy (
             select rows.*, {structs}, v.reason is null as kept, v.stage, v.reason, v.detail,
                    v.survivor, v.distance
-            from rows {joins} join verdicts v using (row_id) join unit_order o using (unit)
+            from rows {joins} join "{VERDICTS}" v using (row_id) join "{ORDER}" o using (unit)
             order by o.at, rows.index
         ) to {literal(out)} (format parquet, compression zstd)"""
     )
@@ -74,22 +79,20 @@ def check(plan: Plan) -> None:
     connection = connect()
     connection.register("rows", ROWS.empty_table())
     for annotator in plan.annotators:
-        if annotator.config.where is not None:  # it sees rows, and the annotators before it
-            key = f"{where}: annotators.{annotator.name}.where"
+        condition = annotator.config.where
+        if condition is not None:  # it sees rows, and those of the annotators before it that it names
             before = plan.annotators[: plan.annotators.index(annotator)]
-            kind = _try(connection, plan, annotator.config.where, key, before)
-            if kind != "BOOLEAN":
-                raise RecipeError(f"{key}: {annotator.config.where!r} gives {kind}, not a yes or no")
+            named = mentioned(condition, [a.name for a in before])
+            key = f"{where}: annotators.{annotator.name}.where"
+            _yes_or_no(connection, plan, condition, key, [a for a in before if a.name in named], "where")
         connection.register(annotator.name, _empty(annotator.columns))
     for annotator in plan.annotators if any(a.heavy for a in plan.annotators) else []:
         connection.unregister(annotator.name)
         connection.register(annotator.name, _empty(pa.schema([annotator.columns.field(n) for n in light(annotator)])))
     for name, condition in recipe.select.where.items():
-        kind = _try(connection, plan, condition, f"{where}: select.where.{name}")
-        if kind != "BOOLEAN":
-            raise RecipeError(f"{where}: select.where.{name}: {condition!r} gives {kind}, not a yes or no")
+        _yes_or_no(connection, plan, condition, f"{where}: select.where.{name}", plan.annotators)
     for expression in recipe.select.dedup.best:
-        _try(connection, plan, expression, f"{where}: select.dedup.best")
+        _try(connection, plan, expression, f"{where}: select.dedup.best", plan.annotators)
     known = {a.name: a for a in plan.annotators}
     if recipe.select.dedup.perceptual is not None and "phash" not in known:
         raise RecipeError(f"{where}: select.dedup.perceptual: needs the annotator `phash`: add it under `annotators`")
@@ -116,42 +119,98 @@ def _empty(columns: pa.Schema) -> pa.Table:
     return pa.schema([*KEYS, *((f.name, as_read(f.type)) for f in columns), *ERRORS]).empty_table()
 
 
+def _yes_or_no(
+    connection: duckdb.DuckDBPyConnection,
+    plan: Plan,
+    condition: str,
+    key: str,
+    annotators: Sequence[Annotator],
+    clause: Literal["select", "where"] = "select",
+) -> None:
+    kind = _try(connection, plan, condition, key, annotators, clause)
+    if kind != "BOOLEAN":
+        raise RecipeError(f"{key}: {condition!r} gives {kind}, not a yes or no")
+
+
 def _try(
     connection: duckdb.DuckDBPyConnection,
     plan: Plan,
     expression: str,
     key: str,
-    annotators: Sequence[Annotator] | None = None,
+    annotators: Sequence[Annotator],
+    clause: Literal["select", "where"] = "select",
 ) -> str:
+    """Run an expression over no rows, as the clause of a query that it will be in; gives its type."""
     import duckdb
 
+    joined = _joined(annotators)
     try:
-        relation = connection.sql(f"select ({expression}\n) as x from {_joined(plan, annotators)}")
-        return str(relation.types[0])
+        relation = connection.sql(f"select ({expression}\n) as x from {joined}")
+        kind = str(relation.types[0])
+        relation.fetchall()  # constants that cannot be converted are met only here
+        if clause == "where" and kind == "BOOLEAN":
+            connection.sql(f"select 1 from {joined} where ({expression}\n)").fetchall()
     except duckdb.Error as error:
-        lines = [line for line in str(error).splitlines() if line.strip()]
-        raise RecipeError(f"{key}: {expression!r}: {' '.join(lines[:2])}{_hint(plan, str(error))}") from None
+        raise RecipeError(f"{key}: {expression!r}: {brief(error)}{_hint(plan, str(error))}") from None
+    if moody := _moody(connection, expression):
+        raise RecipeError(
+            f"{key}: {expression!r}: {moody} gives another answer every time, so that no build could be repeated; "
+            "for a random part of the rows write e.g. hash(rows.row_id) % 100 < 10"
+        )
+    return kind
+
+
+def _moody(connection: duckdb.DuckDBPyConnection, expression: str) -> str | None:
+    """A function in an expression that gives other values for the same arguments, as `random` does."""
+    statement = literal(f"select ({expression}\n)")
+    found = connection.execute(
+        f"""select function_name from duckdb_functions() where stability <> 'CONSISTENT' and contains(
+        json_serialize_sql({statement}::varchar)::varchar, '"function_name":"' || function_name || '"')"""
+    ).fetchone()
+    return str(found[0]) if found else None
 
 
 def _hint(plan: Plan, message: str) -> str:
     """What would be right, where DuckDB's message says only what is wrong."""
-    if re.search(r'Referenced table "(\w+)" not found', message):
-        return f" (annotators of this recipe: {', '.join(a.name for a in plan.annotators)})"
+    tables = {a.name: a.columns.names for a in plan.annotators} | {"rows": ROWS.names}
+    if table := re.search(r'Referenced table "(\w+)" not found', message):
+        near = difflib.get_close_matches(table[1], tables, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(tables)}"
+        return f"; add {table[1]} under `annotators`" if table[1] in registry.names(annotator_files) else f"; {hint}"
+    if bare := re.search(r'Referenced column "(\w+)" not found', message):
+        owners = [f"{name}.{bare[1]}" for name, columns in tables.items() if bare[1] in columns]
+        return f"; did you mean {' or '.join(owners)}?" if owners else "; columns are written as annotator.column"
     column = re.search(r'"(\w+)" does not have a column named "(\w+)"', message)
     if column:
         heavy = {a.name: a.heavy for a in plan.annotators}.get(column[1], frozenset())
         if column[2] in heavy:
             return "; it stays in the lake (it is heavy), and selections cannot ask for it"
-        tables = {a.name: a.columns.names for a in plan.annotators} | {"rows": ROWS.names}
         there = tables.get(column[1], [])
         near = difflib.get_close_matches(column[2], there, n=1)
         return f"; did you mean {column[1]}.{near[0]}?" if near else f"; it has {', '.join(there)}"
     return ""
 
 
-def _joined(plan: Plan, annotators: Sequence[Annotator] | None = None) -> str:
-    joined = plan.annotators if annotators is None else annotators
-    return "rows " + " ".join(f"left join {identifier(a.name)} using (row_id)" for a in joined)
+def _joined(annotators: Sequence[Annotator]) -> str:
+    return "rows " + " ".join(f"left join {identifier(a.name)} using (row_id)" for a in annotators)
+
+
+def _judged(plan: Plan, connection: duckdb.DuckDBPyConnection) -> None:
+    """Make the verdicts. Raises X2IError naming the key whose SQL stumbles over a value, e.g. a text that is no number."""
+    import duckdb
+
+    try:
+        connection.execute(_judge(plan))
+    except (duckdb.DataError, duckdb.InvalidInputException) as error:
+        select = plan.recipe.select
+        asked = {f"where.{name}": c for name, c in select.where.items()}
+        asked |= {f"dedup.best.{i}": e for i, e in enumerate(select.dedup.best)}
+        for key, expression in asked.items():
+            try:
+                connection.sql(f"select count(({expression}\n)) from {_joined(plan.annotators)}").fetchall()
+            except (duckdb.DataError, duckdb.InvalidInputException) as culprit:
+                raise RecipeError(stumbles(f"{plan.where}: select.{key}", expression, culprit)) from None
+        raise error
 
 
 def _judge(plan: Plan) -> str:
@@ -168,11 +227,11 @@ def _judge(plan: Plan) -> str:
     best = "".join(f"({e}\n) desc nulls last, " for e in plan.recipe.select.dedup.best)
     exact = "true" if plan.recipe.select.dedup.exact else "false"
     return f"""
-        create temp table verdicts as
+        create temp table "{VERDICTS}" as
         with judged as (
             select rows.row_id, rows.image_id, case {" ".join(rules)} end as verdict,
                    row_number() over (order by {best}{TIES}) as rank
-            from {_joined(plan)}
+            from {_joined(plan.annotators)}
         ), firsts as (
             select *, first(row_id) over same as first_id, row_number() over same as nth
             from judged window same as (partition by image_id, verdict is null order by rank)
@@ -202,7 +261,7 @@ def _near(plan: Plan, connection: duckdb.DuckDBPyConnection) -> None:
 def _standing(connection: duckdb.DuckDBPyConnection, annotator: str, column: str) -> pa.Table:
     """The rows that stand so far, best first, with a column of theirs."""
     return connection.sql(
-        f"""select row_id, {column} from verdicts join {identifier(annotator)} using (row_id)
+        f"""select row_id, {column} from "{VERDICTS}" join {identifier(annotator)} using (row_id)
         where reason is null order by rank"""
     ).to_arrow_table()
 
@@ -217,13 +276,13 @@ def _drop(
             "distance": pa.array(found.distance, pa.int32()),
         }
     )
-    connection.register("near", fell)
+    connection.register(NEAR, fell)
     connection.execute(
-        f"""update verdicts set stage = 'duplicate', reason = {literal(reason)}, survivor = near.survivor,
-           distance = near.distance, detail = near.distance || {literal(" " + unit)}
-           from near where verdicts.row_id = near.row_id"""
+        f"""update "{VERDICTS}" v set stage = 'duplicate', reason = {literal(reason)}, survivor = n.survivor,
+           distance = n.distance, detail = n.distance || {literal(" " + unit)}
+           from "{NEAR}" n where v.row_id = n.row_id"""
     )
-    connection.unregister("near")
+    connection.unregister(NEAR)
 
 
 def light(annotator: Annotator) -> list[str]:
