@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from x2i.base.sql import connect
 from x2i.corpus.faults import Faults
-from x2i.corpus.rules import scope
+from x2i.corpus.rules import said, scope
 from x2i.corpus.verify_files import MANIFEST, SELECTION
 
 if TYPE_CHECKING:
@@ -165,7 +165,7 @@ def _check_rules(connection: duckdb.DuckDBPyConnection, info: dict[str, Any], fa
         except duckdb.BinderException:
             continue  # it asks for a column that the selection does not carry
     if select["dedup"].get("exact"):
-        query = "select image_id from kept group by image_id having count(*) > 1"
+        query = f"select image_id from kept group by image_id, {said('kept')} having count(*) > 1"
         _run(connection, faults, "rule", SELECTION, query, "images were kept more than once, though dedup.exact is set")
 
 

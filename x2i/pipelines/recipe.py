@@ -48,7 +48,11 @@ class Textual(Config):
 class Dedup(Config):
     """Which rows are the same picture, and which of them stays."""
 
-    exact: bool = Field(True, description="drop rows whose bytes are those of another row")
+    exact: bool = Field(
+        True,
+        description="drop rows whose bytes are those of another row; of rows that are samples already (with input "
+        "pictures, or messages), those that also say the same",
+    )
     perceptual: Perceptual | None = Field(None, description="drop near duplicates as well, e.g. {bits: 6}")
     text: Textual | None = Field(
         None, description="drop rows whose captions are near duplicates, too, e.g. {similarity: 0.8}"
