@@ -284,7 +284,7 @@ def _circle(before: dict[str, set[str]]) -> str:
 
 def _check_read(read: str, annotators: list[Annotator], key: str, remedy: str = "") -> None:
     name, _, column = read.partition(".")
-    there = {a.name: a.columns.names for a in annotators} | {"rows": ["text"]}
+    there = {a.name: a.columns.names for a in annotators} | {"rows": ["text", "meta"]}
     if name not in there:
         example = f", e.g. `{remedy}`" if remedy else ""
         raise RecipeError(f"{key}: reads {read}: there is no annotator {name!r}; add it under `annotators`{example}")
