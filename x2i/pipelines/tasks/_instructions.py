@@ -20,20 +20,29 @@ class Instructions:
     Args:
         words: the keys that there must be, each with the words in braces that its texts may have; those that
             stand for images (`image`, `image_1` …) must be in every text.
-        path: the file; None: the one that x2i brings for this family.
+        path: the file; None: the one that x2i brings for this family, or `texts` where it brings none.
 
     Raises:
         RecipeError: the file lacks a key, has one too many, or a text has another word in braces, or lacks an image.
     """
 
-    def __init__(self, words: Mapping[str, tuple[str, ...]], path: str | None, family: str) -> None:
+    def __init__(
+        self,
+        words: Mapping[str, tuple[str, ...]],
+        path: str | None,
+        family: str,
+        texts: Mapping[str, list[str]] | None = None,
+    ) -> None:
         self.texts: dict[str, list[str]] = {}
         if not words:
             if path is not None:
                 raise RecipeError(f"tasks.{family}.instructions: this family has no instructions of its own")
             return
-        where = str(path or config(f"instructions/{family}.yaml"))
-        given = load_yaml(where)
+        given: object = texts
+        where = f"tasks.{family}.texts"
+        if path is not None or not texts:
+            where = str(path or config(f"instructions/{family}.yaml"))
+            given = load_yaml(where)
         if not isinstance(given, dict) or set(given) != set(words):
             there = set(given) if isinstance(given, dict) else set()
             wrong = [f"lacks {k}" for k in sorted(words.keys() - there)]

@@ -196,18 +196,19 @@ class Task(abc.ABC):
 
     `words` are the keys of its file of instructions, each with the words in braces that its texts must or may have:
     `{"canny_to_image": ("image", "text")}`. `image`, `image_1`, `image_2` … stand for the input pictures, and must be
-    in every text; other words may be.
+    in every text; other words may be. `texts` are the wordings of a family that has no file in configs/instructions.
     """
 
     name: str
     version: ClassVar[int] = 1
     words: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    texts: ClassVar[Mapping[str, list[str]]] = {}
     Config: ClassVar[type[TaskConfig]] = TaskConfig
 
     def __init__(self, config: Any) -> None:
         self.config = config
         self.name = type(self).name
-        self.instructions = Instructions(self.words, config.instructions, type(self).name)
+        self.instructions = Instructions(self.words, config.instructions, type(self).name, self.texts)
 
     @property
     def reads(self) -> Mapping[str, str]:
