@@ -64,7 +64,7 @@ class ControlConfig(TaskConfig):
         0.0, ge=0, le=1, description="share of the samples whose instruction has no caption, e.g. 0.3 as in MultiGen"
     )
     wording: Literal["own", "multigen"] = Field(
-        "own", description="configs/instructions/control.yaml, or multigen.yaml: MultiGen's published phrases"
+        "own", description="whose phrases, e.g. multigen: those that MultiGen published (instructions/multigen.yaml)"
     )
     hed: str = Field("hed", description="annotator (`edges`) whose `map` hed and sketch are made of, e.g. edges")
     soft_edges: str = Field("edges", description="annotator (`edges`) of soft edges, e.g. edges")
@@ -87,7 +87,9 @@ class ControlConfig(TaskConfig):
     background: float = Field(
         0.02, ge=0, lt=1, description="stretched depth below which normals face us, e.g. 0.02 or 0.1 (ControlNet)"
     )
-    max_box: float = Field(0.95, gt=0, le=1, description="boxes with a larger share of the picture are left out")
+    max_box: float = Field(
+        0.95, gt=0, le=1, description="boxes with a larger share of the picture are left out, e.g. 0.95"
+    )
 
     @field_validator("hed", "soft_edges", "depth", "pose", "boxes", "semantic")
     @classmethod

@@ -35,37 +35,57 @@ class RestorationConfig(TaskConfig):
         description="the tasks to make, e.g. [derain]",
     )
     wording: Literal["own", "multigen"] = Field(
-        "own", description="configs/instructions/restoration.yaml, or multigen_restoration.yaml: published phrases"
+        "own", description="whose phrases, e.g. multigen: published ones (instructions/multigen_restoration.yaml)"
     )
     blur: Shares = Field((0.01, 0.05), description="Gaussian kernel, as a share of the shorter side, e.g. [0.01, 0.05]")
-    motion: Shares = Field((0.02, 0.08), description="path of the camera, as a share of the shorter side")
+    motion: Shares = Field(
+        (0.02, 0.08), description="path of the camera, as a share of the shorter side, e.g. [0.02, 0.08]"
+    )
     noise: Positive = Field((10.0, 50.0), description="standard deviation of Gaussian noise, of 255, e.g. [10, 50]")
     poisson: float = Field(0.0, ge=0, le=1, description="share of `denoise` that gets Poisson noise instead, e.g. 0.5")
-    photons: Positive = Field((30.0, 600.0), description="photons of white for that: fewer, more noise")
+    photons: Positive = Field(
+        (30.0, 600.0), description="photons of white for that, e.g. [30, 600]: the fewer, the noisier"
+    )
     tilt: Range = Field((-30.0, 30.0), description="rain's angle to the vertical, degrees, e.g. [-30, 30]")
     rain_layers: Whole = Field((1, 3), description="layers of rain, e.g. [1, 3]")
-    rain_length: Shares = Field((0.03, 0.15), description="length of a streak, as a share of the shorter side")
-    rain_cover: Shares = Field((0.02, 0.12), description="share of the picture that a layer covers")
-    rain_strength: Shares = Field((0.3, 0.8), description="opacity of the streaks")
+    rain_length: Shares = Field(
+        (0.03, 0.15), description="length of a streak, as a share of the shorter side, e.g. [0.03, 0.15]"
+    )
+    rain_cover: Shares = Field((0.02, 0.12), description="share of the picture that a layer covers, e.g. [0.02, 0.12]")
+    rain_strength: Shares = Field((0.3, 0.8), description="opacity of the streaks, e.g. [0.3, 0.8]")
     gamma: Positive = Field((2.0, 3.5), description="gamma of low light, e.g. [2.0, 3.5] (MBLLEN)")
     gain: Shares = Field((0.5, 1.0), description="factor of low light after gamma, e.g. [0.5, 1.0]")
-    low_light_photons: Positive = Field((200.0, 2000.0), description="photons of white in low light (MBLLEN: 200)")
+    low_light_photons: Positive = Field(
+        (200.0, 2000.0), description="photons of white in low light, e.g. [200, 200] (MBLLEN)"
+    )
     read_noise: Range = Field((0.0, 3.0), description="Gaussian noise in low light, of 255, e.g. [0, 3]")
     jpeg_quality: Whole = Field((5, 30), description="quality of the spoilt JPEG, 1 to 100, e.g. [5, 30]")
     factor: Whole = Field((2, 8), description="how many times larger super-resolution makes a side, e.g. [2, 8]")
-    min_small: int = Field(64, ge=1, description="shorter side that a small picture keeps; lesser factors are drawn")
+    min_small: int = Field(
+        64,
+        ge=1,
+        description="least shorter side of the small picture, e.g. 64; large factors are not drawn where it would be less",
+    )
     enlarged: bool = Field(
         False, description="store super-resolution's input at the output's size (bicubic), not at its own, e.g. true"
     )
-    min_colourfulness: float = Field(8.0, ge=0, description="greyer pictures are not worth colouring (Hasler's M3)")
-    hole: Shares = Field((0.2, 0.5), description="sides of the missing rectangle, as a share of the picture's")
-    strokes: Shares = Field((0.05, 0.35), description="share of the picture that free-form strokes cover, about")
+    min_colourfulness: float = Field(
+        8.0, ge=0, description="greyer pictures are not worth colouring (Hasler's M3), e.g. 8"
+    )
+    hole: Shares = Field(
+        (0.2, 0.5), description="sides of the missing rectangle, as a share of the picture's, e.g. [0.2, 0.5]"
+    )
+    strokes: Shares = Field(
+        (0.05, 0.35), description="share of the picture that free-form strokes cover at least, e.g. [0.05, 0.35]"
+    )
     brush: float = Field(0.12, gt=0, le=1, description="widest stroke, as a share of the shorter side, e.g. 0.12")
     masks: str = Field("masks", description="annotator whose `masks` are the objects to leave out, e.g. masks")
-    object: Shares = Field((0.02, 0.4), description="share of the picture that such an object may have")
+    object: Shares = Field(
+        (0.02, 0.4), description="share of the picture that such an object may have, e.g. [0.02, 0.4]"
+    )
     grow: Shares = Field((0.01, 0.03), description="rim around it, as a share of the shorter side, e.g. [0.01, 0.03]")
     centre: Shares = Field(
-        (0.2, 0.8), description="sides of the part kept for outpainting, as a share of the picture's"
+        (0.2, 0.8), description="sides of the part kept for outpainting, as a share of the picture's, e.g. [0.2, 0.8]"
     )
 
 

@@ -36,7 +36,7 @@ class TextRenderingConfig(TaskConfig):
     max_words: int = Field(16, gt=0, description="nor those with more words, e.g. 16")
     max_chars: int = Field(120, gt=0, description="nor those with more characters, e.g. 120")
     marks: bool = Field(
-        False, description="true: pictures that bear a copyright sign or a web address make samples, too"
+        False, description="whether pictures with a copyright sign or a web address make samples, too, e.g. true"
     )
     languages: list[str] | None = Field(
         None,
@@ -116,7 +116,8 @@ class TextRendering(Task):
         whole = sum(line.area for line in lines)
         if whole - sum(line.area for line in chosen) > config.max_unread * whole:
             return "text_unsure"
-        words, chars = (sum(map(len, part)) for part in (([x.text.split() for x in chosen]), [x.text for x in chosen]))
+        words = sum(len(line.text.split()) for line in chosen)
+        chars = sum(len(line.text) for line in chosen)
         if len(chosen) > config.max_lines or words > config.max_words or chars > config.max_chars:
             return "too_much_text"
         return chosen

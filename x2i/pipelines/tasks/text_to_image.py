@@ -20,8 +20,8 @@ class TextToImageConfig(TaskConfig):
         description="columns of captions and how often each is drawn, among those that a row has, e.g. "
         "{rows.text: 1, caption.long: 2, caption.short: 1}",
     )
-    min_chars: int = Field(3, ge=0, description="shorter captions make no sample")
-    max_chars: int = Field(4000, gt=0, description="longer captions make no sample")
+    min_chars: int = Field(3, ge=0, description="shorter captions make no sample, e.g. 3")
+    max_chars: int = Field(4000, gt=0, description="longer captions make no sample, e.g. 4000")
 
     @field_validator("captions")
     @classmethod
