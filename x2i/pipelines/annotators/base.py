@@ -69,10 +69,10 @@ class Item:
 
     image_id: str
     text: str | None
-    meta: str = "{}"
     data: bytes = b""
     header: Header = UNREAD
     pixels: np.ndarray | None = None
+    meta: str = "{}"
 
 
 class Batch(list[Item]):

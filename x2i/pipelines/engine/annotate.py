@@ -225,7 +225,7 @@ def _from_lake(
                 row,
                 r["row_id"],
                 r["image_id"],
-                Item(r["image_id"] or "", r["text"], r["meta"]),
+                Item(r["image_id"] or "", r["text"], meta=r["meta"]),
                 said or skip.get(row.index),
             )
 
@@ -249,7 +249,7 @@ class _Preparer:
             row.problem = Problem("missing_image", "the source gave no bytes")
         problem = row.problem or self._skip.get(row.index)
         text = clean(row.text) if row.text is not None else None
-        item = Item(image_id or "", text, _json(row.meta) if self._metas else "{}")
+        item = Item(image_id or "", text, meta=_json(row.meta) if self._metas else "{}")
         work = _Work(row, row_id(self._source, row.location), image_id, item, problem)
         if problem is None and row.data is not None and any(w.takes(row.index) for w in self._headers):
             work.unusable = self._open(work.item, row)
