@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
+import math
 import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -12,6 +14,9 @@ from x2i.base.errors import X2IError
 
 if TYPE_CHECKING:
     import duckdb
+
+#: The buckets of `aspect(width, height)`, in SQL wherever this house runs it. (`16:9` would be a number in YAML.)
+ASPECTS = ("9x21", "9x16", "2x3", "3x4", "4x5", "1x1", "5x4", "4x3", "3x2", "16x9", "21x9")
 
 
 def connect() -> duckdb.DuckDBPyConnection:
@@ -23,7 +28,16 @@ def connect() -> duckdb.DuckDBPyConnection:
     connection.execute("set enable_progress_bar = false")
     # DuckDB 2.0.0 ends with an internal error where this meets a struct column, an order and a limit
     connection.execute("set disabled_optimizers = 'late_materialization'")
+    connection.execute(f"create temp macro aspect(width, height) as {_aspect()}")
     return connection
+
+
+def _aspect() -> str:
+    """SQL for the bucket whose ratio is the nearest by its logarithm; null where there is no size."""
+    ratios = [int(w) / int(h) for w, h in (name.split("x") for name in ASPECTS)]
+    ends = [math.sqrt(a * b) for a, b in itertools.pairwise(ratios)]
+    cases = " ".join(f"when width < {end!r}e0 * height then '{name}'" for name, end in zip(ASPECTS, ends, strict=False))
+    return f"case when width > 0 and height > 0 then case {cases} else '{ASPECTS[-1]}' end end"
 
 
 def identifier(*parts: str) -> str:

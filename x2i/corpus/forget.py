@@ -31,10 +31,10 @@ from x2i.corpus.corpus import CARD, INFO, MANIFEST, RECIPE, SELECTION, Corpus
 from x2i.corpus.lookup import Match
 from x2i.corpus.lookup import find as find
 from x2i.corpus.manifest import corpus_digest
-from x2i.corpus.place import put, recover
+from x2i.corpus.place import is_away, put, recover
 from x2i.corpus.takeout import Taken, effect_on, link, take_out
 
-__all__ = ["Forgotten", "Match", "find", "forget", "would_go"]
+__all__ = ["Forgotten", "Match", "find", "forget", "put_right", "would_go"]
 
 
 @dataclass
@@ -66,11 +66,17 @@ class Forgotten:
     seconds: float = 0.0
 
 
+def put_right(path: str | Path) -> None:
+    """Put the old corpus back if a run was killed at the very moment of replacing it; else nothing is done."""
+    folder = _folder(path)
+    if not folder.exists() and is_away(folder):
+        with exclusive(folder, "building a corpus, or forgetting images"):
+            recover(folder)
+
+
 def would_go(path: str | Path, image_ids: Iterable[str]) -> Forgotten:
     """What `forget` would take out; nothing is written. Raises X2IError if there is no corpus, or an old one."""
-    corpus = Corpus(path)
-    _local(corpus)
-    return _effect(corpus, set(image_ids))[0]
+    return _effect(Corpus(_folder(path)), set(image_ids))[0]
 
 
 def forget(path: str | Path, image_ids: Iterable[str], why: str = "asked", lake: str | Path | None = None) -> Forgotten:
@@ -87,12 +93,11 @@ def forget(path: str | Path, image_ids: Iterable[str], why: str = "asked", lake:
         X2IError: there is no corpus; it is damaged; another process builds it. Then it is as it was.
     """
     began = time.perf_counter()
-    folder, wanted = Path(path), set(image_ids)
+    folder, wanted = _folder(path), set(image_ids)
     tombstones.check_word(why)
     with exclusive(folder, "building a corpus, or forgetting images"):
         recover(folder)
-        corpus = Corpus(path)
-        _local(corpus)
+        corpus = Corpus(folder)
         result, held = _effect(corpus, wanted)
         old = tombstones.of_corpus(corpus.info)
         buried = dict.fromkeys(wanted, why) | old
@@ -101,7 +106,7 @@ def forget(path: str | Path, image_ids: Iterable[str], why: str = "asked", lake:
         result.lake = _bury(Path(lake if lake is not None else corpus.info["lake"]), buried, result.notes)
         if result.images:
             _rewrite(folder, corpus.info, wanted - old.keys(), buried, result)
-            result.digest = Corpus(path).digest
+            result.digest = Corpus(folder).digest
         # what a killed build has left may hold the images
         remove(folder.with_name(f".{folder.name}.building"))
     report = folder.resolve().with_name(f"{folder.name}-report.html")
@@ -111,9 +116,14 @@ def forget(path: str | Path, image_ids: Iterable[str], why: str = "asked", lake:
     return result
 
 
-def _local(corpus: Corpus) -> None:
-    if not isinstance(corpus.path, Path):
-        raise RecipeError(f"{corpus.path}: images are forgotten in a local folder only: copy the corpus here and back")
+def _folder(path: str | Path) -> Path:
+    """The corpus's folder, with a name that others can be put beside. Raises RecipeError."""
+    if "://" in str(path):
+        raise RecipeError(f"{path}: images are forgotten in a local folder only: copy the corpus here and back")
+    folder = Path(path) if Path(path).name not in ("", "..") else Path(path).resolve()
+    if folder.is_symlink():  # the link would be replaced, and the folder would stay as it is
+        raise RecipeError(f"{path}: is a link: name the folder itself, {folder.resolve()}")
+    return folder
 
 
 def _check_sizes(folder: Path, info: dict[str, Any]) -> None:

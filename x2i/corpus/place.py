@@ -19,6 +19,11 @@ def recover(out: Path) -> None:
     remove(old)
 
 
+def is_away(out: Path) -> bool:
+    """Whether an old corpus lies where a killed run has put it."""
+    return _old(out).exists()
+
+
 def put(new: Path, out: Path) -> None:
     """Put the folder `new` in the place of `out`, if that is there. Raises OSError; then `out` is the old one still."""
     old = _old(out)

@@ -7,7 +7,7 @@ of the selection here, so that every expression means what it meant then, bare c
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from x2i.base.sql import identifier, literal
@@ -54,3 +54,15 @@ def _references(node: Any) -> Iterator[tuple[str, ...]]:
     elif isinstance(node, list):
         for child in node:
             yield from _references(child)
+
+
+def quota_said(quota: Mapping[str, Any]) -> str:
+    """A quota of a recipe in words."""
+    by, most, share, others = (quota[name] for name in ("by", "most", "share", "others"))
+    group = f"rows of each {by}" if by else "rows in all"
+    rest = "" if others is None else f", {others} of any other"
+    if isinstance(most, dict):
+        return f"of the {group}, at most {', '.join(f'{n} of {v}' for v, n in most.items())}{rest}"
+    if isinstance(share, dict):
+        return f"{group}: {', '.join(f'{v} {p:g}' for v, p in share.items())} to each other{rest}"
+    return f"as many {group} as of the rarest" if share == "equal" else f"at most {most} {group}"

@@ -21,9 +21,10 @@ import pyarrow.parquet as pq
 
 from x2i.base.errors import X2IError
 from x2i.base.sql import connect, literal
-from x2i.corpus.corpus import MANIFEST
+from x2i.corpus.corpus import MANIFEST, SELECTION
 from x2i.corpus.manifest import SCHEMA
 from x2i.corpus.shard import ShardWriter
+from x2i.corpus.tombstones import find_hits
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,9 @@ class Taken:
 
 
 def effect_on(corpus: Path, info: dict[str, Any], image_ids: Collection[str]) -> Effect:
-    """What would go with these images: every sample one of whose originals is among them.
+    """What would go with these images: every sample one of whose originals is among them, or a row with such an input.
+
+    A ready sample's row goes with its inputs, and takes along the pairs that it is part of.
 
     Raises:
         X2IError: the manifest does not say which images a sample holds.
@@ -70,12 +73,21 @@ def effect_on(corpus: Path, info: dict[str, Any], image_ids: Collection[str]) ->
             "Run `x2i build` on its recipe, then this command again."
         )
     with connect() as connection:
-        connection.register("tombs", pa.table({"image_id": pa.array(sorted(image_ids), pa.string())}))
         connection.execute(
             f"""create view m as select * from read_parquet({literal(manifest)});
-            create temp table gone as select key, shard, row_id, task_type from m where key in (
-                select key from (select key, unnest(images) as image_id from m)
-                where image_id in (select image_id from tombs))"""
+            create view s as select * from read_parquet({literal(corpus / SELECTION)})"""
+        )
+        find_hits(connection, "s", image_ids)
+        # by the manifest a partner is an image that is neither the row's own nor among its inputs
+        connection.execute(
+            """create temp table held as select key, row_id, unnest(images) as image_id, images[1] as own from m;
+            create temp table gone as select key, shard, row_id, task_type from m
+            where row_id in (select row_id from hits)
+            or key in (select key from held where image_id in (select image_id from tombs))
+            or key in (
+                select key from held join s using (row_id)
+                where held.image_id <> held.own and not list_contains(s.inputs, held.image_id)
+                and held.image_id in (select image_id from s where row_id in (select row_id from hits where not own)))"""
         )
         gone = connection.sql("select key, shard, task_type from gone").fetchall()
         left = "select row_id from m where key not in (select key from gone)"

@@ -22,7 +22,7 @@ from x2i.base.seeds import digest
 from x2i.base.sql import connect, identifier, literal
 from x2i.corpus.corpus import Corpus
 from x2i.corpus.lake import Column, Lake
-from x2i.corpus.rules import columns_in, scope
+from x2i.corpus.rules import columns_in, quota_said, scope
 from x2i.corpus.tombstones import FORGOTTEN
 
 #: Most rows or samples that are listed.
@@ -224,7 +224,7 @@ class _Tracer:
     def _rules(self, row: dict[str, Any]) -> list[dict[str, Any]]:
         """Every rule in its order; `holds` is None where the row did not come so far, or it cannot be told."""
         select, stage = self._recipe["select"], row["stage"]
-        stages = ("source", "decode", "text", "where", "duplicate", "assembly", "forgotten")
+        stages = ("source", "decode", "text", "where", "duplicate", "quota", "assembly", "forgotten")
         came = stages.index(stage) if stage in stages else len(stages)
         if row["reason"] == FORGOTTEN:  # what the rules saw is gone with the image
             came = -1
@@ -257,6 +257,12 @@ class _Tracer:
             condition = f"no better row that stays has a caption that agrees in {text['similarity']:.0%} of its MinHash"
             holds = reason != "duplicate_text" if best and reason not in ("duplicate_exact", "duplicate_near") else None
             rules.append(rule("duplicate", "text", condition, holds=holds, values=best))
+        for name, quota in select.get("quotas", {}).items():
+            asked = [quota["by"]] if quota["by"] and came >= stages.index("quota") else []
+            values = {by: self._value(row["row_id"], by) for by in asked}
+            rules.append(rule("quota", name, quota_said(quota), values=values))
+            if stage == "quota":
+                rules[-1]["holds"] = None if any(r["holds"] is False for r in rules[:-1]) else reason != name
         left = rule("forgotten", "not_forgotten", "neither it nor all that its samples need was forgotten")
         if row["reason"] == FORGOTTEN:
             left["holds"] = False

@@ -138,12 +138,14 @@ class Select(_Part):
 
     where: dict[str, str] = {}
     dedup: dict[str, Any] = {}
+    quotas: dict[str, dict[str, Any]] = {}
 
 
 class Recipe(_Part):
     """What of the recipe is checked."""
 
     select: Select
+    seed: int = 0
 
 
 class Info(_Part):

@@ -12,6 +12,7 @@ from x2i.base.sql import connect
 from x2i.corpus.faults import Faults
 from x2i.corpus.rules import said, scope
 from x2i.corpus.verify_files import MANIFEST, SELECTION
+from x2i.corpus.verify_quotas import check_quotas, quota_queries
 
 if TYPE_CHECKING:
     import duckdb
@@ -57,7 +58,7 @@ CHECKS = (
         """select d.row_id from s d left join s k on k.row_id = d.survivor
            where (d.stage is not distinct from 'duplicate') <> (d.survivor is not null)
               or (d.survivor is not null and (k.row_id is null or k.row_id = d.row_id
-                  or not (k.kept or k.stage in ('duplicate', 'assembly', 'forgotten'))))""",
+                  or not (k.kept or k.stage in ('duplicate', 'quota', 'assembly', 'forgotten'))))""",
         "duplicates fell to a row that is not there, or that had fallen before",
     ),
     (
@@ -167,6 +168,10 @@ def _check_rules(connection: duckdb.DuckDBPyConnection, info: dict[str, Any], fa
     if select["dedup"].get("exact"):
         query = f"select image_id from kept group by image_id, {said('kept')} having count(*) > 1"
         _run(connection, faults, "rule", SELECTION, query, "images were kept more than once, though dedup.exact is set")
+    whole = not info["forgotten"]
+    asked = quota_queries(select, info["recipe"]["seed"], structs, whole)
+    for query, problem in check_quotas(connection, asked):
+        _run(connection, faults, "rule", SELECTION, query, problem)
 
 
 def _check_forgotten(connection: duckdb.DuckDBPyConnection, info: dict[str, Any], faults: Faults) -> None:

@@ -19,6 +19,7 @@ from x2i.pipelines import registry
 from x2i.pipelines import sources as source_files
 from x2i.pipelines import tasks as task_files
 from x2i.pipelines.annotators.base import Annotator, Decoding
+from x2i.pipelines.select.quotas import Quota
 from x2i.pipelines.sources.base import Source
 from x2i.pipelines.tasks.base import Task
 
@@ -73,6 +74,25 @@ class Select(Config):
         "that does not hold is a row's reason. A single string is taken as one condition named `where`",
     )
     dedup: Dedup = Field(Dedup(), description="duplicates")
+    quotas: dict[str, Quota] = Field(
+        {},
+        description="name: how many rows of each group stay, drawn by content, in this order after all other rules, e.g. "
+        "per_source: {by: rows.source, most: 1000}, shapes: {by: 'aspect(image.width, image.height)', share: equal}, "
+        "total: {most: 100000}; the name is the reason of the rows that fall",
+    )
+    tasks: dict[str, float] = Field(
+        {},
+        description="task type: the share of the images that it is made of, drawn by content, e.g. {deblur: 0.3}; all "
+        "for those not named",
+    )
+
+    @field_validator("tasks")
+    @classmethod
+    def _shares(cls, value: dict[str, float]) -> dict[str, float]:
+        for task_type, share in value.items():
+            if not 0 <= share <= 1:
+                raise ValueError(f"the share of {task_type} must be from 0 to 1, not {share}")
+        return value
 
     @field_validator("where", mode="before")
     @classmethod
@@ -93,6 +113,11 @@ class Output(Config):
     shard_bytes: int = Field(512 * 2**20, gt=0, description="... or before it would grow beyond this many bytes")
     scores: list[str] | None = Field(
         None, description="annotator columns carried to the manifest, e.g. [nsfw.score]; null: every real-valued one"
+    )
+    carry: list[str] = Field(
+        [],
+        description="annotator columns carried to each sample's provenance, of its row and of the others in it, e.g. "
+        "[rights.licence, rights.creator]; texts, numbers, yes or no",
     )
 
 
@@ -222,6 +247,10 @@ def make(recipe: Recipe, where: str = "recipe", text: str = "") -> Plan:
     for task_type in made:
         if made.count(task_type) > 1:
             raise RecipeError(f"{where}: tasks: {task_type!r} is made by two families")
+    if not any(type(task).name == "published" for task in tasks):  # whose task types the rows bring with them
+        for task_type in recipe.select.tasks.keys() - set(made):
+            there = ", ".join(sorted(made))
+            raise RecipeError(f"{where}: select.tasks: no task {task_type!r} is made; there are {there}")
     return Plan(recipe, where, text, sources, annotators, tasks)
 
 

@@ -199,6 +199,12 @@ def test_a_diffusers_pipeline_fills_the_hole_and_nothing_else(tiny: Path) -> Non
     assert erased(given, **model(tiny))["image"] != row["image"]
 
 
+def test_half_precision_comes_near(tiny: Path) -> None:
+    given = asked("coffee", [("a spoon", SPOON)])
+    full, half = (opened(erased(given, **model(tiny, precision=p))["image"]).astype(int) for p in ("fp32", "bf16"))
+    assert 0 < np.abs(full - half).mean() < 2
+
+
 def test_a_picture_that_the_safety_checker_refuses_is_none(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     annotator = Erase(EraseConfig(**model(tiny)))
     annotator.setup()

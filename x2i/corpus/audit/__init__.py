@@ -179,6 +179,7 @@ def _funnel(corpus: Corpus, texts: dict[str, str]) -> tuple[list[tuple[bool, str
     from x2i.corpus.audit.ask import ask
     from x2i.corpus.audit.evidence import QUARANTINE, recount
     from x2i.corpus.audit.page import Step
+    from x2i.corpus.rules import quota_said
 
     counts = corpus.info["counts"]
     fell = recount(corpus)
@@ -208,6 +209,8 @@ def _funnel(corpus: Corpus, texts: dict[str, str]) -> tuple[list[tuple[bool, str
             note, target = texts.get(reason, ""), f"where-{reason}"
         elif stage == "duplicate":
             target = "duplicates"
+        elif stage == "quota":
+            note, target = quota_said(corpus.info["recipe"]["select"]["quotas"][reason]), "funnel"
         elif stage not in QUARANTINE:
             target = "funnel"
         steps.append(Step(stage, reason, note, left, f["rows"], target))

@@ -141,7 +141,7 @@ class Erase(Annotator):
 
     def setup(self) -> None:
         if self.config.backend == "diffusers":
-            self._pipeline = Inpainting(folder(self.weights()[0]), Runtime(self.config), "erase")
+            self._pipeline = Inpainting(folder(self.weights()[0]), Runtime(self.config, auto="bf16"), "erase")
 
     def __call__(self, batch: Sequence[Item]) -> pa.Table:
         names = self.reads

@@ -24,6 +24,7 @@ from x2i.corpus.shard import ShardWriter, entry_size
 from x2i.pipelines.engine.chosen import Heavy, Others, read_rows, selected_row
 from x2i.pipelines.images import BadImage
 from x2i.pipelines.recipe import Plan
+from x2i.pipelines.select.quotas import NOT_DRAWN, drawn
 from x2i.pipelines.sources.base import Row, Unit
 from x2i.pipelines.tasks.base import Skipped
 
@@ -78,19 +79,36 @@ def _samples(plan: Plan, row: dict[str, Any], got: Row, heavy: Heavy, others: Ot
         for task in plan.tasks:
             outcome.skipped.update(f"{t}/{bad.reason}" for t in task.task_types())
         return []
-    samples = []
+    samples: list[Sample] = []
+    undrawn = _undrawn(plan, selected.image_id)
+    left_out = 0
     for task in plan.tasks:
+        if undrawn.issuperset(types := task.task_types()):
+            outcome.skipped.update(f"{t}/{NOT_DRAWN}" for t in types)
+            left_out += len(types)
+            continue
         selected.groups = others.of(row, task.name)
         for made in task.build(selected):
             if isinstance(made, Skipped):
                 outcome.skipped[f"{made.task_type}/{made.reason}"] += 1
+            elif made.task_type in undrawn:
+                outcome.skipped[f"{made.task_type}/{NOT_DRAWN}"] += 1
+                left_out += 1
             else:
                 outcome.made[made.task_type] += 1
                 samples.append(made)
     if not samples:
-        fallen = {"row_id": row["row_id"], "reason": "no_task", "detail": "no task could be made of the row"}
-        outcome.fallen.append(fallen)
+        reason, detail = "no_task", "no task could be made of the row"
+        if left_out:
+            reason, detail = NOT_DRAWN, "the tasks that it might serve did not draw it (select.tasks)"
+        outcome.fallen.append({"row_id": row["row_id"], "reason": reason, "detail": detail})
     return samples
+
+
+def _undrawn(plan: Plan, image_id: str) -> set[str]:
+    """The task types that do not get this image."""
+    shares = plan.recipe.select.tasks.items()
+    return {t for t, share in shares if not drawn(image_id, t, plan.recipe.seed, share)}
 
 
 @dataclass(frozen=True)

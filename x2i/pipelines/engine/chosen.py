@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import math
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
@@ -162,10 +163,18 @@ def selected_row(plan: Plan, row: dict[str, Any], got: Row, heavy: Heavy) -> Sel
         mask=_mask(got.mask, picture, most) if got.mask else None,
         seed=plan.recipe.seed,
         untouched=pixels is not None,
+        carried={column: _carried(row, column) for column in plan.recipe.output.carry},
     )
     if pixels is not None:
         selected.__dict__["pixels"] = pixels  # fills the cached property: no second decode
     return selected
+
+
+def _carried(row: dict[str, Any], column: str) -> Any:
+    """A value as a sample's provenance has it: JSON knows no infinity, nor what is no number."""
+    name, _, part = column.partition(".")
+    value = (row[name] or {}).get(part)
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _picture(plan: Plan, data: bytes, header: Header) -> tuple[Picture, np.ndarray | None]:

@@ -37,6 +37,7 @@ from x2i.pipelines.engine.assemble import OUTCOME, PART
 from x2i.pipelines.engine.groups import GROUPED, PLACE, join_groups
 from x2i.pipelines.recipe import Plan
 from x2i.pipelines.select.query import STAGES
+from x2i.pipelines.select.quotas import NOT_DRAWN
 
 #: What can change the bytes of an encoded image, besides our own code.
 SOFTWARE = ("x2i", "numpy", "opencv-python-headless", "pillow", "simplejpeg", "onnxruntime", "duckdb", "pyarrow", "ray")
@@ -118,6 +119,7 @@ class Staging:
             plan.recipe.output.model_dump(mode="json"),
             plan.recipe.decode.model_dump(mode="json"),
             plan.recipe.seed,
+            *([plan.recipe.select.tasks] if plan.recipe.select.tasks else []),
         )
         buried, hits = self._forgotten(plan.recipe.lake)
         # groups that a killed run left are of use only to one that is to forget the same images
@@ -256,7 +258,7 @@ def _link_groups(groups: Groups, new: Path) -> dict[str, Any]:
     for name, count in sorted(skipped.items()):
         task, _, reason = name.rpartition("/")
         tasks.setdefault(task, {"made": 0, "skipped": {}})["skipped"][reason] = count
-    lost = {f["row_id"] for f in fallen if f["reason"] == "no_task"} & groups.bereaved
+    lost = {f["row_id"] for f in fallen if f["reason"] in ("no_task", NOT_DRAWN)} & groups.bereaved
     fallen = [f for f in fallen if f["row_id"] not in lost]
     return {"shards": shards, "tasks": dict(sorted(tasks.items())), "fallen": fallen, "lost": lost}
 
@@ -288,7 +290,7 @@ def _info(
         manifest = connection.read_parquet(str(new / MANIFEST))
         rows_out, samples = connection.sql("select count(distinct row_id), count(*) from manifest").fetchall()[0]
         del selection, manifest
-    conditions = list(plan.recipe.select.where)
+    conditions = [*plan.recipe.select.where, *plan.recipe.select.quotas]
     fell.sort(key=lambda f: (STAGES.index(f[0]), conditions.index(f[1]) if f[1] in conditions else 0, f[1]))
     read = (lake.file(Column("rows", source), unit) for source, ids in units.items() for unit in ids)
     rows_in = sum(count_rows(path) for path in read)

@@ -2,15 +2,16 @@
 
 The rules act in a fixed order: what the source could not give, what could not be decoded or annotated,
 missing text, the recipe's conditions in their order, exact duplicates, near duplicates by picture, then by
-caption. The first
+caption, quotas. The first
 rule that a row breaks is its reason. No image is read and no model runs.
 """
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -22,6 +23,7 @@ from x2i.corpus.lake import ERRORS, KEYS, ROWS, Lake, create_views, mentioned
 from x2i.corpus.rules import said
 from x2i.pipelines import annotators as annotator_files
 from x2i.pipelines import registry
+from x2i.pipelines.select import quotas
 from x2i.pipelines.select.dedup import NearDuplicates, near_duplicates
 from x2i.pipelines.select.near_text import near_texts
 
@@ -38,7 +40,7 @@ TIES = "rows.image_id, rows.source, rows.location"
 VERDICTS, ORDER, NEAR = "x2i verdicts", "x2i order", "x2i near"
 
 #: The stages of the funnel, in the order in which rows meet them.
-STAGES = ("source", "decode", "text", "where", "duplicate", "assembly", "forgotten")
+STAGES = ("source", "decode", "text", "where", "duplicate", "quota", "assembly", "forgotten")
 
 
 def select(plan: Plan, lake: Lake, units: dict[str, list[str]], out: Path) -> None:
@@ -61,6 +63,9 @@ def select(plan: Plan, lake: Lake, units: dict[str, list[str]], out: Path) -> No
     connection.register(ORDER, order)
     _judged(plan, connection)
     _near(plan, connection)
+    for name, quota in plan.recipe.select.quotas.items():
+        with _stumbling(f"{plan.where}: select.quotas.{name}.by", quota.by or ""):
+            quotas.apply(connection, name, quota, plan.recipe.seed, _joined(plan.annotators), VERDICTS)
     structs = ", ".join(_struct(a) for a in plan.annotators)
     joins = " ".join(f"left join {identifier(a.name)} using (row_id)" for a in plan.annotators)
     connection.execute(
@@ -94,6 +99,9 @@ def check(plan: Plan) -> None:
         _yes_or_no(connection, plan, condition, f"{where}: select.where.{name}", plan.annotators)
     for expression in recipe.select.dedup.best:
         _try(connection, plan, expression, f"{where}: select.dedup.best", plan.annotators)
+    for name, quota in recipe.select.quotas.items():
+        if quota.by is not None:
+            _try(connection, plan, quota.by, f"{where}: select.quotas.{name}.by", plan.annotators)
     known = {a.name: a for a in plan.annotators}
     if recipe.select.dedup.perceptual is not None and "phash" not in known:
         raise RecipeError(f"{where}: select.dedup.perceptual: needs the annotator `phash`: add it under `annotators`")
@@ -105,6 +113,18 @@ def check(plan: Plan) -> None:
         if name not in known or column not in known[name].columns.names:
             there = sorted(f"{a.name}.{c}" for a in plan.annotators for c in a.columns.names)
             raise RecipeError(f"{where}: output.scores: no column {score!r}; there are {', '.join(there)}")
+    there = sorted(f"{a.name}.{c}" for a in plan.annotators for c in light(a) if _plain(a.columns.field(c).type))
+    for column in recipe.output.carry:
+        if column not in there:
+            raise RecipeError(
+                f"{where}: output.carry: no column {column!r} of texts, numbers, or yes or no; there are {', '.join(there)}"
+            )
+
+
+def _plain(kind: pa.DataType) -> bool:
+    """Whether values of this type are texts, numbers, or yes or no."""
+    number = pa.types.is_integer(kind) or pa.types.is_floating(kind)
+    return number or pa.types.is_string(kind) or pa.types.is_boolean(kind)
 
 
 def _empty(columns: pa.Schema) -> pa.Table:
@@ -212,6 +232,17 @@ def _judged(plan: Plan, connection: duckdb.DuckDBPyConnection) -> None:
             except (duckdb.DataError, duckdb.InvalidInputException) as culprit:
                 raise RecipeError(stumbles(f"{plan.where}: select.{key}", expression, culprit)) from None
         raise error
+
+
+@contextlib.contextmanager
+def _stumbling(key: str, expression: str) -> Iterator[None]:
+    """Raise RecipeError naming the key if its SQL stumbles over a value."""
+    import duckdb
+
+    try:
+        yield
+    except (duckdb.DataError, duckdb.InvalidInputException) as error:
+        raise RecipeError(stumbles(key, expression, error)) from None
 
 
 def _judge(plan: Plan) -> str:

@@ -63,7 +63,8 @@ class Selected:
     `values` are the annotators' columns, `{"nsfw": {"score": 0.01}, …}`, with the heavy ones that the tasks read. They
     are None where an annotator's `where` did not let the row in. `inputs` and `mask` are the further pictures of a
     row that was an X2I sample already, `input_ids` the SHA-256 of the inputs' original bytes. `groups` are those of the
-    task family at hand, of which this row is the anchor. `seed` is the recipe's.
+    task family at hand, of which this row is the anchor. `seed` is the recipe's. `carried` are the values that every
+    sample's provenance tells (`output.carry`).
     """
 
     row_id: str
@@ -80,6 +81,7 @@ class Selected:
     groups: tuple[Found, ...] = ()
     seed: int = 0
     untouched: bool = True
+    carried: dict[str, Any] = field(default_factory=dict)
 
     @cached_property
     def pixels(self) -> np.ndarray:
@@ -169,10 +171,12 @@ class Selected:
             "seed": digest("task/1", self.seed, self.image_id, task_type),
             "parameters": parameters or {},
         }
+        if self.carried:
+            out["carried"] = self.carried
         if self.input_ids:
             out["input_ids"] = list(self.input_ids)
         if others:
-            names = ("image_id", "row_id", "source", "location")
+            names = ("image_id", "row_id", "source", "location", *(["carried"] if self.carried else []))
             out["others"] = [{n: getattr(o, n) for n in names} for o in others]
         return out
 
