@@ -218,7 +218,7 @@ def _load(data: bytes, size: tuple[int, int] | None = None) -> Image.Image:
     image = _open(data)
     try:
         if size is not None:
-            image.draft(None, size)
+            image.draft(None, (size[0] - 1, size[1] - 1))  # Pillow would have it smaller than asked for, or whole
         image.load()
     except Exception as error:  # noqa: BLE001 - as above
         text = str(error).lower()
