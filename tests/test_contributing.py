@@ -15,6 +15,7 @@ from x2i.pipelines import annotators, sources, tasks
 from x2i.pipelines import recipe as recipes
 from x2i.pipelines.engine.assemble import Outcome, _samples
 from x2i.pipelines.engine.build import plan_units
+from x2i.pipelines.engine.chosen import Heavy, Others
 from x2i.pipelines.engine.inline import Inline
 from x2i.pipelines.engine.progress import Quiet
 from x2i.pipelines.engine.sweep import annotate
@@ -58,7 +59,9 @@ def test_the_examples_work_as_they_stand(tmp_path: Path) -> None:
     got = next(iter(plan.sources[0].read(unit)))
     columns = {a.name: lake.file(Column(a.name, a.fingerprint), unit.id) for a in plan.annotators}
     row = rows[0] | {name: pq.read_table(path).to_pylist()[0] for name, path in columns.items()}
-    (sample,) = _samples(plan, row, got, Outcome())
+    heavy = Heavy(plan, {unit.id: unit})
+    with Others(plan, {unit.id: unit}, heavy, [row], tmp_path) as others:
+        (sample,) = _samples(plan, row, got, heavy, others, Outcome())
     assert isinstance(sample, Sample)
     assert sample.task_type == "mirror"
 

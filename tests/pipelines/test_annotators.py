@@ -1,16 +1,12 @@
 """What the annotators measure, on real photographs."""
 
-import io
-
 import cv2
 import numpy as np
 import pyarrow as pa
 import pytest
 import simplejpeg
-from PIL import Image
 
 from x2i.pipelines.annotators.base import Decoding, Item
-from x2i.pipelines.annotators.nsfw import NSFW, NSFWConfig
 from x2i.pipelines.annotators.phash import PHash, phash
 from x2i.pipelines.annotators.quality import Quality, QualityConfig, blockiness, colourfulness, sharpness
 from x2i.pipelines.images import decode, encode, read_header, resize
@@ -86,25 +82,6 @@ def test_quality_has_a_value_for_every_column() -> None:
     text = dict(zip(PIXELS, table.to_pylist(), strict=True))
     assert text["page.png"]["brightness"] > text["hubble_deep_field.jpg"]["brightness"]
     assert text["hubble_deep_field.jpg"]["clipped_dark"] < 1
-
-
-def test_nsfw_is_sane_on_photographs_and_follows_the_published_preparation() -> None:
-    annotator = NSFW(NSFWConfig())
-    annotator.setup()
-    scores = annotator(items(*PIXELS))["score"].to_pylist()
-    assert max(scores) < 0.5
-    assert all(0 <= s <= 1 for s in scores)
-    for name, score in zip(PIXELS, scores, strict=True):
-        assert score == pytest.approx(_reference(annotator, PHOTOS[name]), abs=0.06), name
-
-
-def _reference(annotator: NSFW, data: bytes) -> float:
-    """Yahoo's steps with Pillow: bilinear 256x256, through a JPEG, centre 224, BGR, channel means off."""
-    image = Image.open(io.BytesIO(data)).convert("RGB").resize((256, 256), Image.Resampling.BILINEAR)
-    out = io.BytesIO()
-    image.crop((16, 16, 240, 240)).save(out, "JPEG")
-    bgr = np.asarray(Image.open(out), np.float32)[..., ::-1] - np.array([104, 117, 123], np.float32)
-    return float(annotator._session.run(None, {annotator._input: bgr[None]})[0][0, 1])
 
 
 def test_fingerprints_change_with_what_changes_values_and_with_nothing_else() -> None:

@@ -202,3 +202,42 @@ def test_a_server_that_stumbles_loses_nothing(tmp_path: Path) -> None:
         source = folder(url)
         rows = [r for u in source.plan() for r in source.read(u)]
     assert [r.data for r in rows] == [photo(n) for n in NAMES[:2]]
+
+
+FLICKR = {"metadata": "captions.csv", "file_key": "image", "file_root": "images"}
+
+
+def flickr(root: Path) -> Path:
+    """Two pictures and their captions as Flickr8k has them: a table beside the folder, several captions for a picture."""
+    (root / "images").mkdir()
+    for name in ("a.jpg", "b.jpg"):
+        (root / "images" / name).write_bytes(photo("coffee", 32))
+    lines = ["image,caption", "a.jpg,A cup .", 'a.jpg,"Tea, and more ."', "b.jpg,A lamp .", "c.jpg,Lost ."]
+    (root / "captions.csv").write_text("\n".join(lines))
+    return root
+
+
+def test_a_table_of_ones_own_describes_the_images(tmp_path: Path) -> None:
+    flickr(tmp_path)
+    rows = read(folder(tmp_path, **FLICKR))
+    assert [(r.text, r.problem.reason if r.problem else None) for r in rows] == [
+        ("A cup .", None),
+        ("Tea, and more .", None),
+        ("A lamp .", None),
+        ("Lost .", "missing_image"),
+    ]
+    merged = read(folder(tmp_path, **FLICKR, several="merge"))
+    assert [r.location for r in merged] == ["images/a.jpg", "images/b.jpg", "images/c.jpg"]
+    assert merged[0].text == "A cup ."
+    assert merged[0].meta == {"caption": ["A cup .", "Tea, and more ."]}
+    assert merged[1].meta == {"caption": "A lamp ."}
+
+
+def test_a_table_that_does_not_fit_is_refused_with_the_remedy(tmp_path: Path) -> None:
+    flickr(tmp_path)
+    with pytest.raises(RecipeError, match=r"no file caption\.csv; did you mean captions\.csv"):
+        list(folder(tmp_path, metadata="caption.csv").plan())
+    with pytest.raises(RecipeError, match="no column 'file_name' in the header, which has image, caption"):
+        list(folder(tmp_path, metadata="captions.csv").plan())
+    with pytest.raises(RecipeError, match=r"images/a\.jpg: not one of \.jsonl"):
+        list(folder(tmp_path, metadata="images/a.jpg").plan())

@@ -25,7 +25,7 @@ def row(name: str = "chelsea.png", seed: int = 0, **changes: Any) -> Selected:
     data = PHOTOS[name]
     header = read_header(data)
     picture = Picture(data, name[-3:], header.width, header.height)
-    values = {"text": "A cat.", "meta": {}, "values": {}, "seed": seed} | changes
+    values: dict[str, Any] = {"text": "A cat.", "meta": {}, "values": {}, "seed": seed} | changes
     return Selected(row_id="ab" * 16, image_id="cd" * 32, source="s", location=name, picture=picture, **values)
 
 

@@ -158,6 +158,8 @@ class Corpus:
             output_image=picture(record["output_image"], row["output_size"]) if "output_image" in record else None,
             messages=tuple(record.get("messages", ())),
             provenance=record["provenance"],
+            objects=record.get("objects", {}),
+            mask=picture(record["mask"], row["output_size"]) if "mask" in record else None,
         )
 
     def _at(self, name: str) -> str:

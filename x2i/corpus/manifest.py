@@ -27,6 +27,9 @@ SCHEMA = pa.schema(
         pa.field("input_sizes", pa.list_(SIZE), nullable=False),  # as stored, in order of the placeholders
         pa.field("output_size", SIZE),  # null for understanding samples
         pa.field("image_id", pa.string(), nullable=False),  # SHA-256 of the original bytes
+        pa.field(
+            "images", pa.list_(pa.string()), nullable=False
+        ),  # all originals in it, image_id first (see `originals`)
         pa.field("row_id", pa.string(), nullable=False),  # the lake's row, and the selection's
         pa.field("source", pa.string(), nullable=False),
         pa.field("location", pa.string(), nullable=False),
@@ -34,6 +37,12 @@ SCHEMA = pa.schema(
         pa.field("members", pa.list_(MEMBER), nullable=False),
     ]
 )
+
+
+def originals(provenance: dict[str, Any]) -> list[str]:
+    """SHA-256 of every original image that a sample derives from, the row's own first, each once."""
+    others = [o["image_id"] for o in provenance.get("others", ())]
+    return list(dict.fromkeys([provenance["image_id"], *provenance.get("input_ids", ()), *others]))
 
 
 def corpus_digest(shards: Iterable[dict[str, Any]], batches: Iterable[pa.RecordBatch]) -> str:

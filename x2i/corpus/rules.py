@@ -17,6 +17,16 @@ if TYPE_CHECKING:
     import duckdb
 
 
+def said(table: str) -> str:
+    """What tells apart rows with the same picture that are samples already: SQL, null for rows that are not.
+
+    Two published edits may end in the same picture, and one picture may be talked of in several conversations.
+    """
+    told = [f"{table}.text", f"array_to_string({table}.inputs, ' ')", f"{table}.meta ->> '$.messages'"]
+    ready = f"len({table}.inputs) > 0 or contains({table}.meta, '\"messages\":')"
+    return f"case when {ready} then md5(concat_ws(chr(0), {', '.join(told)})) end"
+
+
 def scope(annotators: Sequence[str], table: str) -> str:
     """What follows `from`: `rows` and a table per annotator, out of `table`, which has the selection's columns."""
     rows = ", ".join(identifier(name) for name in ROWS.names)

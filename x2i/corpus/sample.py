@@ -1,9 +1,9 @@
 """The X2I sample: what a task builder gives, what a shard holds, what a reader gets back.
 
 Layout as OmniGen published it (`task_type`, `instruction` with `<img><|image_1|></img>` placeholders,
-`input_images`, `output_image`), plus `provenance`. Understanding samples carry `messages` instead of
-an output image. In a tar the members of one sample follow each other:
-`KEY.json`, `KEY.input_1.png` …, `KEY.output.jpg`.
+`input_images`, `output_image`), plus `provenance`. Understanding samples carry `messages` and `images` as ms-swift
+reads them, instead of an output image. Samples of an edit may carry a `mask` of what changed, as large as the output.
+In a tar the members of one sample follow each other: `KEY.json`, `KEY.input_1.png` …, `KEY.output.jpg`, `KEY.mask.png`.
 """
 
 import io
@@ -51,6 +51,8 @@ class Sample:
     output_image: Picture | None = None
     messages: tuple[dict[str, Any], ...] = ()
     provenance: dict[str, Any] = field(default_factory=dict)
+    mask: Picture | None = None
+    objects: dict[str, Any] = field(default_factory=dict)  # boxes that `messages` speak of, as ms-swift has them
 
     def __post_init__(self) -> None:
         numbers = sorted({int(n) for n in PLACEHOLDER.findall(self.instruction)})
@@ -65,8 +67,13 @@ class Sample:
         record["input_images"] = [f"{self.key}.{name}" for name, _ in self._inputs()]
         if self.output_image is not None:
             record["output_image"] = f"{self.key}.{self._output_name()}"
+        if self.mask is not None:
+            record["mask"] = f"{self.key}.{self._mask_name()}"
         if self.messages:
             record["messages"] = list(self.messages)
+            record["images"] = record["input_images"]
+        if self.objects:
+            record["objects"] = self.objects
         record["provenance"] = self.provenance
         return record
 
@@ -76,6 +83,8 @@ class Sample:
         out += [(name, picture.data) for name, picture in self._inputs()]
         if self.output_image is not None:
             out.append((self._output_name(), self.output_image.data))
+        if self.mask is not None:
+            out.append((self._mask_name(), self.mask.data))
         return out
 
     def _inputs(self) -> list[tuple[str, Picture]]:
@@ -84,3 +93,7 @@ class Sample:
     def _output_name(self) -> str:
         assert self.output_image is not None
         return f"output.{self.output_image.extension}"
+
+    def _mask_name(self) -> str:
+        assert self.mask is not None
+        return f"mask.{self.mask.extension}"

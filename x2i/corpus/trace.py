@@ -23,6 +23,7 @@ from x2i.base.sql import connect, identifier, literal
 from x2i.corpus.corpus import Corpus
 from x2i.corpus.lake import Column, Lake
 from x2i.corpus.rules import columns_in, scope
+from x2i.corpus.tombstones import FORGOTTEN
 
 #: Most rows or samples that are listed.
 MANY = 1000
@@ -236,8 +237,10 @@ class _Tracer:
     def _rules(self, row: dict[str, Any]) -> list[dict[str, Any]]:
         """Every rule in its order; `holds` is None where the row did not come so far, or it cannot be told."""
         select, stage = self._recipe["select"], row["stage"]
-        stages = ("source", "decode", "text", "where", "duplicate", "assembly")
+        stages = ("source", "decode", "text", "where", "duplicate", "assembly", "forgotten")
         came = stages.index(stage) if stage in stages else len(stages)
+        if row["reason"] == FORGOTTEN:  # what the rules saw is gone with the image
+            came = -1
 
         def rule(at: str, name: str, condition: str, **more: Any) -> dict[str, Any]:
             holds = None if stages.index(at) > came else at != stage
@@ -274,7 +277,10 @@ class _Tracer:
             condition = f"no better row that stays has a caption that agrees in {text['similarity']:.0%} of its MinHash"
             holds = reason != "duplicate_text" if best and reason not in ("duplicate_exact", "duplicate_near") else None
             rules.append(rule("duplicate", "text", condition, **compared(holds, text["annotator"], "key")))
-        return [*rules, rule("assembly", "samples", "a task makes a sample of it")]
+        left = rule("forgotten", "not_forgotten", "neither it nor all that its samples need was forgotten")
+        if row["reason"] == FORGOTTEN:
+            left["holds"] = False
+        return [*rules, rule("assembly", "samples", "a task makes a sample of it"), left]
 
     def _condition(self, row_id: str, condition: str) -> tuple[bool | None, dict[str, Any]]:
         columns = columns_in(self._expressions, condition)

@@ -126,6 +126,13 @@ class Listed(_Part):
     sha256: str
 
 
+class Tombstone(_Part):
+    """An image that was forgotten, and why, in a word."""
+
+    image_id: str
+    why: str
+
+
 class Select(_Part):
     """The recipe's rules that can be asked again of the rows."""
 
@@ -148,6 +155,7 @@ class Info(_Part):
     funnel: list[Fell]
     tasks: dict[str, Made]
     files: dict[str, str]
+    forgotten: list[Tombstone] = []
     shards: list[Listed]
     recipe: Recipe
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from x2i.base.sql import connect
 from x2i.corpus.faults import Faults
-from x2i.corpus.rules import scope
+from x2i.corpus.rules import said, scope
 from x2i.corpus.verify_files import MANIFEST, SELECTION
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ CHECKS = (
         """select d.row_id from s d left join s k on k.row_id = d.survivor
            where (d.stage is not distinct from 'duplicate') <> (d.survivor is not null)
               or (d.survivor is not null and (k.row_id is null or k.row_id = d.row_id
-                  or not (k.kept or k.stage in ('duplicate', 'assembly'))))""",
+                  or not (k.kept or k.stage in ('duplicate', 'assembly', 'forgotten'))))""",
         "duplicates fell to a row that is not there, or that had fallen before",
     ),
     (
@@ -89,6 +89,7 @@ def check_rows(manifest: Path, selection: Path, info: dict[str, Any] | None, fau
             found = _count(connection, info, faults)
             if info is not None:
                 _check_rules(connection, info, faults)
+                _check_forgotten(connection, info, faults)
             return found
         except (duckdb.Error, RuntimeError, ValueError) as error:  # its binding raises these on text that is no UTF-8
             first = (str(error).splitlines() or [type(error).__name__])[0]
@@ -118,7 +119,8 @@ def _check_scores(connection: duckdb.DuckDBPyConnection, faults: Faults) -> None
 
 def _count(connection: duckdb.DuckDBPyConnection, info: dict[str, Any] | None, faults: Faults) -> dict[str, int]:
     """Rows in = rows out + the sum of all reasons; and `corpus.json` says the same numbers."""
-    query = "select count(*), count(*) filter (where stage = 'assembly') from s"
+    # of these rows the selection kept, nothing was made, or nothing is left
+    query = "select count(*), count(*) filter (where stage = 'assembly' or reason = 'lost_samples') from s"
     rows_in, assembly = connection.sql(query).fetchall()[0]
     samples, rows_out = connection.sql("select count(*), count(distinct row_id) from m").fetchall()[0]
     fell = connection.sql("select stage, reason, count(*) from s where reason is not null group by all").fetchall()
@@ -163,5 +165,38 @@ def _check_rules(connection: duckdb.DuckDBPyConnection, info: dict[str, Any], fa
         except duckdb.BinderException:
             continue  # it asks for a column that the selection does not carry
     if select["dedup"].get("exact"):
-        query = "select image_id from kept group by image_id having count(*) > 1"
+        query = f"select image_id from kept group by image_id, {said('kept')} having count(*) > 1"
         _run(connection, faults, "rule", SELECTION, query, "images were kept more than once, though dedup.exact is set")
+
+
+def _check_forgotten(connection: duckdb.DuckDBPyConnection, info: dict[str, Any], faults: Faults) -> None:
+    """No sample holds an image that was forgotten; the rows that did say so, and nothing else of it."""
+    import pyarrow as pa
+
+    ids = pa.array([t["image_id"] for t in info["forgotten"]], pa.string())
+    connection.register("tombstones", pa.table({"image_id": ids}))
+    gone = "select image_id from tombstones"
+    fell = "stage is not distinct from 'forgotten' and reason is not distinct from 'forgotten'"
+    query = f"""select distinct key from (select key, image_id as i from m union all select key, unnest(images) from m)
+                where i in ({gone})"""
+    _run(connection, faults, "forgotten_kept", MANIFEST, query, "samples hold an image that was forgotten")
+    query = f"""select row_id from (select row_id, stage, reason, image_id as i from s
+                    union all select row_id, stage, reason, unnest(inputs) from s)
+                where i in ({gone}) and not ({fell})"""
+    _run(connection, faults, "forgotten_row", SELECTION, query, "rows of forgotten images do not say that they are")
+    if not len(ids):
+        query = "select row_id from s where stage = 'forgotten'"
+        problem = "rows fell as forgotten, but corpus.json has no tombstone"
+        _run(connection, faults, "forgotten_row", SELECTION, query, problem)
+    described = connection.sql("select * from s limit 0")
+    told = ["text is not null", "meta <> '{}'", "len(inputs) > 0"]
+    for name, kind in zip(described.columns, described.types, strict=True):
+        if kind.id == "struct":
+            told += [f"s.{_quoted(name)}.{_quoted(field)} is not null" for field, _ in kind.children]
+    query = f"select row_id from s where {fell} and ({' or '.join(told)})"
+    problem = "rows of forgotten images still tell their text, metadata, inputs or annotations"
+    _run(connection, faults, "forgotten_told", SELECTION, query, problem)
+
+
+def _quoted(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'

@@ -37,7 +37,10 @@ class Record(BaseModel):
     instruction: str
     input_images: list[str]
     output_image: str | None = None
+    mask: str | None = None
     messages: list[dict[str, Any]] = []
+    images: list[str] = []
+    objects: dict[str, Any] = {}
     provenance: dict[str, Any]
 
 
@@ -67,7 +70,7 @@ class SampleCheck:
         if self._row is not None:
             self._compare(record, self._row)
         if record.provenance.get("untouched") is True and record.output_image is not None:
-            self._check_untouched(record, suffixes[-1])
+            self._check_untouched(record, suffixes[len(record.input_images)])
         if decode:
             self._decode(suffixes)
 
@@ -113,15 +116,20 @@ class SampleCheck:
 
     def _check_names(self, record: Record) -> list[str]:
         """Suffixes of the images that `KEY.json` names, inputs first: the tar's other members, in this order."""
-        named = [*record.input_images, *([record.output_image] if record.output_image is not None else [])]
+        named = [*record.input_images, *(n for n in (record.output_image, record.mask) if n is not None)]
         suffixes = [name.removeprefix(f"{self._key}.") for name in named]
-        wanted = [rf"input_{i}\.\w+" for i in range(1, len(record.input_images) + 1)] + [r"output\.\w+"]
-        for name, suffix, pattern in zip(named, suffixes, wanted, strict=False):
+        wanted = [rf"input_{i}\.\w+" for i in range(1, len(record.input_images) + 1)]
+        wanted += [r"output\.\w+"] * (record.output_image is not None) + [r"mask\.\w+"] * (record.mask is not None)
+        for name, suffix, pattern in zip(named, suffixes, wanted, strict=True):
             if not re.fullmatch(pattern, suffix):
                 self._fault("sample_json", f"{self._key}.json names an image {name!r}, which is not KEY.{pattern}")
         if list(self._files) != ["json", *suffixes]:
             there = ", ".join(self._files)
             self._fault("sample_json", f"{self._key}.json names {', '.join(suffixes) or 'none'}; the tar has {there}")
+        if record.mask is not None and record.output_image is None:
+            self._fault("sample_json", f"{self._key}.json has a `mask`, and no `output_image` that it could be of")
+        if record.messages and record.images != record.input_images:
+            self._fault("sample_json", f"{self._key}.json: `images` of its messages are not its `input_images`")
         if record.output_image is None and not record.messages:
             self._fault("sample_json", f"{self._key}.json has neither `output_image` nor `messages`")
         numbers = sorted({int(n) for n in IMAGE_MARK.findall(record.instruction)})
@@ -136,6 +144,7 @@ class SampleCheck:
             ("length of the instruction", len(record.instruction), row["instruction_chars"]),
             ("number of inputs", len(record.input_images), len(row["input_sizes"])),
             ("presence of an output", record.output_image is not None, row["output_size"] is not None),
+            ("originals", _originals(record.provenance), row["images"]),
             *((n, record.provenance.get(n), row[n]) for n in ("image_id", "row_id", "source", "location")),
         ]
         for what, found, told in pairs:
@@ -149,7 +158,7 @@ class SampleCheck:
             self._fault("not_untouched", f"the output should be the source's bytes, {told}, but has SHA-256 {found}")
 
     def _decode(self, suffixes: list[str]) -> None:
-        sizes = [*self._row["input_sizes"], self._row["output_size"]] if self._row is not None else []
+        sizes = [*self._row["input_sizes"], self._row["output_size"], self._row["output_size"]] if self._row else []
         for number, suffix in enumerate(suffixes):
             if suffix not in self._files:
                 continue  # said already
@@ -158,6 +167,12 @@ class SampleCheck:
             problem = _image_fault(self._files[suffix], suffix, (size["width"], size["height"]) if size else None)
             if problem:
                 self._fault("image", f"{self._key}.{suffix} {problem}")
+
+
+def _originals(provenance: dict[str, Any]) -> list[Any]:
+    """Ids of all the original images in a sample, as its provenance tells them."""
+    others = [o.get("image_id") for o in provenance.get("others", [])]
+    return list(dict.fromkeys([provenance.get("image_id"), *provenance.get("input_ids", []), *others]))
 
 
 def _image_fault(data: bytes, suffix: str, size: tuple[int, int] | None) -> str | None:

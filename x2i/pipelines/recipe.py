@@ -48,7 +48,11 @@ class Textual(Config):
 class Dedup(Config):
     """Which rows are the same picture, and which of them stays."""
 
-    exact: bool = Field(True, description="drop rows whose bytes are those of another row")
+    exact: bool = Field(
+        True,
+        description="drop rows whose bytes are those of another row; of rows that are samples already (with input "
+        "pictures, or messages), those that also say the same",
+    )
     perceptual: Perceptual | None = Field(None, description="drop near duplicates as well, e.g. {bits: 6}")
     text: Textual | None = Field(
         None, description="drop rows whose captions are near duplicates, too, e.g. {similarity: 0.8}"
@@ -109,7 +113,11 @@ class Recipe(Config):
         "clip_b32: {kind: clip, model: ViT-B-32}",
     )
     select: Select = Field(Select(), description="which rows stay")
-    tasks: dict[str, dict[str, Any] | None] = Field(min_length=1, description="task families by name, with parameters")
+    tasks: dict[str, dict[str, Any] | None] = Field(
+        min_length=1,
+        description="task families by name, with parameters; under a name of your own with `kind`, e.g. "
+        "pairs: {kind: few_shot}",
+    )
     output: Output = Field(Output(), description="how samples are stored")
 
     def digest(self) -> str:
@@ -135,6 +143,12 @@ class Plan:
     def columns(self) -> list[Column]:
         """Those of all annotators, in their order."""
         return [self.column(a) for a in self.annotators]
+
+    def heavy_reads(self) -> dict[str, tuple[Annotator, list[str]]]:
+        """The columns that tasks read and selections do not carry, by annotator."""
+        read = {r for task in self.tasks for r in task.reads}
+        heavy = {a.name: (a, sorted(c for c in a.heavy if f"{a.name}.{c}" in read)) for a in self.annotators}
+        return {name: (annotator, columns) for name, (annotator, columns) in heavy.items() if columns}
 
     def where_of(self, annotator: Annotator) -> str | None:
         """The SQL that lets rows in: its own `where`, and that of all that it reads."""
@@ -197,11 +211,12 @@ def make(recipe: Recipe, where: str = "recipe", text: str = "") -> Plan:
     tasks = []
     for name, parameters in recipe.tasks.items():
         key = f"{where}: tasks.{name}"
-        family = registry.find(task_files, name, Task, key)
-        task = family(parse_config(family.Config, parameters, key))
-        missing = [n for n in task.needs if n not in wanted]
-        if missing:
-            raise RecipeError(f"{key}: needs the annotators {', '.join(missing)}: add them under `annotators`")
+        given = dict(parameters or {})
+        family = registry.find(task_files, given.pop("kind", name), Task, key)
+        task = family(parse_config(family.Config, given, key))
+        task.name = name
+        for read, remedy in task.reads.items():
+            _check_read(read, annotators, key, remedy)
         tasks.append(task)
     made = [t for task in tasks for t in task.task_types()]
     for task_type in made:
@@ -267,11 +282,12 @@ def _circle(before: dict[str, set[str]]) -> str:
     return "these wait for each other: " + ", ".join(f"{n} ({', '.join(sorted(b))})" for n, b in before.items())
 
 
-def _check_read(read: str, annotators: list[Annotator], key: str) -> None:
+def _check_read(read: str, annotators: list[Annotator], key: str, remedy: str = "") -> None:
     name, _, column = read.partition(".")
-    there = {a.name: a.columns.names for a in annotators} | {"rows": ["text"]}
+    there = {a.name: a.columns.names for a in annotators} | {"rows": ["text", "meta"]}
     if name not in there:
-        raise RecipeError(f"{key}: reads {read}: there is no annotator {name!r}; add it under `annotators`")
+        example = f", e.g. `{remedy}`" if remedy else ""
+        raise RecipeError(f"{key}: reads {read}: there is no annotator {name!r}; add it under `annotators`{example}")
     if column not in there[name]:
         raise RecipeError(f"{key}: reads {read}: {name} has no such column; it has {', '.join(there[name])}")
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import warnings
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
 
 from tests.pipelines.annotating import batch, drawn, photo, run
+from tests.pipelines.annotators.devices import gpu
 from tests.pipelines.annotators.vlms import FAMILIES
 from x2i.base.config import parse_config
 from x2i.base.configs import config
@@ -155,7 +157,7 @@ def test_half_precision_runs(models: dict[str, Path]) -> None:
 
 def test_a_folder_that_holds_no_such_model(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(X2IError, match="not a vision-language model that transformers loads"):
+    with pytest.raises(X2IError, match="that transformers loads"):
         captioner(tmp_path).setup()
 
 
@@ -230,3 +232,12 @@ def test_questions_of_one_call_share_a_limit(models: dict[str, Path]) -> None:
     grey = np.full((64, 64, 3), 128, np.uint8)
     for most in (3, 5):
         assert model.ask([Question(grey, "", "say", most, 0)])[0].output_tokens == most
+
+
+@pytest.mark.parametrize("family", ["internvl", "ovis2"])  # Qwen's shapes depend on values, which a fake has not
+def test_on_a_gpu_no_tensor_stays_behind(family: str, models: dict[str, Path]) -> None:
+    model = LocalModel(str(models[family]), ModelConfig(weights="", device="cpu"), 784, PIXELS)
+    questions = [Question(np.full((64, side, 3), 90, np.uint8), "", "say", 2, 0) for side in (64, 99)]
+    inputs = model._inputs(questions)  # on the CPU, by a processor that looks at values
+    with gpu(model._runtime, model._model), mock.patch.object(model, "_inputs", return_value=inputs):
+        assert len(model.ask(questions)) == 2

@@ -6,6 +6,7 @@ import io
 import json
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import open_clip
@@ -14,12 +15,14 @@ import pytest
 import torch
 from open_clip.pretrained import get_pretrained_cfg
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from tests.pipelines.annotating import batch, drawn, photo, rows, run
 from tests.pipelines.annotators.clips import tiny
+from tests.pipelines.annotators.devices import gpu
 from x2i.base.errors import X2IError
 from x2i.pipelines.annotators import _clip
-from x2i.pipelines.annotators._clip import Clip, ClipConfig, Shape, weights_of
+from x2i.pipelines.annotators._clip import Clip, ClipConfig, Shape, named
 from x2i.pipelines.annotators.clip import ClipAnnotator
 from x2i.pipelines.annotators.clip_text import ClipText, ClipTextConfig
 
@@ -193,10 +196,10 @@ def test_weights_by_tag_and_widths_without_loading() -> None:
     assert default.weights()[0].spec == entry["hf_hub"].rstrip("/") and entry["quick_gelu"]
     small = ClipConfig(model="ViT-B-32", weights="laion2b_s34b_b79k")
     assert ClipAnnotator(small).columns.field("embedding").type.list_size == 512
-    assert weights_of(small).spec.startswith("laion/CLIP-ViT-B-32-laion2B-s34B-b79K")
-    assert weights_of(ClipConfig(weights="laion/some@main")).spec == "laion/some@main"
+    assert named(small).spec.startswith("laion/CLIP-ViT-B-32-laion2B-s34B-b79K")
+    assert named(ClipConfig(weights="laion/some@main")).spec == "laion/some@main"
     with pytest.raises(X2IError, match="its tags are: openai"):
-        weights_of(ClipConfig(weights="nonsense"))
+        named(ClipConfig(weights="nonsense"))
     with pytest.raises(X2IError, match="ViT-L-14"):
         ClipAnnotator(ClipConfig(model="ViT-L14"))
 
@@ -209,3 +212,16 @@ def test_a_broken_folder_says_so(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "open_clip_model.safetensors").write_bytes(b"cut")
     with pytest.raises(X2IError, match="cannot be loaded"):
         made.setup()
+    state = load_file(folder / "open_clip_model.safetensors")
+    del state["visual.proj"]
+    save_file(state, tmp_path / "open_clip_model.safetensors")
+    with pytest.raises(X2IError, match=r"cannot be loaded(?s:.*)visual\.proj"):
+        made.setup()
+
+
+def test_on_a_gpu_no_tensor_stays_behind(folder: Path) -> None:
+    made = ClipAnnotator(ClipConfig(weights=str(folder)))
+    made.setup()
+    inputs = [made._clip.prepare(i.pixels) for i in batch([photo("astronaut")]) if i.pixels is not None]
+    with gpu(made._clip._runtime, made._clip._model), mock.patch.object(made._clip, "prepare", return_value=inputs[0]):
+        assert made(batch([photo("astronaut"), photo("coffee")], ["a cup", None])).num_rows == 2

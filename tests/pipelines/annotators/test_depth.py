@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 
 from tests.pipelines.annotating import batch, drawn, item, photo, run
+from tests.pipelines.annotators.devices import gpu
+from tests.pipelines.annotators.folders import changed
 from x2i.base.errors import X2IError
 from x2i.pipelines.annotators._maps import map_size
 from x2i.pipelines.annotators.base import Batch
@@ -135,7 +137,25 @@ def test_an_empty_batch_and_a_model_of_another_kind(dpt: Path, tmp_path: Path) -
         _depth(tmp_path).setup()
 
 
+@pytest.mark.parametrize("kind", ["dpt", "anything"])
+def test_only_what_is_never_used_may_be_missing(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    whole = request.getfixturevalue(kind)
+    lacking = changed(whole, tmp_path / "published", "fusion_stage.layers.0.residual_layer1")  # as Intel/dpt-large
+    files = batch([photo("coffee")])
+    assert run(_depth(lacking, side=32), files).equals(run(_depth(whole, side=32), files))
+    with pytest.raises(X2IError, match="it lacks neck.fusion_stage.layers.1.residual_layer1"):
+        _depth(changed(whole, tmp_path / "cut", "fusion_stage.layers.1.residual_layer1"), side=32).setup()
+
+
 def test_says_where_its_weights_come_from() -> None:
     (weights,) = Depth(Depth.Config()).weights()
     assert (weights.spec, weights.licence) == ("Intel/dpt-large", "Apache-2.0")
     assert (weights.size or 0) > 1e9
+
+
+@pytest.mark.parametrize("kind", ["dpt", "anything"])
+def test_on_a_gpu_no_tensor_stays_behind(kind: str, request: pytest.FixtureRequest) -> None:
+    made = _depth(request.getfixturevalue(kind), side=64)
+    made.setup()
+    with gpu(made._runtime, made._model):
+        assert made(batch([photo("astronaut"), photo("coffee")])).num_rows == 2

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 
 from tests.pipelines.annotating import batch, drawn, item, photo, run
+from tests.pipelines.annotators.devices import gpu
 from x2i.base.errors import X2IError
 from x2i.pipelines.annotators._maps import map_size
 from x2i.pipelines.annotators.base import Batch
-from x2i.pipelines.annotators.edges import HED as HED_SPEC
+from x2i.pipelines.annotators.edges import HED as HED_WEIGHTS
 from x2i.pipelines.annotators.edges import PIDINET, Edges
 from x2i.pipelines.images import resize
 
@@ -207,17 +208,17 @@ def test_mixed_precision_is_near_full_precision(model: str, saved: dict[str, Pat
 
 def test_refuses_other_weights_and_takes_an_empty_batch(saved: dict[str, Path], tmp_path: Path) -> None:
     assert run(_edges(saved, "pidinet"), Batch([])).num_rows == 0
-    with pytest.raises(X2IError, match="does not hold hed"):
+    with pytest.raises(X2IError, match="does not hold HED"):
         _edges({"hed": saved["pidinet"]}, "hed").setup()
     (tmp_path / "no.pth").write_bytes(b"not a checkpoint")
-    with pytest.raises(X2IError, match="does not hold pidinet"):
+    with pytest.raises(X2IError, match="cannot be read as weights"):
         _edges({"pidinet": tmp_path / "no.pth"}, "pidinet").setup()
 
 
 def test_the_default_weights_go_with_the_model() -> None:
     (hed,), (pidinet,) = Edges(Edges.Config()).weights(), Edges(Edges.Config(model="pidinet")).weights()
-    assert (hed.spec, hed.licence) == (HED_SPEC, "Apache-2.0")
-    assert pidinet.spec == PIDINET and "research" in (pidinet.licence or "") and pidinet.size == 2_871_148
+    assert (hed.spec, hed.licence) == (HED_WEIGHTS.spec, "Apache-2.0")
+    assert pidinet.spec == PIDINET.spec and "research" in (pidinet.licence or "") and pidinet.size == 2_871_148
 
 
 def test_real_pidinet_finds_the_sides_of_a_square() -> None:
@@ -235,3 +236,12 @@ def test_real_pidinet_finds_the_sides_of_a_square() -> None:
     assert grey[37:44, 100].max() > 150 and grey[117:124, 100].max() > 150
     assert grey[60:100, 80:120].max() < 60 and grey[:20].max() < 60
     assert grey[near].mean() > 10 * grey[~near].mean()
+
+
+@pytest.mark.parametrize("model", ["hed", "pidinet"])
+def test_on_a_gpu_no_tensor_stays_behind(model: str, saved: dict[str, Path]) -> None:
+    made = _edges(saved, model, side=64)
+    made.setup()
+    with gpu(made._runtime, made._network):
+        made._mean, made._deviation = made._mean.to("cuda"), made._deviation.to("cuda")
+        assert made(batch([photo("astronaut"), photo("coffee")])).num_rows == 2

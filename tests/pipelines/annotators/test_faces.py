@@ -9,19 +9,16 @@ import pytest
 import torch
 
 from tests.pipelines.annotating import batch, drawn, item, photo, run
-from tests.pipelines.annotators.registry import fetched
+from tests.pipelines.annotators.registry import ready
 from x2i.base.errors import X2IError
 from x2i.pipelines.annotators._mtcnn import _cut, _distinct, _moved, _square
-from x2i.pipelines.annotators.faces import KNOWN, Faces, FacesConfig
+from x2i.pipelines.annotators.faces import FILES, Faces, FacesConfig
 from x2i.pipelines.networks.mtcnn import Output, Proposals, Refinement
 
 
 @pytest.fixture(scope="module")
 def faces() -> Faces:
-    annotator = fetched(Faces(FacesConfig()))
-    annotator.setup()
-    assert isinstance(annotator, Faces)
-    return annotator
+    return ready(Faces(FacesConfig()))
 
 
 def pixels(name: str) -> np.ndarray:
@@ -105,7 +102,7 @@ def test_the_steps_of_the_search() -> None:
 def test_weights_from_a_folder(tmp_path: Path) -> None:
     torch.manual_seed(0)
     networks: tuple[torch.nn.Module, ...] = (Proposals(), Refinement(), Output())
-    for file, network in zip(KNOWN, networks, strict=True):
+    for file, network in zip(FILES, networks, strict=True):
         torch.save(network.state_dict(), tmp_path / file)
     annotator = Faces(FacesConfig(weights=str(tmp_path), least_score=0.0))
     table = run(annotator, batch([photo("coffee")]))

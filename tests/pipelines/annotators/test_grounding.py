@@ -10,6 +10,7 @@ import pyarrow as pa
 import pytest
 
 from tests.pipelines.annotating import batch, drawn, photo, run
+from tests.pipelines.annotators.devices import gpu
 from x2i.base.errors import X2IError
 from x2i.pipelines.annotators._groundingdino import Published, Transformers, prepare, size_for
 from x2i.pipelines.annotators._phrases import Prompt, owners, prompts
@@ -342,7 +343,7 @@ def test_faults_are_named(hub: str, authors: dict[str, str], tmp_path: Path) -> 
     with pytest.raises(ValueError, match=r"for fixed phrases write a list: \[cat\]"):
         GroundingConfig(phrases="cat")
     torch.save({"model": {"feat_map.weight": torch.zeros(256, 32)}}, tmp_path / "other.pth")
-    with pytest.raises(X2IError, match="not the weights of Grounding DINO"):
+    with pytest.raises(X2IError, match="does not hold GroundingDINO"):
         annotator(**{**authors, "backend": "groundingdino", "weights": str(tmp_path / "other.pth")}).setup()
 
 
@@ -351,3 +352,10 @@ def test_defaults_name_weights_with_size_and_licence() -> None:
     assert (tiny.spec, tiny.licence) == ("IDEA-Research/grounding-dino-tiny", "Apache-2.0") and tiny.size
     swin, vocabulary = Grounding(GroundingConfig(backend="groundingdino")).weights()
     assert swin.spec.endswith(":groundingdino_swint_ogc.pth") and vocabulary.spec.endswith(":vocab.txt")
+
+
+def test_on_a_gpu_no_tensor_stays_behind(hub: str) -> None:
+    made = annotator(weights=hub, phrases=["a red cat", "flag"])
+    made.setup()
+    with gpu(made._runtime, made._backend.model):
+        assert made(batch(images("astronaut", "coffee"))).num_rows == 2

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pytest
 
 from tests.pipelines.annotating import batch, drawn, photo, run
+from tests.pipelines.annotators.devices import gpu
 from x2i.base.errors import X2IError
 from x2i.pipelines.annotators._segment_anything import Published, Transformers, build, prepare
 from x2i.pipelines.annotators.base import Batch
@@ -309,7 +310,7 @@ def test_faults_are_named(hub: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="automatic needs backend: segment_anything"):
         MasksConfig(mode="automatic")
     torch.save({"weight": torch.zeros(1)}, tmp_path / "other.pth")
-    with pytest.raises(X2IError, match="not a checkpoint of SAM"):
+    with pytest.raises(X2IError, match="does not hold Sam"):
         Masks(MasksConfig(backend="segment_anything", weights=str(tmp_path / "other.pth"))).setup()
     transformers.BertConfig().save_pretrained(tmp_path / "bert")
     with pytest.raises(X2IError, match="a model of type bert"):
@@ -324,3 +325,20 @@ def test_defaults_name_weights_with_size_and_licence() -> None:
     for config in (MasksConfig(), MasksConfig(backend="segment_anything")):
         (weights,) = Masks(config).weights()
         assert weights.licence == "Apache-2.0" and weights.size and weights.spec == config.weights
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_automatic_mode_in_half_precision(precision: str, authors: str) -> None:
+    keys = {"points_per_side": 4, "min_predicted_iou": -9.0, "min_stability": 0.3, "nms": 1.0, "precision": precision}
+    made = Masks(MasksConfig(backend="segment_anything", mode="automatic", weights=authors, **keys))
+    (row,) = run(made, batch([photo("coffee")])).to_pylist()
+    assert len(row["masks"]) > 3 and np.isfinite(row["predicted_iou"]).all()
+
+
+@pytest.mark.parametrize("kind", ["segment_anything", "sam", "sam2"])
+def test_on_a_gpu_no_tensor_stays_behind(kind: str, authors: str, hub: str, sam2: str) -> None:
+    backend = "segment_anything" if kind == "segment_anything" else "transformers"
+    made = Masks(MasksConfig(backend=backend, weights={"sam": hub, "sam2": sam2}.get(kind, authors)))
+    made.setup()
+    with gpu(made._runtime, made._backend.model):
+        assert made(batch([photo("astronaut"), photo("coffee")], columns=asking(BOXES, BOXES))).num_rows == 2

@@ -7,16 +7,13 @@ import pytest
 from pydantic import ValidationError
 
 from tests.pipelines.annotating import batch, drawn, item, photo, run
-from tests.pipelines.annotators.registry import fetched
+from tests.pipelines.annotators.registry import fetched, ready
 from x2i.pipelines.annotators.nudenet import LABELS, SIZE, NudeNet, NudeNetConfig, _prepare
 
 
 @pytest.fixture(scope="module")
 def nudenet() -> NudeNet:
-    annotator = fetched(NudeNet(NudeNetConfig()))
-    annotator.setup()
-    assert isinstance(annotator, NudeNet)
-    return annotator
+    return ready(NudeNet(NudeNetConfig()))
 
 
 def test_the_figures_of_the_package(nudenet: NudeNet) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tests.pipelines.annotating import batch, drawn, item, photo, run
-from tests.pipelines.annotators.registry import fetched
+from tests.pipelines.annotators.registry import fetched, ready
 from x2i.pipelines.annotators._languages import language, scripts
 from x2i.pipelines.annotators.ocr import OCR, OCRConfig, _bounded, reading_order
 
@@ -16,10 +16,7 @@ SENTENCE = "A house by the quiet river"
 
 @pytest.fixture(scope="module")
 def ocr() -> OCR:
-    annotator = fetched(OCR(OCRConfig(side=480)))
-    annotator.setup()
-    assert isinstance(annotator, OCR)
-    return annotator
+    return ready(OCR(OCRConfig(side=480)))
 
 
 def written(*lines: tuple[str, int, int]) -> np.ndarray:

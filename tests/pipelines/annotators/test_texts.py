@@ -91,7 +91,7 @@ def test_words_of_scripts_with_and_without_spaces() -> None:
 
 
 def test_rows() -> None:
-    given = rows([DOG, "Un chien brun court dans un champ vert.", None, "  ", "IMG_0001.JPG", "A BROWN DOG runs!"])
+    given = rows([DOG, "Un chien brun court dans un champ vert.", "", "  ", "IMG_0001.JPG", "A BROWN DOG runs!"])
     table = run(Texts(TextsConfig()), given).to_pylist()
     assert [r["language"] for r in table] == ["en", "fr", None, None, "und", "und"]
     assert table[0]["language_score"] > 0.8
@@ -102,6 +102,16 @@ def test_rows() -> None:
     assert table[2]["minhash"] is None and table[2]["key"] is None and table[2]["chars"] == 0
     assert table[0]["minhash"] == minhash(shingles(normalise(DOG), 5, words=False)).tolist()
     assert table[5]["key"] == key("a brown dog runs")
+
+
+def test_a_row_without_a_text_has_null_everywhere_and_is_kept_by_a_filter() -> None:
+    import duckdb
+
+    texts = run(Texts(TextsConfig()), rows([None, "", DOG]))
+    assert set(texts.to_pylist()[0].values()) == {None}
+    assert texts["boilerplate"].to_pylist() == [None, True, False]
+    kept = duckdb.from_arrow(texts).filter("boilerplate is not true")
+    assert kept.project("chars").fetchall() == [(None,), (len(DOG),)]
 
 
 def test_texts_that_read_the_same_have_one_key() -> None:
@@ -115,7 +125,7 @@ def test_another_column_and_chosen_languages() -> None:
     assert annotator.reads == ("caption.long",)
     given = rows(["left alone"], {"caption.long": ["Ein rotes Auto steht vor dem Haus."]})
     assert run(annotator, given)["language"].to_pylist() == ["de"]
-    with pytest.raises(X2IError, match=r"caption\.long is not there"):
+    with pytest.raises(X2IError, match=r"annotator texts: the batch lacks the column caption\.long"):
         annotator(rows(["no such column"]))
     with pytest.raises(X2IError, match="does not know xx"):
         Texts(TextsConfig(languages=["xx"])).setup()
@@ -161,7 +171,7 @@ def test_shingles_are_those_of_the_text() -> None:
 
 
 def test_the_hash_functions_are_pinned() -> None:
-    """Signatures in a lake outlive the code: if this changes, `Text.version` must go up."""
+    """Signatures in a lake outlive the code: if this changes, `Texts.version` must go up."""
     assert len(set(KEYS.tolist())) == PERMUTATIONS
     assert minhash(shingles("a brown dog", 5, words=False))[:3].tolist() == [361997641, 182166115, 280478680]
     assert key("a brown dog") == 0x3CA3AB5DF4D202B1

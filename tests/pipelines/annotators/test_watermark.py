@@ -18,8 +18,10 @@ from torch import nn
 from torchvision import transforms
 
 from tests.pipelines.annotating import batch, drawn, photo, run
+from tests.pipelines.annotators.devices import gpu
 from x2i.base.errors import X2IError
-from x2i.pipelines.annotators.watermark import Watermark, WatermarkConfig, network, prepare, read
+from x2i.pipelines.annotators._pictures import bilinear, normalised
+from x2i.pipelines.annotators.watermark import Watermark, WatermarkConfig, network, read
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +71,7 @@ def test_timm_says_the_same_and_so_does_each_row_alone(made: Watermark, detector
 def test_the_preparation_is_torchvision_s() -> None:
     published = transforms.Compose([transforms.Resize((256, 256)), transforms.ToTensor()])
     pixels = np.array(Image.open(io.BytesIO(photo("coffee"))).convert("RGB"))
-    ours = prepare(pixels) * np.array([0.229, 0.224, 0.225])[:, None, None] + np.array(
+    ours = normalised(bilinear(pixels, 256, 256)) * np.array([0.229, 0.224, 0.225])[:, None, None] + np.array(
         [[[0.485]], [[0.456]], [[0.406]]]
     )
     assert np.abs(ours - published(Image.fromarray(pixels)).numpy()).max() < 1e-5
@@ -112,7 +114,7 @@ def test_safetensors_and_parallel_names(detector: Any, tmp_path: Path) -> None:
 
 def test_what_is_no_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.save({"conv_stem.weight": torch.zeros(1)}, tmp_path / "w.pt")
-    with pytest.raises(X2IError, match="not the published checkpoint"):
+    with pytest.raises(X2IError, match="does not hold EfficientNet"):
         Watermark(WatermarkConfig(weights=str(tmp_path / "w.pt"))).setup()
     (tmp_path / "w.pt").write_bytes(b"<html>")
     with pytest.raises(X2IError, match="cannot be read"):
@@ -120,3 +122,10 @@ def test_what_is_no_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("X2I_CACHE", str(tmp_path))
     with pytest.raises(X2IError, match="watermark_model_v1.pt of the GitHub repository LAION-AI/LAION-5B-Watermark"):
         Watermark(WatermarkConfig()).setup()
+
+
+def test_on_a_gpu_no_tensor_stays_behind(checkpoint: Path) -> None:
+    annotator = Watermark(WatermarkConfig(weights=str(checkpoint)))
+    annotator.setup()
+    with gpu(annotator._runtime, annotator._model):
+        assert annotator(batch([photo("astronaut"), photo("coffee")])).num_rows == 2

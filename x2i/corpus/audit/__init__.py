@@ -114,6 +114,7 @@ def gather(corpus: Corpus, thumbnails: Thumbnails | None, limits: Limits, say: C
     from x2i.corpus.audit.page import Report
     from x2i.corpus.audit.scores import scores
     from x2i.corpus.audit.thresholds import conditions
+    from x2i.corpus.tombstones import FORGOTTEN
 
     say("counting the rows again")
     found = conditions(corpus)
@@ -137,7 +138,8 @@ def gather(corpus: Corpus, thumbnails: Thumbnails | None, limits: Limits, say: C
     )
     say(f"pictures of {len(rows):,} rows")
     pictures = kept_pictures(corpus, [r["row_id"] for r in rows if r["kept"]], limits.side)
-    others = [r for r in rows if r["row_id"] not in pictures]
+    # a picture that was forgotten is not fetched from its source again
+    others = [r for r in rows if r["row_id"] not in pictures and r["reason"] != FORGOTTEN]
     pictures |= _from_sources(thumbnails, others)
     # of what could not be read or decoded, no picture is expected
     unreachable = sum(

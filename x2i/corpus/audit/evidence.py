@@ -52,7 +52,7 @@ def judged(corpus: Corpus, conditions: Sequence[Condition], count: int) -> list[
         (fell,) = ask(corpus, f"select count(*) as n from selection where {mine}")
         failing = None
         if condition.sql is not None:
-            judgeable = "coalesce(stage, '') not in ('source', 'decode')"
+            judgeable = "coalesce(stage, '') not in ('source', 'decode') and coalesce(reason, '') <> 'forgotten'"
             query = f"select count(*) as n from selection as rows where {judgeable} and not coalesce(({condition.sql}), false)"
             failing = ask(corpus, query)[0]["n"]
         nearest = [_nearest(corpus, t, mine, count) for t in condition.thresholds]

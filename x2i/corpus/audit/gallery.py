@@ -36,6 +36,7 @@ class Example:
     further_inputs: int = 0
     output: str | None = None
     has_output: bool = False
+    mask: str | None = None
     messages: list[tuple[str, str]] = field(default_factory=list)
     parameters: dict[str, Any] = field(default_factory=dict)
 
@@ -96,10 +97,11 @@ def _example(corpus: Corpus, row: dict[str, Any], side: int) -> Example:
         row["key"],
         row["location"],
         instruction=pieces(sample.instruction),
-        inputs=[data_uri(shrink(p.data, side)) for p in sample.input_images[:INPUTS]],
+        inputs=[data_uri(shrink(p.data, side, _boxes(sample))) for p in sample.input_images[:INPUTS]],
         further_inputs=max(0, len(sample.input_images) - INPUTS),
         output=data_uri(shrink(output.data, side)) if output else None,
         has_output=output is not None,
+        mask=data_uri(shrink(sample.mask.data, side)) if sample.mask else None,
         messages=[(str(m.get("role", "")), _content(m.get("content"))) for m in sample.messages[:INPUTS]],
         parameters=_parameters(sample),
     )
@@ -111,6 +113,16 @@ def read(corpus: Corpus, row: dict[str, Any]) -> Sample | str:
         return corpus.read(row)
     except (OSError, ValueError, KeyError, TypeError, json.JSONDecodeError, X2IError) as error:
         return f"cannot be read from {row['shard']} ({type(error).__name__}: {error}). `x2i verify` says more."
+
+
+def _boxes(sample: Sample) -> list[list[float]]:
+    """The boxes that a conversation speaks of, if they are shares of its picture's sides."""
+    boxes = sample.objects.get("bbox")
+    if sample.objects.get("bbox_type") != "norm1" or not isinstance(boxes, list):
+        return []
+    return [
+        b for b in boxes if isinstance(b, list) and len(b) == 4 and 0 <= b[0] <= b[2] <= 1 and 0 <= b[1] <= b[3] <= 1
+    ]
 
 
 def _content(content: Any) -> str:

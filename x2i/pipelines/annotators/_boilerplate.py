@@ -23,63 +23,11 @@ _ADDRESS = re.compile(
 _EXTENSION = r"(?:jpe?g|jpe|jfif|png|gif|webp|bmp|tiff?|heic|avif|svg|psd|pdf|mp4|mov|raw|cr2|nef|arw|dng)"
 _FILE = re.compile(rf"[^\s/\\]+(?: [^\s/\\]+){{0,6}}\.{_EXTENSION}", re.I)
 #: How cameras, phones and content systems begin the names of their files, and what may follow besides numbers.
-_CAMERAS = frozenset(
-    [
-        "img",
-        "image",
-        "dsc",
-        "dscf",
-        "dscn",
-        "pict",
-        "pic",
-        "p",
-        "photo",
-        "picture",
-        "screen",
-        "screenshot",
-        "scan",
-        "mvi",
-        "gopr",
-        "pxl",
-        "wp",
-        "sam",
-        "cimg",
-        "dji",
-        "whatsapp",
-        "thumb",
-        "thumbnail",
-        "untitled",
-        "unnamed",
-        "download",
-        "file",
-        "slide",
-        "figure",
-        "fig",
-        "attachment",
-        "copy",
-    ]
+_CAMERA = re.compile(
+    "img|image|dscf?|dscn|pict?|p|photo|picture|screen|screenshot|scan|mvi|gopr|pxl|wp|sam|cimg|dji|whatsapp|thumb|thumbnail|"
+    "untitled|unnamed|download|file|slide|figure|fig|attachment|copy"
 )
-_FOLLOW = frozenset(
-    [
-        "img",
-        "image",
-        "shot",
-        "at",
-        "am",
-        "pm",
-        "wa",
-        "edit",
-        "edited",
-        "copy",
-        "of",
-        "x",
-        "scaled",
-        "final",
-        "cropped",
-        "large",
-        "small",
-    ]
-)
+_FOLLOW = re.compile(r"\d+|img|image|shot|at|am|pm|wa|edit|edited|copy|of|x|scaled|final|cropped|large|small")
 _CODE = re.compile(
     r"(?=\S*\d)[0-9a-f]{8,}(?:-[0-9a-f]{4,})*|(?=\S*\d)(?=\S*[_-])[\w-]{16,}|[A-Z]{1,4}[-_]?\d{3,}\w*", re.A
 )
@@ -160,8 +108,9 @@ def _file_name(text: str) -> bool:
     if _FILE.fullmatch(text) or _CODE.fullmatch(text):
         return True
     tokens = re.findall(r"[^\W\d_]+|\d+", text.casefold())
-    follow = all(t.isdigit() or t in _FOLLOW for t in tokens[1:])
-    return any(t.isdigit() for t in tokens) and tokens[0] in _CAMERAS and follow
+    if not any(t.isdigit() for t in tokens) or not _CAMERA.fullmatch(tokens[0]):
+        return False
+    return all(_FOLLOW.fullmatch(t) for t in tokens[1:])
 
 
 def _hashtags(text: str) -> bool:

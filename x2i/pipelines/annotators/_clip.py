@@ -11,13 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from pydantic import Field
 
 from x2i.base.errors import X2IError
 from x2i.base.weights import Weights
-from x2i.pipelines.annotators._heads import unit
+from x2i.pipelines.annotators._heads import spread, unit
 from x2i.pipelines.annotators._need import need
 from x2i.pipelines.annotators._torch import ModelConfig, Runtime
+from x2i.pipelines.annotators._weights import weights_of
 
 #: The file that makes a folder (or a hub repository) open_clip's.
 CONFIG = "open_clip_config.json"
@@ -65,7 +67,9 @@ def published(model: str, tag: str) -> dict[str, Any]:
     entry: dict[str, Any] = table.get_pretrained_cfg(model, tag)
     if not entry:
         tags = ", ".join(table.list_pretrained_tags_by_model(model)) or "none"
-        raise X2IError(f"clip: weights: {tag} is no file or folder, and no tag of {model}; its tags are: {tags}")
+        raise X2IError(
+            f"annotator clip: weights: {tag} is no file or folder, and no tag of {model}; its tags are: {tags}"
+        )
     return entry
 
 
@@ -80,17 +84,21 @@ def listed(spec: str) -> dict[str, Any]:
     return {}
 
 
-def weights_of(config: ClipConfig) -> Weights:
+def named(config: ClipConfig) -> Weights:
     """The weights that a configuration names, a tag looked up."""
     spec = config.weights
     if not _is_tag(spec):
-        return Weights(spec, config.sha256)
-    if (config.model, spec) == ("ViT-L-14", "openai"):
-        return Weights(DEFAULT.spec, config.sha256, DEFAULT.size, DEFAULT.licence)
-    repository, _, file = published(config.model, spec).get("hf_hub", "").rpartition("/")
-    if not repository:
-        raise X2IError(f"clip: open_clip has {config.model} with tag {spec} on no hub: get the file, and name it")
-    return Weights(f"{repository}:{file}" if file else repository, config.sha256)
+        pass
+    elif (config.model, spec) == ("ViT-L-14", "openai"):
+        spec = DEFAULT.spec
+    else:
+        repository, _, file = published(config.model, spec).get("hf_hub", "").rpartition("/")
+        if not repository:
+            raise X2IError(
+                f"annotator clip: open_clip has {config.model} with tag {spec} on no hub: get the file, and name it"
+            )
+        spec = f"{repository}:{file}" if file else repository
+    return weights_of(spec, config.sha256, (DEFAULT,))
 
 
 def shape_of(config: ClipConfig) -> Shape:
@@ -109,7 +117,7 @@ def shape_of(config: ClipConfig) -> Shape:
     known = {p.stem: p for p in (Path(spec.submodule_search_locations[0]) / "model_configs").glob("*.json")}
     if config.model not in known:
         close = ", ".join(difflib.get_close_matches(config.model, known, 3, 0)) or "see open_clip.list_models()"
-        raise X2IError(f"clip: model: open_clip has no {config.model}; there are, e.g.: {close}")
+        raise X2IError(f"annotator clip: model: open_clip has no {config.model}; there are, e.g.: {close}")
     return _shape(json.loads(known[config.model].read_text()))
 
 
@@ -134,7 +142,7 @@ class Clip:
 
     def __init__(self, config: ClipConfig, shape: Shape) -> None:
         self._library = need("open_clip", "open-clip-torch", "clip")
-        path = weights_of(config).fetch()
+        path = named(config).fetch()
         self._runtime = Runtime(config)
         try:
             model, source = self._load(config, path)
@@ -142,16 +150,19 @@ class Clip:
         except X2IError:
             raise
         except Exception as error:  # noqa: BLE001 - a wrong checkpoint raises anything
-            raise X2IError(f"clip: {path} cannot be loaded ({type(error).__name__}: {str(error)[:600]})") from None
+            raise X2IError(
+                f"annotator clip: {path} cannot be loaded ({type(error).__name__}: {str(error)[:600]})"
+            ) from None
         preparation = self._library.transform.PreprocessCfg(**model.visual.preprocess_cfg)
         self._transform = self._library.transform.image_transform_v2(preparation, is_train=False)
         self._size = tuple(preparation.input_size[1:])
         self._bicubic, self._mode = preparation.interpolation != "bilinear", preparation.resize_mode
         self._model = self._runtime.place(model)
+        self._width = shape.width
         found = self.texts(["a"]).shape[1]
         if found != shape.width:
             raise X2IError(
-                f"clip: {config.weights} gives embeddings of width {found}, model: {config.model} of {shape.width}; "
+                f"annotator clip: {config.weights} gives embeddings of width {found}, model: {config.model} of {shape.width}; "
                 "set `model` to the architecture of these weights"
             )
 
@@ -159,12 +170,12 @@ class Clip:
         """The model, and open_clip's name of where its tokenizer is described."""
         if path.is_dir():
             source = f"local-dir:{path}"
-            quick = bool(listed(weights_of(config).spec).get("quick_gelu"))  # should a repository leave it unsaid
+            quick = bool(listed(named(config).spec).get("quick_gelu"))  # should a repository leave it unsaid
             return self._create(source, force_quick_gelu=quick), source
         tag = config.weights if _is_tag(config.weights) else config.tag
         if tag is None:
             raise X2IError(
-                f"clip: {path.name} is a checkpoint file, which does not say how it was trained: set `tag` to the tag "
+                f"annotator clip: {path.name} is a checkpoint file, which does not say how it was trained: set `tag` to the tag "
                 f"of {config.model} that it is of (e.g. openai), or to custom"
             )
         entry = published(config.model, tag) if tag != "custom" else {}
@@ -189,6 +200,8 @@ class Clip:
         """Embeddings of pictures, uint8 [height, width, 3] each."""
         import torch
 
+        if not pictures:
+            return np.zeros((0, self._width), np.float32)
         batch_NCHW = torch.stack([self.prepare(p) for p in pictures]).to(self._runtime.device)
         with self._runtime.running():
             return unit(self._runtime.numpy(self._model.encode_image(batch_NCHW, normalize=True)))
@@ -198,6 +211,20 @@ class Clip:
         tokens_NL = self._tokenizer(list(texts)).to(self._runtime.device)
         with self._runtime.running():
             return unit(self._runtime.numpy(self._model.encode_text(tokens_NL, normalize=True)))
+
+    def similarity(self, images: np.ndarray, there: np.ndarray, texts: Sequence[str | None]) -> pa.Array:
+        """Cosine of each row's image with its text, float32; null where a row has no image, or a text says nothing.
+
+        Args:
+            images: embeddings of the rows that have one [<= rows, width]. there: bool [rows], says which they are.
+        """
+        both = [i for i, text in enumerate(texts) if there[i] and text and text.strip()]
+        scored = np.zeros(len(texts), bool)
+        scored[both] = True
+        if not both:
+            return spread(np.zeros(0, np.float32), scored)
+        images = images[(np.cumsum(there) - 1)[both]].astype(np.float32)
+        return spread(np.einsum("nd,nd->n", unit(images), self.texts([str(texts[i]) for i in both])), scored)
 
     def prepare(self, pixels: np.ndarray) -> Any:
         """open_clip's own transform, float32 [3, size, size].
@@ -222,13 +249,3 @@ class Clip:
             times = -(-long // (max(self._size) * short))
             picture = Image.fromarray(pixels.repeat(times, axis=0 if height < width else 1))
         return self._transform(picture)
-
-
-def cosines(images: np.ndarray, texts: np.ndarray) -> np.ndarray:
-    """Cosine of each image with its text, float32 [n]; both [n, width]."""
-    return np.einsum("nd,nd->n", unit(images.astype(np.float32)), unit(texts.astype(np.float32)))
-
-
-def said(texts: Sequence[str | None]) -> list[int]:
-    """The indices of texts that say something."""
-    return [i for i, text in enumerate(texts) if text and text.strip()]

@@ -16,16 +16,15 @@ from unittest import mock
 
 import numpy as np
 
-from x2i.base.errors import X2IError
 from x2i.pipelines.annotators._need import need
+from x2i.pipelines.annotators._pictures import bilinear, normalised
+from x2i.pipelines.annotators._torch import checkpoint, component, filled, pretrained
 
 #: Configurations that the package carries, by the name of their backbone.
 PACKAGED = {"SwinT": "GroundingDINO_SwinT_OGC.py", "SwinB": "GroundingDINO_SwinB_cfg.py"}
 
 #: In published checkpoints, and used only in training or by old transformers.
 _UNUSED = {"label_enc.weight", "bert.embeddings.position_ids"}
-
-_MEAN, _STD = np.array([0.485, 0.456, 0.406], np.float32), np.array([0.229, 0.224, 0.225], np.float32)
 
 
 def size_for(height: int, width: int, side: int, longest: int) -> tuple[int, int]:
@@ -43,13 +42,8 @@ def size_for(height: int, width: int, side: int, longest: int) -> tuple[int, int
 
 def prepare(pixels: np.ndarray, side: int, longest: int) -> np.ndarray:
     """uint8 [height, width, 3] to float32 [3, H, W]: resized bilinearly, normalised as ImageNet."""
-    from PIL import Image
-
     height, width = size_for(pixels.shape[0], pixels.shape[1], side, longest)
-    image = Image.fromarray(pixels)
-    if image.size != (width, height):
-        image = image.resize((width, height), Image.Resampling.BILINEAR)
-    return ((np.asarray(image, np.float32) / 255 - _MEAN) / _STD).transpose(2, 0, 1)
+    return normalised(bilinear(pixels, width, height))
 
 
 def padded(ids: list[list[int]], pad: int) -> dict[str, Any]:
@@ -68,9 +62,9 @@ class Transformers:
     """transformers' GroundingDinoForObjectDetection, from a folder in the hub's format."""
 
     def __init__(self, folder: str) -> None:
-        auto = need("transformers", "transformers", "grounding")
-        self.tokenizer = auto.AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        self.model = auto.AutoModelForZeroShotObjectDetection.from_pretrained(folder, local_files_only=True)
+        library = need("transformers", "transformers", "grounding")
+        self.tokenizer = component(library.AutoTokenizer, folder, "grounding")
+        self.model = pretrained(library.AutoModelForZeroShotObjectDetection, folder, "grounding")
         self.limit = int(self.model.config.max_text_len)
 
     def __call__(self, images_BCHW: Any, ids: list[list[int]]) -> tuple[Any, Any]:
@@ -84,17 +78,15 @@ class Published:
     """The authors' implementation.
 
     Args:
-        checkpoint: a published .pth; `architecture`: "SwinT", "SwinB" or a configuration file in the
-            package's format; `bert`: a vocab.txt (bert-base-uncased's), or a folder with BERT's configuration
-            and tokenizer.
+        path: a published .pth. architecture: "SwinT", "SwinB" or a configuration file in the package's format.
+        bert: a vocab.txt (bert-base-uncased's), or a folder with BERT's configuration and tokenizer.
 
     Raises:
         X2IError: the package is missing, or the checkpoint is not of this architecture.
     """
 
-    def __init__(self, checkpoint: str, architecture: str, bert: str) -> None:
+    def __init__(self, path: str, architecture: str, bert: str) -> None:
         need("groundingdino", "groundingdino-py", "grounding")
-        import torch
         from groundingdino.models import build_model
         from groundingdino.util.slconfig import SLConfig
 
@@ -103,18 +95,9 @@ class Published:
         config.use_checkpoint = config.use_transformer_ckpt = False  # recomputation serves only training
         self.tokenizer, language_model = _bert(Path(bert))
         with _mended(self.tokenizer, language_model):
-            self.model = build_model(config)
-        state = torch.load(checkpoint, map_location="cpu", weights_only=True)
-        state = {k.removeprefix("module."): v for k, v in state.get("model", state).items()}
-        try:
-            missing, unexpected = self.model.load_state_dict(state, strict=False)
-        except RuntimeError as error:
-            raise X2IError(f"{checkpoint}: not the weights of Grounding DINO {architecture}: {error}") from None
-        if missing or set(unexpected) - _UNUSED:
-            raise X2IError(
-                f"{checkpoint}: not the weights of Grounding DINO {architecture}: "
-                f"{len(missing)} missing {missing[:3]}, {len(unexpected)} unknown {unexpected[:3]}"
-            )
+            model = build_model(config)
+        state = {k: v for k, v in checkpoint(path, "grounding").items() if k not in _UNUSED}
+        self.model = filled(model, state, path, "grounding")
         self.model.tokenizer = self._tokens
         for layer in self.model.transformer.encoder.text_layers:
             layer.register_forward_pre_hook(_own_masks, with_kwargs=True)
@@ -164,8 +147,8 @@ def _bert(path: Path) -> tuple[Any, Any]:
 
     if path.is_file():
         return BertTokenizer(vocab=str(path), do_lower_case=True), Bert(BertConfig())
-    tokenizer = AutoTokenizer.from_pretrained(str(path), local_files_only=True)
-    return tokenizer, Bert(BertConfig.from_pretrained(str(path), local_files_only=True))
+    config = component(BertConfig, str(path), "grounding")
+    return component(AutoTokenizer, str(path), "grounding"), Bert(config)
 
 
 @contextlib.contextmanager

@@ -2,76 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+from pydantic import Field
 
 from x2i.base.errors import X2IError
-from x2i.base.files import atomic
-from x2i.base.weights import Weights, cache_folder
-from x2i.pipelines.annotators.base import Batch
+from x2i.pipelines.annotators._columns import column
+from x2i.pipelines.annotators.base import AnnotatorConfig, Item
 
 
-@dataclass(frozen=True)
-class Published(Weights):
-    """Weights that lie in a repository on GitHub only: `github:OWNER/REPOSITORY:FILE`.
+class HeadConfig(AnnotatorConfig):
+    """Which head, and over which embedding. A subclass has `weights`, too."""
 
-    They are kept in the cache folder. Files that are attached to a release, not part of the repository, must be
-    put there by hand.
-    """
-
-    def local(self) -> Path | None:
-        """The file in the cache, or None."""
-        path = self.place()
-        return path if path.is_file() else None
-
-    @property
-    def remedy(self) -> str:
-        """How to get the file."""
-        repository, file = self._where()
-        return (
-            f"{self.spec}: get the file {file} of the GitHub repository {repository}, and name it "
-            f"(`weights: /path/to/{Path(file).name}`), or put it at {self.place()}"
-        )
-
-    def _fetched(self) -> Path:
-        import urllib.error
-        import urllib.parse
-        import urllib.request
-
-        repository, file = self._where()
-        url = f"https://raw.githubusercontent.com/{repository}/HEAD/{urllib.parse.quote(file)}"
-        try:
-            with urllib.request.urlopen(url, timeout=20) as answer, atomic(self.place()) as temporary:
-                temporary.write_bytes(answer.read())
-        except (OSError, urllib.error.URLError) as error:
-            raise X2IError(
-                f"weights {self.spec} (licence {self.licence or 'unknown'}): not here, and not to be had from GitHub "
-                f"({error}). {self.remedy}"
-            ) from None
-        return self.place()
-
-    def place(self) -> Path:
-        """Where the file is looked for."""
-        repository, file = self._where()
-        return cache_folder() / "weights" / "github" / repository / file
-
-    def _where(self) -> tuple[str, str]:
-        repository, mark, file = self.spec.removeprefix("github:").partition(":")
-        if not mark or repository.count("/") != 1 or not file or ".." in self.spec:
-            raise X2IError(f"weights {self.spec}: expected github:OWNER/REPOSITORY:FILE")
-        return repository, file
-
-
-def weights_of(spec: str, sha256: str | None, known: Iterable[Weights]) -> Weights:
-    """The weights that a configuration names. `known` are published ones, which bring their hash, size and licence."""
-    for weights in known:
-        if weights.spec == spec:
-            return replace(weights, sha256=sha256 or weights.sha256)
-    return Published(spec, sha256) if spec.startswith("github:") else Weights(spec, sha256)
+    sha256: str | None = Field(
+        None, description="SHA-256 that the head must have, e.g. 21dd590f…; known for the published ones"
+    )
+    embedding: str = Field(
+        "clip.embedding", description="column of embeddings of the CLIP that the head is for, e.g. clip_l14.embedding"
+    )
 
 
 def read_tensors(path: Path, annotator: str) -> dict[str, np.ndarray]:
@@ -80,24 +31,20 @@ def read_tensors(path: Path, annotator: str) -> dict[str, np.ndarray]:
     Raises:
         X2IError: it is none of these.
     """
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.numpy import load_file
+    if path.suffix not in (".safetensors", ".npz"):
+        from x2i.pipelines.annotators._torch import checkpoint
 
-            return dict(load_file(path))
+        return {name: tensor.float().numpy() for name, tensor in checkpoint(path, annotator).items()}
+    try:
         if path.suffix == ".npz":
             with np.load(path, allow_pickle=False) as arrays:
                 return {name: arrays[name] for name in arrays.files}
-        import torch
+        from safetensors.numpy import load_file  # no torch where a head needs none
 
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # noqa: BLE001 - readers of files raise anything, OSError to UnpicklingError
-        raise X2IError(f"{annotator}: {path} cannot be read as weights ({type(error).__name__}: {error})") from None
-    state = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else {}
-    tensors = {name: value.float().numpy() for name, value in state.items() if isinstance(value, torch.Tensor)}
-    if not tensors:
-        raise X2IError(f"{annotator}: {path} holds no state dict")
-    return tensors
+        return dict(load_file(path))
+    except Exception as error:  # noqa: BLE001 - readers of files raise anything
+        why = f"{type(error).__name__}: {error}"
+        raise X2IError(f"annotator {annotator}: {path} cannot be read as weights ({why})") from None
 
 
 def linear(tensors: dict[str, np.ndarray], names: Iterable[str]) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -114,21 +61,25 @@ def linear(tensors: dict[str, np.ndarray], names: Iterable[str]) -> list[tuple[n
     return layers
 
 
-def embeddings(batch: Batch, column: str, width: int, annotator: str) -> tuple[np.ndarray, np.ndarray]:
+def embeddings(batch: Sequence[Item], name: str, width: int, annotator: str) -> tuple[np.ndarray, np.ndarray]:
     """A column of embeddings as float32 [rows that have one, width], and bool [rows] that says which have one.
 
     Raises:
-        X2IError: their width is not what the head expects.
+        X2IError: there is no such column, or its width is not what the head expects.
     """
-    array = batch.columns[column]
-    array = array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array
+    array = column(batch, name, annotator).combine_chunks()
     there = np.asarray(array.is_valid(), bool)
     present = array.drop_null()
     flat = present.flatten().to_numpy(zero_copy_only=False).astype(np.float32)
     found = len(flat) // max(1, len(present))
     if len(present) and (found != width or len(flat) != width * len(present)):
-        raise X2IError(f"{annotator}: {column} has width {found}, but these weights are for width {width}")
+        raise X2IError(f"annotator {annotator}: {name} has width {found}, but these weights are for width {width}")
     return flat.reshape(-1, width), there
+
+
+def stored(matrix: np.ndarray) -> pa.Array:
+    """Embeddings [rows, width] as a column: fp16 lists of fixed size."""
+    return pa.FixedSizeListArray.from_arrays(pa.array(matrix.astype(np.float16).ravel(), pa.float16()), matrix.shape[1])
 
 
 def unit(matrix: np.ndarray) -> np.ndarray:

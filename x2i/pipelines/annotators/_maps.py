@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
+from pydantic import Field
 
+from x2i.base.weights import Weights
+from x2i.pipelines.annotators._pictures import by_shape
+from x2i.pipelines.annotators._torch import SHARE, SPEED, ModelConfig
+from x2i.pipelines.annotators._weights import weights_of
+from x2i.pipelines.annotators.base import Annotator
 from x2i.pipelines.images import fit, resize
 
 if TYPE_CHECKING:
@@ -14,6 +20,29 @@ if TYPE_CHECKING:
 
 #: Longer side over shorter side beyond which a model sees a picture squashed, and a map holds fewer pixels.
 ASPECT = 4
+
+
+class MapConfig(ModelConfig):
+    """Which model, and at what size."""
+
+    side: int = Field(512, gt=15, le=2048, description="the map's shorter side in pixels at most, e.g. 512")
+
+
+class MapAnnotator(Annotator):
+    """An annotator whose column `map` is a PNG made by a torch model. A subclass's configuration is a `MapConfig`."""
+
+    speed = SPEED
+    gpus = SHARE
+    heavy = frozenset({"map"})
+    #: Published weights, with what is known of them.
+    known: ClassVar[tuple[Weights, ...]] = ()
+
+    @property
+    def shorter_side(self) -> int:
+        return int(self.config.side)
+
+    def weights(self) -> list[Weights]:
+        return [weights_of(self.config.weights, self.config.sha256, self.known)]
 
 
 def map_size(pixels: np.ndarray, side: int) -> tuple[int, int]:
@@ -58,15 +87,24 @@ def at_least(pixels: np.ndarray, side: int) -> np.ndarray:
     return np.pad(pixels, ((0, missing[0]), (0, missing[1]), (0, 0)), mode="edge") if any(missing) else pixels
 
 
-def by_shape(tensors: Sequence[Tensor]) -> Iterator[tuple[list[int], Tensor]]:
-    """Tensors of one shape stacked, with their places in the sequence.
+def answers(inputs: Sequence[Tensor], answer: Callable[[list[int], Tensor], Iterable[np.ndarray]]) -> list[np.ndarray]:
+    """A map for each input, in order, from a model that takes those of one shape together.
 
-    Padding to a common size would let a picture's values depend on its neighbours in the batch; this does not.
+    Args:
+        answer: from inputs of one shape, stacked, and their places in the sequence, to a map for each.
     """
-    import torch
+    maps: dict[int, np.ndarray] = {}
+    for places, stacked in by_shape(inputs):
+        maps.update(zip(places, answer(places, stacked), strict=True))
+    return [maps[i] for i in range(len(inputs))]
 
-    places: dict[tuple[int, ...], list[int]] = {}
-    for i, tensor in enumerate(tensors):
-        places.setdefault(tuple(tensor.shape), []).append(i)
-    for group in places.values():
-        yield group, torch.stack([tensors[i] for i in group])
+
+def finite(values: np.ndarray) -> np.ndarray:
+    """The values, if a model gave numbers.
+
+    Raises:
+        ValueError: it gave something else, as half precision does where a sum is too large for it.
+    """
+    if not np.isfinite(values).all():
+        raise ValueError("the model's answer is not finite; precision: bf16 or fp32 has a wider range")
+    return values

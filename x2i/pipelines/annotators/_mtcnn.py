@@ -11,6 +11,7 @@ from typing import Any
 import cv2
 import numpy as np
 
+from x2i.pipelines.annotators._pictures import alike
 from x2i.pipelines.annotators._torch import Runtime
 from x2i.pipelines.images import resize
 
@@ -40,10 +41,7 @@ class Search:
     def __call__(self, images: Sequence[np.ndarray]) -> list[Faces]:
         """Faces of each picture (uint8 [height, width, 3] RGB), the surest first."""
         boxes: list[np.ndarray] = [np.zeros((0, 4), np.float32) for _ in images]
-        shapes: dict[tuple[int, ...], list[int]] = {}
-        for i, image in enumerate(images):
-            shapes.setdefault(image.shape, []).append(i)
-        for some in shapes.values():  # pictures of one size go through the pyramid together
+        for some in alike(i.shape for i in images):  # pictures of one size go through the pyramid together
             for i, found in zip(some, self._propose([images[i] for i in some]), strict=True):
                 boxes[i] = found
         owners, flat = _joined(boxes)

@@ -1,6 +1,7 @@
 """Packages that only some annotators need are asked for where they are used."""
 
 import importlib
+import importlib.metadata
 from typing import Any
 
 from x2i.base.errors import X2IError
@@ -20,3 +21,11 @@ def need(module: str, package: str, annotator: str) -> Any:
         raise X2IError(
             f"annotator {annotator}: needs the package {package}: pip install 'x2i[annotators]' (or {package})"
         ) from None
+
+
+def version(package: str) -> str:
+    """The version of an installed package, for fingerprints; "missing" where `need` will say so."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "missing"

@@ -172,7 +172,7 @@ class Server:
 
     @property
     def _where(self) -> str:
-        return f"caption: the server {self._client.server}"
+        return f"annotator caption: the server {self._client.server}"
 
     def _alive(self, why: Gone) -> None:
         try:

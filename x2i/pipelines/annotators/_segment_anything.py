@@ -13,8 +13,8 @@ import numpy as np
 
 from x2i.base.errors import X2IError
 from x2i.pipelines.annotators._need import need
-
-_MEAN, _STD = np.array([0.485, 0.456, 0.406], np.float32), np.array([0.229, 0.224, 0.225], np.float32)
+from x2i.pipelines.annotators._pictures import bilinear, normalised
+from x2i.pipelines.annotators._torch import checkpoint, described, filled, pretrained
 
 
 def inner(height: int, width: int, side: int, square: bool) -> tuple[int, int]:
@@ -27,12 +27,9 @@ def inner(height: int, width: int, side: int, square: bool) -> tuple[int, int]:
 
 def prepare(pixels: np.ndarray, side: int, square: bool) -> np.ndarray:
     """uint8 [height, width, 3] to float32 [3, side, side]: bilinear, normalised as ImageNet, zeros below and right."""
-    from PIL import Image
-
     height, width = inner(pixels.shape[0], pixels.shape[1], side, square)
-    image = Image.fromarray(pixels).resize((width, height), Image.Resampling.BILINEAR)
     out = np.zeros((3, side, side), np.float32)
-    out[:, :height, :width] = ((np.asarray(image, np.float32) / 255 - _MEAN) / _STD).transpose(2, 0, 1)
+    out[:, :height, :width] = normalised(bilinear(pixels, width, height))
     return out
 
 
@@ -41,12 +38,8 @@ class Transformers:
 
     def __init__(self, folder: str) -> None:
         library = need("transformers", "transformers", "masks")
-        kind = library.AutoConfig.from_pretrained(folder, local_files_only=True).model_type
-        classes = {"sam": library.SamModel, "sam2": library.Sam2Model, "sam2_video": library.Sam2Model}
-        if kind not in classes:
-            raise X2IError(f"{folder}: a model of type {kind}; annotator masks runs {', '.join(classes)}")
-        self.square = kind != "sam"
-        self.model = classes[kind].from_pretrained(folder, local_files_only=True)
+        self.square = described(folder, "masks", ("sam", "sam2", "sam2_video")).model_type != "sam"
+        self.model = pretrained(library.Sam2Model if self.square else library.SamModel, folder, "masks")
         side = self.model.config.prompt_encoder_config.image_size
         self.side = int(side if isinstance(side, int) else side[0])
 
@@ -72,16 +65,17 @@ class Published:
 
     square = False
 
-    def __init__(self, checkpoint: str) -> None:
+    def __init__(self, path: str) -> None:
         need("segment_anything", "segment-anything", "masks")
-        import torch
-
-        state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+        state = checkpoint(path, "masks")
         try:
-            self.model = build(state)
-            self.model.load_state_dict(state)
-        except (KeyError, RuntimeError, StopIteration) as error:
-            raise X2IError(f"{checkpoint}: not a checkpoint of SAM: {type(error).__name__}: {error}") from None
+            model = build(state)
+        except (KeyError, RuntimeError, StopIteration, ValueError, ZeroDivisionError, IndexError) as error:
+            why = f"{type(error).__name__}: {error}"
+            raise X2IError(f"annotator masks: {path} does not hold Sam: {why}") from None
+        self.model = filled(model, state, path, "masks")
+        # mask proposals and their quality as float32: the package's generator makes numpy of them, which has no bf16
+        self.model.mask_decoder.register_forward_hook(lambda *given: tuple(t.float() for t in given[-1]))
         self.side = int(self.model.image_encoder.img_size)
 
     def embed(self, images_BCHW: Any) -> list[Any]:

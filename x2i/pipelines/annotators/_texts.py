@@ -1,35 +1,18 @@
-"""Texts as annotators see them: taken from a column, normalised for comparison, hashed, signed by MinHash."""
+"""Texts as they are compared: normalised, hashed, signed by MinHash."""
 
 from __future__ import annotations
 
 import hashlib
 import re
 import unicodedata
-from collections.abc import Sequence
 
 import numpy as np
-
-from x2i.base.errors import X2IError
-from x2i.pipelines.annotators.base import Batch, Item
 
 #: The hash functions of a MinHash signature. The seed is part of the format: signatures of another are not comparable.
 PERMUTATIONS, SEED = 128, 20_010_703
 _MASK = (1 << 64) - 1
 _BASE = np.uint64(0x9E3779B97F4A7C15)  # odd, so that multiplying by it loses nothing modulo 2^64
 _BLOCK = 4096
-
-
-def texts(batch: Sequence[Item], column: str) -> list[str | None]:
-    """The texts of a batch by column name: `rows.text`, or another annotator's, e.g. `caption.long`.
-
-    Raises:
-        X2IError: the batch does not bring the column.
-    """
-    if isinstance(batch, Batch) and column in batch.columns.column_names:
-        return [None if v is None else str(v) for v in batch.columns[column].to_pylist()]
-    if column == "rows.text":
-        return [i.text for i in batch]
-    raise X2IError(f"the column {column} is not there; is it the column of an annotator that the recipe has?")
 
 
 def normalise(text: str) -> str:

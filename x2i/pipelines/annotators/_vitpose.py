@@ -9,13 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import islice
-from typing import Any
 
 import numpy as np
 
 from x2i.base.errors import X2IError
 from x2i.pipelines.annotators._need import need
-from x2i.pipelines.annotators._torch import ModelConfig, Runtime
+from x2i.pipelines.annotators._torch import ModelConfig, Runtime, component, pretrained
 
 _CROPS = 64  # people per pass: a crowd should not take the memory of a hundred crops
 _FORMAT = {"input_data_format": "channels_last"}  # of a picture that is 1 or 3 pixels high, transformers cannot tell
@@ -30,21 +29,17 @@ class ViTPose:
         expert: index of the training set whose keypoints are asked for, where the model has several (ViTPose+).
 
     Raises:
-        X2IError: the detector knows no class `person`, or transformers is missing.
+        X2IError: the detector knows no class `person`, a model is not whole, or transformers is missing.
     """
 
     def __init__(self, config: ModelConfig, pose: str, detector: str, least_person: float, expert: int) -> None:
-        transformers = need("transformers", "transformers", "pose")
+        library = need("transformers", "transformers", "pose")
         self._runtime = Runtime(config)
         self._least, self._expert = least_person, expert
-
-        def load(kind: Any, folder: str) -> Any:
-            return kind.from_pretrained(folder, local_files_only=True)
-
-        self._see = load(transformers.AutoImageProcessor, detector)
-        self._detector = self._runtime.place(load(transformers.AutoModelForObjectDetection, detector).float())
-        self._crop = load(transformers.VitPoseImageProcessor, pose)
-        self._model = self._runtime.place(load(transformers.VitPoseForPoseEstimation, pose).float())
+        self._see = component(library.AutoImageProcessor, detector, "pose")
+        self._detector = self._runtime.place(pretrained(library.AutoModelForObjectDetection, detector, "pose"))
+        self._crop = component(library.VitPoseImageProcessor, pose, "pose")
+        self._model = self._runtime.place(pretrained(library.VitPoseForPoseEstimation, pose, "pose"))
         self._experts = self._model.config.backbone_config.num_experts > 1
         names = self._detector.config.id2label
         self._person = {int(i) for i, name in names.items() if name.lower() == "person"}
@@ -81,9 +76,9 @@ class ViTPose:
             boxes = self._runtime.numpy(one["boxes"]).clip(0, [width, height, width, height])
             out.append(
                 [
-                    ([float(v) for v in box], float(score))
-                    for box, score, label in zip(boxes, one["scores"], one["labels"], strict=True)
-                    if int(label) in self._person and box[2] - box[0] > 0 and box[3] - box[1] > 0
+                    ([float(v) for v in box], score)
+                    for box, score, label in zip(boxes, one["scores"].tolist(), one["labels"].tolist(), strict=True)
+                    if label in self._person and box[2] - box[0] > 0 and box[3] - box[1] > 0
                 ]
             )
         return out

@@ -9,7 +9,8 @@ import numpy as np
 
 from x2i.base.errors import X2IError
 from x2i.pipelines.annotators._asking import Answer, Question, presentable
-from x2i.pipelines.annotators._torch import ModelConfig, Runtime
+from x2i.pipelines.annotators._need import need
+from x2i.pipelines.annotators._torch import ModelConfig, Runtime, component, pretrained
 
 if TYPE_CHECKING:
     import torch
@@ -28,31 +29,21 @@ class LocalModel:
         temperature: 0 is greedy.
 
     Raises:
-        X2IError: the folder holds no such model, or its processor has no chat template.
+        X2IError: the folder holds no such model, not all of it, or its processor has no chat template.
     """
 
     def __init__(
         self, folder: str, config: ModelConfig, min_pixels: int, max_pixels: int, temperature: float = 0.0
     ) -> None:
-        import torch
-        from transformers import AutoModelForImageTextToText, AutoProcessor
-
-        there = torch.cuda.is_available() and config.device != "cpu"
-        if config.precision == "auto":
-            config = config.model_copy(update={"precision": "bf16" if there else "fp32"})
-        self._runtime = Runtime(config)
+        library = need("transformers", "transformers", "caption")
+        self._runtime = Runtime(config, auto="bf16")
         self._temperature = temperature
-        try:
-            self._processor: Any = AutoProcessor.from_pretrained(folder, local_files_only=True)
-            model = AutoModelForImageTextToText.from_pretrained(
-                folder, local_files_only=True, dtype=self._runtime.dtype
-            )
-        except (OSError, ValueError, ImportError) as error:
-            raise X2IError(f"weights {folder}: not a vision-language model that transformers loads: {error}") from error
+        self._processor = component(library.AutoProcessor, folder, "caption")
         if not getattr(self._processor, "chat_template", None):
-            raise X2IError(f"weights {folder}: the processor has no chat template, so it is not a model that answers")
-        self._model: Any = self._runtime.place(model)
-        self._tokenizer: Any = self._processor.tokenizer
+            raise X2IError(f"annotator caption: {folder}: the processor has no chat template: the model cannot answer")
+        kind = library.AutoModelForImageTextToText
+        self._model = self._runtime.place(pretrained(kind, folder, "caption", dtype=self._runtime.dtype))
+        self._tokenizer = self._processor.tokenizer
         self._tokenizer.padding_side = "left"  # generation goes on at the right
         self._images = _budget(self._processor.image_processor, min_pixels, max_pixels)
         self._model.generation_config = self._greedy()
@@ -77,16 +68,7 @@ class LocalModel:
 
         if not questions:
             return []
-        chats = [
-            self._processor.apply_chat_template(_chat(q), tokenize=False, add_generation_prompt=True) for q in questions
-        ]
-        inputs = self._processor(
-            text=chats,
-            images=[[np.require(presentable(q.pixels), requirements="W")] for q in questions],
-            padding=True,
-            return_tensors="pt",
-            images_kwargs=self._images,
-        ).to(self._runtime.device, self._runtime.dtype)
+        inputs = self._inputs(questions).to(self._runtime.device, self._runtime.dtype)
         most = questions[0].most_tokens
         extra = {}
         if self._temperature:
@@ -99,6 +81,19 @@ class LocalModel:
         asked = inputs["input_ids"].shape[1]
         used = inputs["attention_mask"].sum(dim=1).tolist()
         return [self._answer(row[asked:].tolist(), tokens, most) for row, tokens in zip(out_BL, used, strict=True)]
+
+    def _inputs(self, questions: Sequence[Question]) -> Any:
+        """What the model takes, on the CPU."""
+        chats = [
+            self._processor.apply_chat_template(_chat(q), tokenize=False, add_generation_prompt=True) for q in questions
+        ]
+        return self._processor(
+            text=chats,
+            images=[[np.require(presentable(q.pixels), requirements="W")] for q in questions],
+            padding=True,
+            return_tensors="pt",
+            images_kwargs=self._images,
+        )
 
     def _answer(self, tokens: list[int], asked: int, most: int) -> Answer:
         ended = next((i for i, t in enumerate(tokens) if t in self._ends), None)

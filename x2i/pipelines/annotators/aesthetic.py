@@ -22,10 +22,11 @@ from pydantic import Field
 
 from x2i.base.errors import X2IError
 from x2i.base.weights import Weights
-from x2i.pipelines.annotators._heads import Published, embeddings, linear, read_tensors, spread, unit, weights_of
-from x2i.pipelines.annotators.base import Annotator, AnnotatorConfig, Batch, Item
+from x2i.pipelines.annotators._heads import HeadConfig, embeddings, linear, read_tensors, spread, unit
+from x2i.pipelines.annotators._weights import GitHub, weights_of
+from x2i.pipelines.annotators.base import Annotator, Item
 
-V1 = Published(
+V1 = GitHub(
     "github:LAION-AI/aesthetic-predictor:sa_0_4_vit_l_14_linear.pth",
     "2cd4e60f4f24ae3bcd57b847b13c1f3ba27edc28cc1a7f9ce74ee9f421243cba",
     size=4071,
@@ -43,25 +44,21 @@ V2 = Weights(
 LAYERS = (0, 2, 4, 6, 7)
 
 
-class AestheticConfig(AnnotatorConfig):
-    """Which head, and over which embedding."""
+class AestheticConfig(HeadConfig):
+    """Which head, and over which embedding: of OpenAI's ViT-L/14."""
 
     head: Literal["auto", "v1", "v2"] = Field(
-        "auto", description="v1 (linear) or v2 (folded MLP); auto: what the file holds, v2 where no file is named"
+        "auto", description="e.g. v1 (linear) or v2 (MLP, folded); auto: what the file holds, v2 where none is named"
     )
     weights: str = Field(
         "",
-        description="a head's file: /path/to/sac+logos+ava1-l14-linearMSE.pth, a hub's org/name:file, or "
+        description="a head's file, e.g. /path/to/sac+logos+ava1-l14-linearMSE.pth, a hub's org/name:file, or "
         "github:OWNER/REPOSITORY:FILE; default: the published file of `head`",
-    )
-    sha256: str | None = Field(None, description="SHA-256 that the file must have; known for the defaults")
-    embedding: str = Field(
-        "clip.embedding", description="column of ViT-L/14 (openai) image embeddings, e.g. clip_l14.embedding"
     )
 
 
 class Aesthetic(Annotator):
-    """One column, `score`: about 1 (ugly) to 10. Null where there is no embedding. No pixels, no GPU."""
+    """`score`: about 1 (ugly) to 10. Null where there is no embedding. No pixels, no GPU."""
 
     name = "aesthetic"
     needs = "row"
@@ -80,8 +77,7 @@ class Aesthetic(Annotator):
         self._weight, self._bias = load_head(Path(self.weights()[0].fetch()), self.config.head)
 
     def __call__(self, batch: Sequence[Item]) -> pa.Table:
-        given = batch if isinstance(batch, Batch) else Batch(batch)
-        x, there = embeddings(given, self.config.embedding, len(self._weight), "aesthetic")
+        x, there = embeddings(batch, self.config.embedding, len(self._weight), "aesthetic")
         score = unit(x) @ self._weight + self._bias  # stored in fp16: again of length 1
         return pa.table({"score": spread(score, there)})
 
@@ -95,18 +91,20 @@ def load_head(path: Path, head: str = "auto") -> tuple[np.ndarray, np.float32]:
     tensors = read_tensors(path, "aesthetic")
     found = "v1" if tensors.keys() == {"weight", "bias"} else "v2" if "layers.0.weight" in tensors else None
     if found is None:
-        raise X2IError(f"aesthetic: {path} is neither v1 (weight, bias) nor v2 (layers.N): it has {_some(tensors)}")
+        raise X2IError(
+            f"annotator aesthetic: {path} is neither v1 (weight, bias) nor v2 (layers.N): it has {_some(tensors)}"
+        )
     if head not in ("auto", found):
-        raise X2IError(f"aesthetic: head: {head}, but {path} holds {found}")
+        raise X2IError(f"annotator aesthetic: head: {head}, but {path} holds {found}")
     if found == "v1":
         tensors = {f"layers.0.{name}": value for name, value in tensors.items()}
     names = ["layers.0"] if found == "v1" else [f"layers.{i}" for i in LAYERS]
     if tensors.keys() != {f"{n}.{kind}" for n in names for kind in ("weight", "bias")}:
-        raise X2IError(f"aesthetic: {path} is not the published {found}: it has {_some(tensors)}")
+        raise X2IError(f"annotator aesthetic: {path} is not the published {found}: it has {_some(tensors)}")
     try:
         return fold(linear(tensors, names))
     except ValueError as error:
-        raise X2IError(f"aesthetic: {path} is not the published {found}: {error}") from None
+        raise X2IError(f"annotator aesthetic: {path} is not the published {found}: {error}") from None
 
 
 def fold(layers: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.float32]:

@@ -64,7 +64,7 @@ class Item:
 
     `pixels` is uint8 [height, width, 3]: upright, sRGB, alpha on white; a large JPEG may have been decoded
     at a reduced scale (`Decoding.shorter_side`), so that `header` and `pixels` differ in size, not in shape.
-    Read only: it is shared.
+    Read only: it is shared. `meta` is what else the source says of the row, as JSON.
     """
 
     image_id: str
@@ -72,6 +72,7 @@ class Item:
     data: bytes = b""
     header: Header = UNREAD
     pixels: np.ndarray | None = None
+    meta: str = "{}"
 
 
 class Batch(list[Item]):
@@ -118,7 +119,10 @@ class Annotator(abc.ABC):
 
     @property
     def reads(self) -> tuple[str, ...]:
-        """Columns of other annotators that a batch must bring, as `annotator.column`; `rows.text` for the caption."""
+        """Columns of other annotators that a batch must bring, as `annotator.column`.
+
+        `rows.text` is the caption, `rows.meta` the JSON of what else the source says.
+        """
         return ()
 
     @property

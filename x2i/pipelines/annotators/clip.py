@@ -17,14 +17,16 @@ import numpy as np
 import pyarrow as pa
 
 from x2i.base.weights import Weights
-from x2i.pipelines.annotators._clip import Clip, ClipConfig, cosines, said, shape_of, weights_of
-from x2i.pipelines.annotators._heads import spread
-from x2i.pipelines.annotators._torch import SPEED, pixels
+from x2i.pipelines.annotators._clip import Clip, ClipConfig, named, shape_of
+from x2i.pipelines.annotators._heads import stored
+from x2i.pipelines.annotators._pictures import pixels
+from x2i.pipelines.annotators._torch import SHARE, SPEED
 from x2i.pipelines.annotators.base import Annotator, Decoding, Item
 
 
 class ClipAnnotator(Annotator):
-    """`embedding`, fp16 of length 1; `similarity`, its cosine with the caption's, null where there is no caption.
+    """`embedding`, fp16 [width] of length 1 (768 wide by default); `similarity`, its cosine with the caption's
+    embedding, -1 to 1, null where there is no caption.
 
     LAION-5B kept English pairs above 0.28 by ViT-B/32; a threshold does not carry over to another model.
     """
@@ -33,7 +35,7 @@ class ClipAnnotator(Annotator):
     Config = ClipConfig
     heavy = frozenset({"embedding"})
     speed = SPEED
-    gpus = 0.5
+    gpus = SHARE
 
     def __init__(self, config: ClipConfig, decoding: Decoding | None = None) -> None:
         super().__init__(config, decoding)
@@ -49,26 +51,13 @@ class ClipAnnotator(Annotator):
         return self._shape.side
 
     def weights(self) -> list[Weights]:
-        return [weights_of(self.config)]
+        return [named(self.config)]
 
     def setup(self) -> None:
         self._clip = Clip(self.config, self._shape)
 
     def __call__(self, batch: Sequence[Item]) -> pa.Table:
-        stored = np.zeros((len(batch), self._shape.width), np.float16)
-        if batch:
-            stored = self._clip.images(pixels(batch)).astype(np.float16)
-        texts = [i.text or "" for i in batch]
-        speaks = said(texts)
-        there = np.zeros(len(batch), bool)
-        there[speaks] = True
-        similarity = np.zeros(0, np.float32)
-        if speaks:  # with the embedding as it is stored, so that `clip_text` would say the same
-            similarity = cosines(stored[speaks], self._clip.texts([texts[i] for i in speaks]))
-        flat = pa.array(stored.ravel(), pa.float16())
-        return pa.table(
-            {
-                "embedding": pa.FixedSizeListArray.from_arrays(flat, self._shape.width),
-                "similarity": spread(similarity, there),
-            }
-        )
+        # the cosine is of the embedding as it is stored, so that `clip_text` says the same
+        kept = self._clip.images(pixels(batch)).astype(np.float16)
+        similarity = self._clip.similarity(kept, np.ones(len(batch), bool), [i.text for i in batch])
+        return pa.table({"embedding": stored(kept), "similarity": similarity})

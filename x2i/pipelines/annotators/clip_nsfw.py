@@ -28,42 +28,39 @@ from pydantic import Field
 
 from x2i.base.errors import X2IError
 from x2i.base.weights import Weights
-from x2i.pipelines.annotators._heads import Published, embeddings, linear, read_tensors, spread, weights_of
+from x2i.pipelines.annotators._heads import HeadConfig, embeddings, linear, read_tensors, spread
 from x2i.pipelines.annotators._savedmodel import lookups, variables
-from x2i.pipelines.annotators.base import Annotator, AnnotatorConfig, Batch, Item
+from x2i.pipelines.annotators._weights import GitHub, weights_of
+from x2i.pipelines.annotators.base import Annotator, Item
 
 _REPOSITORY = "github:LAION-AI/CLIP-based-NSFW-Detector"
-L14 = Published(
+L14 = GitHub(
     f"{_REPOSITORY}:clip_autokeras_binary_nsfw.zip",
     "905520bb0336accc73ee282c605d926aef90cf14248889d44b9cee50eef71f8a",
     size=1_094_585,
     licence="MIT",
 )
-B32 = Published(
+B32 = GitHub(
     f"{_REPOSITORY}:clip_autokeras_nsfw_b32.zip",
     "78715ab9d64485167e8c9ade3b8e6761a17a16c24d114bd47431ac1dab46462b",
     size=231_831,
     licence="MIT",
 )
-H14 = Published(f"{_REPOSITORY}:h14_nsfw.pth", licence="MIT")
+H14 = GitHub(f"{_REPOSITORY}:h14_nsfw.pth", licence="MIT")
 
 
-class ClipNSFWConfig(AnnotatorConfig):
+class ClipNSFWConfig(HeadConfig):
     """Which head, and over which embedding."""
 
     weights: str = Field(
         L14.spec,
-        description="a head's file or SavedModel folder: /path/to/clip_autokeras_binary_nsfw.zip, a hub's "
+        description="a head's file or SavedModel folder, e.g. /path/to/clip_autokeras_binary_nsfw.zip, a hub's "
         "org/name:file, or github:OWNER/REPOSITORY:FILE",
-    )
-    sha256: str | None = Field(None, description="SHA-256 that the weights must have; known for the default")
-    embedding: str = Field(
-        "clip.embedding", description="column of embeddings of the CLIP that the head is for, e.g. clip_h14.embedding"
     )
 
 
 class ClipNSFW(Annotator):
-    """One column, `probability`: 0 (safe) to 1. Null where there is no embedding. No pixels, no GPU."""
+    """`probability`: 0 (safe) to 1. Null where there is no embedding. No pixels, no GPU."""
 
     name = "clip_nsfw"
     needs = "row"
@@ -81,8 +78,7 @@ class ClipNSFW(Annotator):
         self._head = load_head(Path(self.weights()[0].fetch()))
 
     def __call__(self, batch: Sequence[Item]) -> pa.Table:
-        given = batch if isinstance(batch, Batch) else Batch(batch)
-        x, there = embeddings(given, self.config.embedding, self._head.width, "clip_nsfw")
+        x, there = embeddings(batch, self.config.embedding, self._head.width, "clip_nsfw")
         return pa.table({"probability": spread(self._head(x), there)})
 
 
@@ -129,7 +125,7 @@ def load_head(path: Path) -> Head:
         return head
     except (KeyError, ValueError, IndexError, StopIteration, zipfile.BadZipFile) as error:
         raise X2IError(
-            f"clip_nsfw: {path} is no published head ({type(error).__name__}: {error}); expected a Keras SavedModel, "
+            f"annotator clip_nsfw: {path} is no published head ({type(error).__name__}: {error}); expected a Keras SavedModel, "
             "norm.* with linear_N.*, or layers.N.*"
         ) from None
 
@@ -170,11 +166,9 @@ def _deviation(variance: np.ndarray) -> np.ndarray:
 def _files(path: Path, names: Sequence[str]) -> list[bytes]:
     """Files of a SavedModel's folder, or of a zip that has it at the top or in one folder."""
     if path.is_dir():
-        return [(path / name).read_bytes() for name in names] if (path / names[0]).is_file() else _fail(path)
+        if not (path / names[0]).is_file():
+            raise ValueError(f"no {names[0]}")
+        return [(path / name).read_bytes() for name in names]
     with zipfile.ZipFile(path) as archive:
         inside = archive.namelist()
         return [archive.read(next(n for n in inside if n == name or n.endswith(f"/{name}"))) for name in names]
-
-
-def _fail(path: Path) -> list[bytes]:
-    raise ValueError("no variables/variables.index")

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
 from x2i.base.weights import Weights
-from x2i.pipelines.annotators._clip import Clip, ClipConfig, cosines, said, shape_of, weights_of
-from x2i.pipelines.annotators._heads import embeddings, spread
-from x2i.pipelines.annotators._torch import SPEED
-from x2i.pipelines.annotators.base import Annotator, Batch, Decoding, Item
+from x2i.pipelines.annotators._clip import Clip, ClipConfig, named, shape_of
+from x2i.pipelines.annotators._columns import texts
+from x2i.pipelines.annotators._heads import embeddings
+from x2i.pipelines.annotators._torch import SHARE, SPEED
+from x2i.pipelines.annotators.base import Annotator, Decoding, Item
 
 
 class ClipTextConfig(ClipConfig):
@@ -29,14 +29,14 @@ class ClipTextConfig(ClipConfig):
 
 
 class ClipText(Annotator):
-    """One column, `similarity`: cosine of text and image; null where either is missing. 77 tokens are read."""
+    """`similarity`: cosine of text and image, -1 to 1; null where either is missing. 77 tokens are read. No pixels."""
 
     name = "clip_text"
     needs = "row"
     Config = ClipTextConfig
     columns = pa.schema({"similarity": pa.float32()})
     speed = SPEED
-    gpus = 0.25
+    gpus = SHARE
 
     def __init__(self, config: ClipTextConfig, decoding: Decoding | None = None) -> None:
         super().__init__(config, decoding)
@@ -47,22 +47,13 @@ class ClipText(Annotator):
         return (self.config.text, self.config.embedding)
 
     def weights(self) -> list[Weights]:
-        return [weights_of(self.config)]
+        return [named(self.config)]
 
     def setup(self) -> None:
         self._clip = Clip(self.config, self._shape)
         self._clip.text_only()
 
     def __call__(self, batch: Sequence[Item]) -> pa.Table:
-        given = batch if isinstance(batch, Batch) else Batch(batch)
-        column = self.config.text
-        texts = [i.text for i in given] if column == "rows.text" else given.columns[column].to_pylist()
-        images, there = embeddings(given, self.config.embedding, self._shape.width, "clip_text")
-        place = np.cumsum(there) - 1  # of a row among the rows that have an embedding
-        both = [i for i in said(texts) if there[i]]
-        scored = np.zeros(len(given), bool)
-        scored[both] = True
-        similarity = np.zeros(0, np.float32)
-        if both:
-            similarity = cosines(images[place[both]], self._clip.texts([str(texts[i]) for i in both]))
-        return pa.table({"similarity": spread(similarity, scored)})
+        images, there = embeddings(batch, self.config.embedding, self._shape.width, "clip_text")
+        said = texts(batch, self.config.text, "clip_text")
+        return pa.table({"similarity": self._clip.similarity(images, there, said)})

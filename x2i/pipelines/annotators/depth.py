@@ -21,35 +21,33 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
-from x2i.base.errors import X2IError
 from x2i.base.weights import Weights
-from x2i.pipelines.annotators._maps import by_shape, map_size, prepared
-from x2i.pipelines.annotators._torch import SPEED, ModelConfig, Runtime, folder, pixels
-from x2i.pipelines.annotators.base import Annotator, Item
+from x2i.pipelines.annotators._maps import MapAnnotator, MapConfig, answers, finite, map_size, prepared
+from x2i.pipelines.annotators._need import need
+from x2i.pipelines.annotators._pictures import pixels
+from x2i.pipelines.annotators._torch import Runtime, component, described, folder, pretrained
+from x2i.pipelines.annotators.base import Item
 from x2i.pipelines.images import encode
 
-SPEC = "Intel/dpt-large"
-SMALL = "depth-anything/Depth-Anything-V2-Small-hf"
-KNOWN = {
-    SPEC: Weights(SPEC, size=1_370_000_000, licence="Apache-2.0"),
-    SMALL: Weights(SMALL, size=99_200_000, licence="Apache-2.0"),
-}
+DPT = Weights("Intel/dpt-large", size=1_370_000_000, licence="Apache-2.0")
+SMALL = Weights("depth-anything/Depth-Anything-V2-Small-hf", size=99_200_000, licence="Apache-2.0")
 #: transformers' model types whose preparation and output this annotator knows.
 TYPES = ("dpt", "depth_anything")
+#: Parameters that they have and never use; Intel/dpt-large does not hold the last of these.
+UNUSED = r"^(dpt\.layernorm|backbone\.embeddings\.mask_token|neck\.fusion_stage\.layers\.0\.residual_layer1)\b"
 
 
-class DepthConfig(ModelConfig):
+class DepthConfig(MapConfig):
     """Which model, and at what size."""
 
     weights: str = Field(
-        SPEC,
+        DPT.spec,
         description="DPT or Depth Anything (V1, V2) as transformers saves them: a hub's org/name[@revision] or a "
         "folder, e.g. depth-anything/Depth-Anything-V2-Small-hf",
     )
-    side: int = Field(512, gt=15, le=2048, description="the map's shorter side in pixels at most, e.g. 512")
 
 
-class Depth(Annotator):
+class Depth(MapAnnotator):
     """A map of what is near and far, and the range of the prediction from which it was made.
 
     `map` is a 16-bit grey PNG, stretched for each picture: raw = minimum + map / 65535 x (maximum - minimum). A flat
@@ -60,8 +58,7 @@ class Depth(Annotator):
 
     name = "depth"
     Config = DepthConfig
-    speed = SPEED
-    heavy = frozenset({"map"})
+    known = (DPT, SMALL)
     columns = pa.schema(
         {
             "map": pa.binary(),
@@ -73,26 +70,14 @@ class Depth(Annotator):
         }
     )
 
-    @property
-    def shorter_side(self) -> int:
-        return self.config.side
-
-    def weights(self) -> list[Weights]:
-        known = KNOWN.get(self.config.weights, Weights(self.config.weights))
-        return [Weights(known.spec, self.config.sha256, known.size, known.licence)]
-
     def setup(self) -> None:
-        from transformers import AutoConfig, AutoImageProcessor, AutoModelForDepthEstimation
-
-        self._runtime = Runtime(self.config)
+        library = need("transformers", "transformers", "depth")
         path = folder(self.weights()[0])
-        kind = AutoConfig.from_pretrained(path, local_files_only=True)
-        if kind.model_type not in TYPES:
-            raise X2IError(f"annotator depth: {path} holds a {kind.model_type}; known are {', '.join(TYPES)}")
+        kind = described(path, "depth", TYPES)
+        self._runtime = Runtime(self.config)
         self._near_is = "black" if getattr(kind, "depth_estimation_type", "relative") == "metric" else "white"
-        self._processor: Any = AutoImageProcessor.from_pretrained(path, local_files_only=True)
-        model = AutoModelForDepthEstimation.from_pretrained(path, local_files_only=True).float()
-        self._model: Any = self._runtime.place(model)
+        self._processor = component(library.AutoImageProcessor, path, "depth")
+        self._model = self._runtime.place(pretrained(library.AutoModelForDepthEstimation, path, "depth", UNUSED))
 
     def __call__(self, batch: Sequence[Item]) -> pa.Table:
         rows = [self._row(raw) for raw in self._predict(pixels(batch))]
@@ -100,24 +85,24 @@ class Depth(Annotator):
 
     def _predict(self, pictures: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Raw predictions at their map's size, float32 [height, width] each."""
-        sizes = [map_size(p, self.config.side) for p in pictures]
-        inputs = [prepared(self._processor, p) for p in pictures]
-        maps: list[np.ndarray] = [np.empty(0, np.float32)] * len(pictures)
-        for places, images_BCHW in by_shape(inputs):
+        shapes = [map_size(p, self.config.side)[::-1] for p in pictures]
+
+        def answer(places: list[int], images_BCHW: Any) -> list[np.ndarray]:
+            targets = [shapes[i] for i in places]
             with self._runtime.running():
                 outputs = self._model(pixel_values=images_BCHW.to(self._runtime.device))
                 outputs.predicted_depth = outputs.predicted_depth.float()
-                targets = [sizes[i][::-1] for i in places]
                 found = self._processor.post_process_depth_estimation(outputs, target_sizes=targets)
-            for i, one in zip(places, found, strict=True):
-                # the processor squeezes away sides of one pixel
-                maps[i] = self._runtime.numpy(one["predicted_depth"]).reshape(sizes[i][::-1])
-        return maps
+            # the processor squeezes away sides of one pixel
+            return [
+                self._runtime.numpy(one["predicted_depth"]).reshape(shape)
+                for one, shape in zip(found, targets, strict=True)
+            ]
+
+        return answers([prepared(self._processor, p) for p in pictures], answer)
 
     def _row(self, raw: np.ndarray) -> dict[str, Any]:
-        low, high = float(raw.min()), float(raw.max())
-        if not np.isfinite([low, high]).all():
-            raise ValueError("the model's prediction is not finite; precision: bf16 or fp32 has a wider range")
+        low, high = float(finite(raw).min()), float(raw.max())
         grey = (raw - low) / (high - low) * 65535 if high > low else np.zeros_like(raw)
         return {
             "map": encode(grey.round().astype(np.uint16), "png"),

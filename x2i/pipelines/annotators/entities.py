@@ -8,7 +8,6 @@ in the package registry, where a package of that name may be anybody's: fetch it
 
 from __future__ import annotations
 
-import importlib.metadata
 import importlib.util
 import json
 import logging
@@ -22,8 +21,8 @@ from pydantic import Field
 
 from x2i.base.errors import X2IError
 from x2i.base.weights import Weights
-from x2i.pipelines.annotators._need import need
-from x2i.pipelines.annotators._texts import texts
+from x2i.pipelines.annotators._columns import texts
+from x2i.pipelines.annotators._need import need, version
 from x2i.pipelines.annotators.base import Annotator, AnnotatorConfig, Item
 
 log = logging.getLogger(__name__)
@@ -95,9 +94,9 @@ class EntitiesConfig(AnnotatorConfig):
     pipeline: str = Field(
         "en_core_web_sm", description="an installed pipeline by name, or a folder, e.g. ./my_pipeline"
     )
-    sha256: str | None = Field(None, description="SHA-256 that the pipeline's folder must have")
-    text: str = Field("rows.text", description="the column to read: rows.text, or e.g. caption.long")
-    max_chars: int = Field(10_000, gt=0, description="of longer texts, only so many characters are read")
+    sha256: str | None = Field(None, description="SHA-256 that the pipeline's folder must have, e.g. 21dd590f…")
+    text: str = Field("rows.text", description="the column to read: rows.text, or another's, e.g. caption.long")
+    max_chars: int = Field(10_000, gt=0, description="of longer texts, only so many characters are read, e.g. 5000")
 
 
 class Entities(Annotator):
@@ -126,14 +125,10 @@ class Entities(Annotator):
         return [Pipeline(self.config.pipeline, self.config.sha256, size, licence)]
 
     def description(self) -> dict[str, Any]:
-        try:
-            version = ".".join(importlib.metadata.version("spacy").split(".")[:2])
-        except importlib.metadata.PackageNotFoundError:
-            version = "missing"  # setup will say so
-        return super().description() | {"spacy": version}
+        return super().description() | {"spacy": ".".join(version("spacy").split(".")[:2])}
 
     def setup(self) -> None:
-        spacy = need("spacy", "spacy", "entities")
+        spacy = need("spacy", "spacy", self.name)
         folder = self.weights()[0].fetch()
         try:
             self._nlp: Any = spacy.load(folder, exclude=_UNUSED)
@@ -148,7 +143,7 @@ class Entities(Annotator):
             log.warning("entities: the pipeline %s has no `ner`: entities is empty", self.config.pipeline)
 
     def __call__(self, batch: Sequence[Item]) -> pa.Table:
-        said = [(t or "")[: self.config.max_chars] for t in texts(batch, self.config.text)]
+        said = [(t or "")[: self.config.max_chars] for t in texts(batch, self.config.text, self.name)]
         docs = self._nlp.pipe(said, batch_size=max(1, len(said)))
         rows = [{"entities": _entities(d), "noun_chunks": _noun_chunks(d)} for d in docs]
         return pa.Table.from_pylist(rows, schema=self.columns)

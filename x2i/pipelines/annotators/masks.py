@@ -16,27 +16,28 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field, model_validator
 
-from x2i.base.errors import X2IError
 from x2i.base.weights import Weights
+from x2i.pipelines.annotators._boxes import BOXES, shares
+from x2i.pipelines.annotators._columns import column
 from x2i.pipelines.annotators._need import need
+from x2i.pipelines.annotators._pictures import pixels
 from x2i.pipelines.annotators._segment_anything import Published, Transformers, inner, prepare
-from x2i.pipelines.annotators._torch import SPEED, ModelConfig, Runtime
+from x2i.pipelines.annotators._torch import SHARE, SPEED, ModelConfig, Runtime, folder
+from x2i.pipelines.annotators._weights import weights_of
 from x2i.pipelines.annotators.base import Annotator, Item
 from x2i.pipelines.images import resize
 
-DEFAULTS = {
-    "transformers": "facebook/sam2.1-hiera-large",
-    "segment_anything": "ybelkada/segment-anything:checkpoints/sam_vit_h_4b8939.pth",
-}
-#: Bytes, about right, for people.
-SIZES = {
-    DEFAULTS["transformers"]: 898_000_000,
-    "facebook/sam2.1-hiera-tiny": 156_000_000,
-    "facebook/sam-vit-huge": 2_565_000_000,
-    "facebook/sam-vit-large": 1_250_000_000,
-    "facebook/sam-vit-base": 375_000_000,
-    DEFAULTS["segment_anything"]: 2_565_000_000,
-}
+#: Sizes in bytes are about right, for people.
+HIERA_L = Weights("facebook/sam2.1-hiera-large", size=898_000_000, licence="Apache-2.0")
+VIT_H = Weights("ybelkada/segment-anything:checkpoints/sam_vit_h_4b8939.pth", size=2_565_000_000, licence="Apache-2.0")
+KNOWN = (
+    HIERA_L,
+    VIT_H,
+    Weights("facebook/sam2.1-hiera-tiny", size=156_000_000, licence="Apache-2.0"),
+    Weights("facebook/sam-vit-huge", size=2_565_000_000, licence="Apache-2.0"),
+    Weights("facebook/sam-vit-large", size=1_250_000_000, licence="Apache-2.0"),
+    Weights("facebook/sam-vit-base", size=375_000_000, licence="Apache-2.0"),
+)
 #: Masks that are brought to the picture's size at once: a bound on memory.
 TOGETHER = 16
 
@@ -44,21 +45,23 @@ TOGETHER = 16
 class MasksConfig(ModelConfig):
     """Which model, for which boxes. Thresholds and the grid are SAM's published ones, and count only in `automatic`."""
 
+    defaults = ("backend", {"transformers": HIERA_L.spec, "segment_anything": VIT_H.spec})
+
     backend: Literal["transformers", "segment_anything"] = Field(
         "transformers", description="library that runs the model, e.g. segment_anything for the authors' .pth files"
     )
     weights: str = Field(
-        DEFAULTS["transformers"],
+        HIERA_L.spec,
         description="for transformers a SAM or SAM 2 by hub id or folder, e.g. facebook/sam-vit-huge; for "
-        "segment_anything a .pth",
+        "segment_anything a .pth, e.g. ./sam_vit_b_01ec64.pth",
     )
     mode: Literal["boxes", "automatic"] = Field(
         "boxes",
-        description="a mask per box, or automatic: of everything, from a grid of points (segment_anything only)",
+        description="a mask per box, or e.g. automatic: of everything, from a grid of points (segment_anything only)",
     )
     boxes: str = Field("grounding.boxes", description="the column of boxes that are asked for, e.g. grounding.boxes")
     multimask: bool = Field(
-        False, description="true: three masks a box, of which the one of best predicted IoU is kept; false: one"
+        False, description="e.g. true: three masks a box, of which the one of best predicted IoU is kept; false: one"
     )
     side: int | None = Field(
         1024,
@@ -71,13 +74,6 @@ class MasksConfig(ModelConfig):
     min_stability: float = Field(0.95, description="automatic: masks of less stability are dropped, e.g. 0.95")
     nms: float = Field(0.7, gt=0, le=1, description="automatic: IoU from which a mask is a duplicate, e.g. 0.7")
     min_area: int = Field(0, ge=0, description="automatic: holes and islands of fewer pixels are mended, e.g. 100")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _weights_of_backend(cls, given: Any) -> Any:
-        if isinstance(given, dict) and "weights" not in given:
-            return {**given, "weights": DEFAULTS.get(given.get("backend", "transformers"), "")}
-        return given
 
     @model_validator(mode="after")
     def _can_be_automatic(self) -> MasksConfig:
@@ -99,11 +95,11 @@ class Masks(Annotator):
     Config = MasksConfig
     heavy = frozenset({"masks"})
     speed = SPEED | {"boxes_per_call"}
-    gpus = 0.5
+    gpus = SHARE
     columns = pa.schema(
         {
             "masks": pa.list_(pa.struct({"size": pa.list_(pa.int32(), 2), "counts": pa.string()})),
-            "boxes": pa.list_(pa.list_(pa.float32(), 4)),
+            "boxes": BOXES,
             "predicted_iou": pa.list_(pa.float32()),
             "stability": pa.list_(pa.float32()),
             "area": pa.list_(pa.float32()),
@@ -120,38 +116,30 @@ class Masks(Annotator):
         return 1024
 
     def weights(self) -> list[Weights]:
-        spec = self.config.weights
-        return [Weights(spec, self.config.sha256, SIZES.get(spec), "Apache-2.0" if spec in SIZES else None)]
+        return [weights_of(self.config.weights, self.config.sha256, KNOWN)]
 
     def setup(self) -> None:
         self._coco = need("pycocotools.mask", "pycocotools", "masks")
-        path = str(self.weights()[0].fetch())
+        path = folder(self.weights()[0])
         published = self.config.backend == "segment_anything"
         self._runtime = Runtime(self.config)
         self._backend: Transformers | Published = Published(path) if published else Transformers(path)
         self._runtime.place(self._backend.model)
 
     def __call__(self, batch: Sequence[Item]) -> pa.Table:
-        if self.config.mode == "automatic":
-            rows = [self._everything(i.pixels) for i in batch if i.pixels is not None]
-        else:
-            rows = self._boxes(batch)
+        rows = [self._everything(p) for p in pixels(batch)] if self.config.mode == "automatic" else self._boxes(batch)
         return pa.Table.from_pylist(rows, schema=self.columns)
 
     def _boxes(self, batch: Sequence[Item]) -> list[dict[str, Any]]:
         import torch
 
-        columns = getattr(batch, "columns", None)
-        if columns is None or self.config.boxes not in columns.column_names:
-            raise X2IError(f"annotator {self.name}: the batch lacks the column {self.config.boxes}")
-        asked = [np.array(c or [], np.float32).reshape(-1, 4) for c in columns[self.config.boxes].to_pylist()]
-        shown = [
-            (i.pixels, boxes) for i, boxes in zip(batch, asked, strict=True) if i.pixels is not None and len(boxes)
-        ]
+        given = column(batch, self.config.boxes, "masks").to_pylist()
+        asked = [np.array(c or [], np.float32).reshape(-1, 4) for c in given]
+        shown = [(picture, boxes) for picture, boxes in zip(pixels(batch), asked, strict=True) if len(boxes)]
         if not shown:
             return [self._row([], [], [], None) for _ in asked]
         side, square = self._backend.side, self._backend.square
-        images = np.stack([prepare(pixels, side, square) for pixels, _ in shown])
+        images = np.stack([prepare(picture, side, square) for picture, _ in shown])
         with self._runtime.running():
             embeddings = self._backend.embed(torch.from_numpy(images).to(self._runtime.device))
             rows = iter([self._of(e, p, b) for e, (p, b) in zip(embeddings, shown, strict=True)])
@@ -204,12 +192,12 @@ class Masks(Annotator):
     def _row(
         self, codes: list[dict[str, Any]], quality: list[float], steady: list[float], indices: list[int] | None
     ) -> dict[str, Any]:
-        boxes: list[list[float]] = []
+        boxes: list[np.ndarray] = []
         areas: list[float] = []
         for code in codes:
             height, width = code["size"]
             x, y, w, h = self._coco.toBbox(code)
-            boxes.append([x / width, y / height, (x + w) / width, (y + h) / height])
+            boxes.append(shares([x, y, x + w, y + h], width, height))
             areas.append(float(self._coco.area(code)) / (height * width))
         return {
             "masks": [{"size": list(c["size"]), "counts": c["counts"].decode("ascii")} for c in codes],

@@ -17,12 +17,17 @@ import pyarrow as pa
 from pydantic import Field, field_validator
 
 from x2i.base.weights import Weights
-from x2i.pipelines.annotators._torch import pixels
-from x2i.pipelines.annotators.base import Annotator, AnnotatorConfig, Item
-from x2i.pipelines.images import resize
+from x2i.pipelines.annotators._boxes import BOXES, shares
+from x2i.pipelines.annotators._onnx import OnnxAnnotator, OnnxConfig
+from x2i.pipelines.annotators._pictures import margined, pixels, scaled
+from x2i.pipelines.annotators.base import Item
 
-SPEC = "pypi:nudenet==3.4.2!/nudenet/320n.onnx"
-SHA256 = "c15d8273adad2d0a92f014cc69ab2d6c311a06777a55545f2c4eb46f51911f0f"
+DEFAULT = Weights(
+    "pypi:nudenet==3.4.2!/nudenet/320n.onnx",
+    "c15d8273adad2d0a92f014cc69ab2d6c311a06777a55545f2c4eb46f51911f0f",
+    12_150_158,
+    "AGPL-3.0 (or MIT)",
+)
 
 SIZE = 320
 #: Classes in the network's order.
@@ -57,16 +62,20 @@ NUDE = [
 _LONGEST = 4096
 
 
-class NudeNetConfig(AnnotatorConfig):
+class NudeNetConfig(OnnxConfig):
     """Where the model lies, and what counts."""
 
     weights: str = Field(
-        SPEC, description="an ONNX file: pypi:NAME==VERSION!/path, a local file, or a hub's org/name:file"
+        DEFAULT.spec, description="NudeNet's detector for 320 pixels as an ONNX file, e.g. ./320n.onnx"
     )
-    sha256: str | None = Field(None, description="SHA-256 that the file must have; known for the default")
-    least_score: float = Field(0.25, ge=0.2, le=1, description="score from which a box is kept; the package's is 0.25")
+    least_score: float = Field(
+        0.25, ge=0.2, le=1, description="score from which a box is kept, e.g. 0.25, as in the package"
+    )
     overlap: float = Field(
-        0.45, gt=0, le=1, description="of two boxes with a larger IoU, of whatever class, only the surer is kept"
+        0.45,
+        gt=0,
+        le=1,
+        description="of two boxes with a larger IoU, of whatever class, only the surer is kept, e.g. 0.5",
     )
     nude: list[str] = Field(
         default_factory=lambda: list(NUDE),
@@ -82,14 +91,15 @@ class NudeNetConfig(AnnotatorConfig):
         return nude
 
 
-class NudeNet(Annotator):
+class NudeNet(OnnxAnnotator):
     """Boxes of body parts and faces, the surest first, and `exposed`: 0 where none of `nude` was found."""
 
     name = "nudenet"
     Config = NudeNetConfig
+    default = DEFAULT
     columns = pa.schema(
         {
-            "boxes": pa.list_(pa.list_(pa.float32(), 4)),  # x1, y1, x2, y2 as shares
+            "boxes": BOXES,  # shares
             "labels": pa.list_(pa.string()),
             "scores": pa.list_(pa.float32()),
             "exposed": pa.float32(),
@@ -100,27 +110,11 @@ class NudeNet(Annotator):
     def shorter_side(self) -> int:
         return SIZE
 
-    def weights(self) -> list[Weights]:
-        spec = self.config.weights
-        if spec == SPEC:
-            return [Weights(spec, self.config.sha256 or SHA256, size=12_150_158, licence="AGPL-3.0 (or MIT)")]
-        return [Weights(spec, self.config.sha256)]
-
-    def setup(self) -> None:
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = options.inter_op_num_threads = 1  # a worker is one core's worth
-        options.log_severity_level = 3
-        path = str(self.weights()[0].fetch())
-        self._session: Any = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-        self._input = self._session.get_inputs()[0].name
-
     def __call__(self, batch: Sequence[Item]) -> pa.Table:
         if not batch:
             return self.columns.empty_table()
         images = pixels(batch)
-        (found_BCN,) = self._session.run(None, {self._input: np.stack([_prepare(i) for i in images])})
+        found_BCN = self._network(np.stack([_prepare(i) for i in images]))
         rows = [self._select(found_CN.T, *i.shape[:2]) for found_CN, i in zip(found_BCN, images, strict=True)]
         return pa.Table.from_pylist(rows, schema=self.columns)
 
@@ -131,23 +125,20 @@ class NudeNet(Annotator):
             found_NC: centre x, y, width, height in pixels of the padded input, then a score per class.
         """
         scores_N = found_NC[:, 4:].max(axis=1)
-        found_NC, scores_N = (
-            found_NC[scores_N >= self.config.least_score],
-            scores_N[scores_N >= self.config.least_score],
-        )
+        sure_N = scores_N >= self.config.least_score
+        found_NC, scores_N = found_NC[sure_N], scores_N[sure_N]
         scale = max(height, width) / SIZE
         centre, extent = found_NC[:, :2] * scale, found_NC[:, 2:4] * scale
         corner = np.clip(centre - extent / 2, 0, (width, height))
         extent = np.minimum(
             extent, (width, height) - corner
         )  # what was cut off at the left stays in the width, as there
-        kept = cv2.dnn.NMSBoxes(
-            np.hstack([corner, extent]).tolist(), scores_N.tolist(), self.config.least_score, self.config.overlap
-        )
-        boxes = np.hstack([corner, corner + extent]) / (width, height, width, height)
+        corner_extent = np.hstack([corner, extent]).tolist()
+        kept = cv2.dnn.NMSBoxes(corner_extent, scores_N.tolist(), self.config.least_score, self.config.overlap)
+        boxes = shares(np.hstack([corner, corner + extent]), width, height)
         labels = [LABELS[i] for i in found_NC[:, 4:].argmax(axis=1)]
         return {
-            "boxes": [boxes[i].astype(np.float32) for i in kept],
+            "boxes": [boxes[i] for i in kept],
             "labels": [labels[i] for i in kept],
             "scores": [float(scores_N[i]) for i in kept],
             "exposed": max((float(scores_N[i]) for i in kept if labels[i] in self.config.nude), default=0.0),
@@ -160,11 +151,6 @@ def _prepare(image: np.ndarray) -> np.ndarray:
     Args:
         image: uint8 [height, width, 3] RGB.
     """
-    height, width = image.shape[:2]
-    longest = max(height, width)
-    if longest > _LONGEST:
-        scale, longest = _LONGEST / longest, _LONGEST
-        image = resize(image, max(1, round(width * scale)), max(1, round(height * scale)))
-        height, width = image.shape[:2]
-    square = cv2.copyMakeBorder(image, 0, longest - height, 0, longest - width, cv2.BORDER_CONSTANT)
-    return cv2.dnn.blobFromImage(square, 1 / 255, (SIZE, SIZE), swapRB=True)[0]
+    image = scaled(image, min(1.0, _LONGEST / max(image.shape[:2])))
+    longest = max(image.shape[:2])
+    return cv2.dnn.blobFromImage(margined(image, longest, longest), 1 / 255, (SIZE, SIZE), swapRB=True)[0]

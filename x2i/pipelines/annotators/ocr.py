@@ -8,7 +8,6 @@ For text-rendering data, and for dropping banners.
 
 from __future__ import annotations
 
-import importlib.metadata
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,22 +17,26 @@ import pyarrow as pa
 from pydantic import Field
 
 from x2i.base.weights import Weights
-from x2i.pipelines.annotators._languages import language
-from x2i.pipelines.annotators._need import need
+from x2i.pipelines.annotators._boxes import BOXES, shares
+from x2i.pipelines.annotators._languages import identifier, language
+from x2i.pipelines.annotators._need import need, version
+from x2i.pipelines.annotators._pictures import margined, pixels, scaled
+from x2i.pipelines.annotators._weights import weights_of
 from x2i.pipelines.annotators.base import Annotator, AnnotatorConfig, Item
-from x2i.pipelines.images import resize
 
-_MODELS = "pypi:rapidocr==3.10.0!/rapidocr/models/"
-DETECTION = f"{_MODELS}PP-OCRv6_det_small.onnx"
-RECOGNITION = f"{_MODELS}PP-OCRv6_rec_small.onnx"
-DIRECTION = f"{_MODELS}ch_ppocr_mobile_v2.0_cls_mobile.onnx"
-
-#: SHA-256 and bytes of the default models.
-KNOWN = {
-    DETECTION: ("090f04abcd9d9a7498bc4ebf677e4cb9bdce1fe4197ddb7e529f1ef44e1ff94f", 9_929_594),
-    RECOGNITION: ("6f327246b50388f3c176ae304bd95767ea6dc0c9ae92153ef8cbe210b3c14884", 21_234_383),
-    DIRECTION: ("e47acedf663230f8863ff1ab0e64dd2d82b838fceb5957146dab185a89d6215c", 585_532),
-}
+#: The default models: file, SHA-256, bytes.
+DETECTION, RECOGNITION, DIRECTION = (
+    Weights(f"pypi:rapidocr==3.10.0!/rapidocr/models/{file}", sha256, size, "Apache-2.0")
+    for file, sha256, size in (
+        ("PP-OCRv6_det_small.onnx", "090f04abcd9d9a7498bc4ebf677e4cb9bdce1fe4197ddb7e529f1ef44e1ff94f", 9_929_594),
+        ("PP-OCRv6_rec_small.onnx", "6f327246b50388f3c176ae304bd95767ea6dc0c9ae92153ef8cbe210b3c14884", 21_234_383),
+        (
+            "ch_ppocr_mobile_v2.0_cls_mobile.onnx",
+            "e47acedf663230f8863ff1ab0e64dd2d82b838fceb5957146dab185a89d6215c",
+            585_532,
+        ),
+    )
+)
 
 #: Narrower pictures get a black margin: the detector enlarges by the shorter side, a thin strip without end.
 _ASPECT = 4
@@ -43,18 +46,26 @@ class OCRConfig(AnnotatorConfig):
     """Which models, and what counts as text."""
 
     detection: str = Field(
-        DETECTION, description="ONNX file that finds lines: pypi:NAME==VERSION!/path, a file, or a hub's org/name:file"
+        DETECTION.spec,
+        description="ONNX file that finds lines: pypi:NAME==VERSION!/path, a local one, or a hub's org/name:file, "
+        "e.g. ./det.onnx",
     )
-    recognition: str = Field(RECOGNITION, description="ONNX file that reads a line; carries its own character list")
-    direction: str = Field(DIRECTION, description="ONNX file that says whether a line is upside down")
-    side: int = Field(736, ge=96, description="smaller pictures are enlarged to this shorter side for detection")
+    recognition: str = Field(
+        RECOGNITION.spec, description="ONNX file that reads a line; carries its own character list, e.g. ./rec.onnx"
+    )
+    direction: str = Field(
+        DIRECTION.spec, description="ONNX file that says whether a line is upside down, e.g. ./cls.onnx"
+    )
+    side: int = Field(
+        736, ge=96, description="smaller pictures are enlarged to this shorter side for detection, e.g. 736"
+    )
     longest: int = Field(2000, ge=96, description="larger pictures are shrunk to this longer side, e.g. 2000")
     least_score: float = Field(0.6, ge=0, le=1, description="confidence from which a line counts, e.g. 0.6")
     tallest_short: float | None = Field(
         0.2,
         gt=0,
         description="a line of one or two characters that is taller than this share of the picture is taken for a "
-        "thing, not a letter (a bowl is read as 8 at 0.9); null keeps them",
+        "thing, not a letter (a bowl is read as 8 at 0.9), e.g. 0.2; null keeps them",
     )
     least_letters: int = Field(12, gt=0, description="letters from which the language is guessed, e.g. 12")
 
@@ -69,8 +80,8 @@ class OCR(Annotator):
     Config = OCRConfig
     columns = pa.schema(
         {
-            "boxes": pa.list_(pa.list_(pa.float32(), 4)),  # x1, y1, x2, y2 as shares
-            "polygons": pa.list_(pa.list_(pa.float32(), 8)),  # x, y of four corners, from the line's top left
+            "boxes": BOXES,  # shares
+            "polygons": pa.list_(pa.list_(pa.float32(), 8)),  # shares: x, y of four corners, from the line's top left
             "texts": pa.list_(pa.string()),
             "confidence": pa.list_(pa.float32()),
             "text": pa.string(),  # a line of it is a row of the picture
@@ -85,15 +96,13 @@ class OCR(Annotator):
 
     def weights(self) -> list[Weights]:
         specs = (self.config.detection, self.config.recognition, self.config.direction)
-        known = ((spec, *KNOWN.get(spec, (None, None))) for spec in specs)
-        return [Weights(s, sha256, size, "Apache-2.0" if sha256 else None) for s, sha256, size in known]
+        return [weights_of(spec, None, [DETECTION, RECOGNITION, DIRECTION]) for spec in specs]
 
     def description(self) -> dict[str, Any]:
-        return super().description() | {name: _version(name) for name in ("rapidocr", "py3langid")}
+        return super().description() | {name: version(name) for name in ("rapidocr", "py3langid")}
 
     def setup(self) -> None:
         rapidocr = need("rapidocr", "rapidocr", self.name)
-        langid = need("py3langid.langid", "py3langid", self.name)
         self._union = need("shapely", "shapely", self.name).union_all
         self._polygon = need("shapely.geometry", "shapely", self.name).Polygon
         detection, recognition, direction = (str(w.fetch()) for w in self.weights())
@@ -110,18 +119,17 @@ class OCR(Annotator):
                 "Cls.model_path": direction,
             }
         )
-        self._languages = langid.LanguageIdentifier.from_model_file(langid.MODEL_FILE, norm_probs=True)
+        self._languages = identifier(self.name)
 
     def __call__(self, batch: Sequence[Item]) -> pa.Table:
-        rows = [self._read(i.pixels) for i in batch if i.pixels is not None]
-        return pa.Table.from_pylist(rows, schema=self.columns)
+        return pa.Table.from_pylist([self._read(p) for p in pixels(batch)], schema=self.columns)
 
-    def _read(self, pixels: np.ndarray) -> dict[str, Any]:
-        image, width, height = _bounded(pixels, self.config.longest)
+    def _read(self, picture: np.ndarray) -> dict[str, Any]:
+        image, width, height = _bounded(picture, self.config.longest)
         said = self._engine(cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
         lines = []
         for corners, text, score in zip(_some(said.boxes), _some(said.txts), _some(said.scores), strict=True):
-            polygon_4C = np.clip(np.asarray(corners, np.float32) / (width, height), 0, 1).astype(np.float32)
+            polygon_4C = shares(corners, width, height)
             tall = np.ptp(polygon_4C[:, 1])
             short = len(text.strip()) <= 2 and self.config.tallest_short and tall > self.config.tallest_short
             if tall > 0 and np.ptp(polygon_4C[:, 0]) > 0 and not short:
@@ -162,28 +170,16 @@ def reading_order(polygons: Sequence[np.ndarray]) -> list[list[int]]:
     return [sorted(row, key=lambda i: float(polygons[i][:, 0].min())) for row in rows]
 
 
-def _bounded(pixels: np.ndarray, longest: int) -> tuple[np.ndarray, int, int]:
+def _bounded(picture: np.ndarray, longest: int) -> tuple[np.ndarray, int, int]:
     """The picture shrunk to its longest side, with a black margin right or below if it is a thin strip.
 
     Returns the image, and the width and height of the picture in it.
     """
-    height, width = pixels.shape[:2]
-    scale = min(1.0, longest / max(height, width))
-    width, height = max(1, round(width * scale)), max(1, round(height * scale))
-    image = resize(pixels, width, height)
+    image = scaled(picture, min(1.0, longest / max(picture.shape[:2])))
+    height, width = image.shape[:2]
     least = -(-max(height, width) // _ASPECT)
-    below, right = max(0, least - height), max(0, least - width)
-    if below or right:
-        image = cv2.copyMakeBorder(image, 0, below, 0, right, cv2.BORDER_CONSTANT)
-    return image, width, height
+    return margined(image, least, least), width, height
 
 
 def _some(values: Any) -> Any:
     return () if values is None else values
-
-
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "missing"  # setup will say so

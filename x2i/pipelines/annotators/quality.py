@@ -60,12 +60,14 @@ def _grid(grey: np.ndarray) -> float:
 class QualityConfig(AnnotatorConfig):
     """Parameters of `quality`."""
 
-    shorter_side: int = Field(512, gt=15, description="pixels to which a picture is shrunk before sharpness is taken")
-    clip: int = Field(4, ge=0, lt=64, description="luma within this of 0 or 255 counts as clipped")
+    shorter_side: int = Field(
+        512, gt=15, description="pixels to which a picture is shrunk before sharpness is taken, e.g. 512"
+    )
+    clip: int = Field(4, ge=0, lt=64, description="luma within this of 0 or 255 counts as clipped, e.g. 4")
 
 
 class Quality(Annotator):
-    """Five plain measures. Luma is BT.601, 0 to 255; shares are 0 to 1."""
+    """Plain measures, without a model. Luma is BT.601, 0 to 255; shares are 0 to 1."""
 
     name = "quality"
     version = 2
@@ -75,20 +77,20 @@ class Quality(Annotator):
             "sharpness": pa.float32(),  # variance of the Laplacian at `shorter_side`
             "brightness": pa.float32(),  # mean luma
             "contrast": pa.float32(),  # standard deviation of luma
-            "clipped_dark": pa.float32(),  # share of pixels at black
-            "clipped_bright": pa.float32(),  # share of pixels at white
-            "colourfulness": pa.float32(),
-            "blockiness": pa.float32(),
+            "clipped_dark": pa.float32(),  # share of pixels at black, see `clip`
+            "clipped_bright": pa.float32(),  # share of pixels at white, see `clip`
+            "colourfulness": pa.float32(),  # 0 grey, above 80 highly colourful
+            "blockiness": pa.float32(),  # at the file's own resolution; 0 none
         }
     )
-
-    def __call__(self, batch: Sequence[Item]) -> pa.Table:
-        rows = [self._measure(i, i.pixels) for i in batch if i.pixels is not None]
-        return pa.Table.from_pylist(rows, schema=self.columns)
 
     @property
     def shorter_side(self) -> int:
         return int(self.config.shorter_side)
+
+    def __call__(self, batch: Sequence[Item]) -> pa.Table:
+        rows = [self._measure(i, i.pixels) for i in batch if i.pixels is not None]
+        return pa.Table.from_pylist(rows, schema=self.columns)
 
     def _measure(self, item: Item, pixels: np.ndarray) -> dict[str, float]:
         whole = pixels.shape[:2] == (item.header.height, item.header.width)

@@ -20,41 +20,39 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
-from x2i.base.errors import X2IError
 from x2i.base.weights import Weights
-from x2i.pipelines.annotators._maps import by_shape, map_size, prepared
-from x2i.pipelines.annotators._torch import SPEED, ModelConfig, Runtime, folder, pixels
-from x2i.pipelines.annotators.base import Annotator, Item
+from x2i.pipelines.annotators._maps import MapAnnotator, MapConfig, answers, map_size, prepared
+from x2i.pipelines.annotators._need import need
+from x2i.pipelines.annotators._pictures import pixels
+from x2i.pipelines.annotators._torch import Runtime, component, described, folder, pretrained
+from x2i.pipelines.annotators.base import Item
 from x2i.pipelines.images import encode
 
-SPEC = "openmmlab/upernet-convnext-large"
-MASK2FORMER = "facebook/mask2former-swin-large-ade-semantic"
-KNOWN = {
-    SPEC: Weights(SPEC, size=940_000_000, licence="MIT"),
-    MASK2FORMER: Weights(MASK2FORMER, size=866_000_000, licence="CC-BY-NC-4.0"),
-}
+UPERNET = Weights("openmmlab/upernet-convnext-large", size=940_000_000, licence="MIT")
+MASK2FORMER = Weights("facebook/mask2former-swin-large-ade-semantic", size=866_000_000, licence="CC-BY-NC-4.0")
 #: transformers' model types, and whether they answer with masks and their classes or with a score per pixel.
 TYPES = {"mask2former": "masks", "oneformer": "masks", "upernet": "pixels", "segformer": "pixels"}
+#: Parameters that they have for training, or never use; published models on Swin do not hold the last of these.
+UNUSED = r"(^auxiliary_head|^criterion|\bswin\.layernorm)\."
 
 
-class SemanticConfig(ModelConfig):
+class SemanticConfig(MapConfig):
     """Which model, at what size, and which labels are named."""
 
     weights: str = Field(
-        SPEC,
+        UPERNET.spec,
         description="Mask2Former, OneFormer, UperNet or SegFormer as transformers saves them: a hub's "
         "org/name[@revision] or a folder, e.g. facebook/mask2former-swin-large-ade-semantic",
     )
-    side: int = Field(512, gt=15, le=2048, description="the map's shorter side in pixels at most, e.g. 512")
     least: float = Field(
         0.001, ge=0, lt=1, description="classes with a smaller share of the picture are not in `labels`, e.g. 0.01"
     )
     palette: Literal["auto", "ade20k", "hues"] = Field(
-        "auto", description="name of the palette that a map is painted with; auto: ade20k where there are 150 classes"
+        "auto", description="palette that a map is painted with, e.g. hues; auto: ade20k where there are 150 classes"
     )
 
 
-class Semantic(Annotator):
+class Semantic(MapAnnotator):
     """A class for every pixel.
 
     `map` is a grey PNG of class ids, 8-bit up to 256 classes and 16-bit beyond; `_palette.paint(map, palette)` gives
@@ -65,8 +63,7 @@ class Semantic(Annotator):
 
     name = "semantic"
     Config = SemanticConfig
-    speed = SPEED
-    heavy = frozenset({"map"})
+    known = (UPERNET, MASK2FORMER)
     columns = pa.schema(
         {
             "map": pa.binary(),
@@ -75,49 +72,28 @@ class Semantic(Annotator):
         }
     )
 
-    @property
-    def shorter_side(self) -> int:
-        return self.config.side
-
-    def weights(self) -> list[Weights]:
-        known = KNOWN.get(self.config.weights, Weights(self.config.weights))
-        return [Weights(known.spec, self.config.sha256, known.size, known.licence)]
-
     def setup(self) -> None:
-        import transformers
-
-        self._runtime = Runtime(self.config)
+        library = need("transformers", "transformers", "semantic")
         path = folder(self.weights()[0])
-        kind = transformers.AutoConfig.from_pretrained(path, local_files_only=True)
-        if kind.model_type not in TYPES:
-            raise X2IError(f"annotator semantic: {path} holds a {kind.model_type}; known are {', '.join(TYPES)}")
+        kind = described(path, "semantic", TYPES)
+        self._runtime = Runtime(self.config)
         by_masks = TYPES[kind.model_type] == "masks"
         family = "AutoModelForUniversalSegmentation" if by_masks else "AutoModelForSemanticSegmentation"
-        model = getattr(transformers, family).from_pretrained(path, local_files_only=True).float()
-        self._model: Any = self._runtime.place(model)
+        self._model = self._runtime.place(pretrained(getattr(library, family), path, "semantic", UNUSED))
         self._given: dict[str, Any] = {}  # what the model and the processor take beside pictures
         self._asked: dict[str, Any] = {}
         extra: dict[str, Any] = {}
         if kind.model_type == "oneformer":
-            self._given["task_inputs"] = self._task(path, kind.task_seq_len)
+            self._given["task_inputs"] = _task(component(library.AutoTokenizer, path, "semantic"), kind.task_seq_len)
             self._asked["task_inputs"] = ["semantic"]
             # names for training's texts; the processor would fetch them from a data set on the hub
             extra = {"class_info_file": None}
-        self._processor: Any = transformers.AutoImageProcessor.from_pretrained(path, local_files_only=True, **extra)
+        self._processor = component(library.AutoImageProcessor, path, "semantic", **extra)
         names = kind.id2label
         self._names = [str(names.get(i, i)) for i in range(len(names))]
         self._palette = self.config.palette
         if self._palette == "auto":
             self._palette = "ade20k" if len(self._names) == 150 else "hues"
-
-    def _task(self, path: str, length: int) -> Any:
-        """OneFormer's task as tokens, int64 [1, length]; the padding is zeros, as its processor has it."""
-        import torch
-        from transformers import AutoTokenizer
-
-        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
-        tokens = tokenizer("the task is semantic", padding="max_length", max_length=length, truncation=True)
-        return torch.tensor([tokens["input_ids"]]) * torch.tensor([tokens["attention_mask"]])
 
     def __call__(self, batch: Sequence[Item]) -> pa.Table:
         rows = [self._row(labels) for labels in self._predict(pixels(batch))]
@@ -125,21 +101,20 @@ class Semantic(Annotator):
 
     def _predict(self, pictures: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Class ids, integers [height, width] each, at their map's size."""
-        sizes = [map_size(p, self.config.side) for p in pictures]
-        inputs = [prepared(self._processor, p, **self._asked) for p in pictures]
-        maps: list[np.ndarray] = [np.empty(0, np.int64)] * len(pictures)
-        for places, images_BCHW in by_shape(inputs):
+        shapes = [map_size(p, self.config.side)[::-1] for p in pictures]
+
+        def answer(places: list[int], images_BCHW: Any) -> list[np.ndarray]:
             given = {name: v.expand(len(places), -1).to(self._runtime.device) for name, v in self._given.items()}
             with self._runtime.running():
                 outputs = self._model(pixel_values=images_BCHW.to(self._runtime.device), **given)
             for scores in ("logits", "class_queries_logits", "masks_queries_logits"):
                 if getattr(outputs, scores, None) is not None:  # half precision would make ties of near scores
                     outputs[scores] = outputs[scores].float()
-            targets = [sizes[i][::-1] for i in places]
+            targets = [shapes[i] for i in places]
             found = self._processor.post_process_semantic_segmentation(outputs, target_sizes=targets)
-            for i, labels_HW in zip(places, found, strict=True):
-                maps[i] = labels_HW.cpu().numpy()
-        return maps
+            return [labels_HW.cpu().numpy() for labels_HW in found]
+
+        return answers([prepared(self._processor, p, **self._asked) for p in pictures], answer)
 
     def _row(self, labels: np.ndarray) -> dict[str, Any]:
         ids, counts = np.unique(labels, return_counts=True)
@@ -155,3 +130,11 @@ class Semantic(Annotator):
             "labels": there,
             "palette": self._palette,
         }
+
+
+def _task(tokenizer: Any, length: int) -> Any:
+    """OneFormer's task as tokens, int64 [1, length]; the padding is zeros, as its processor has it."""
+    import torch
+
+    tokens = tokenizer("the task is semantic", padding="max_length", max_length=length, truncation=True)
+    return torch.tensor([tokens["input_ids"]]) * torch.tensor([tokens["attention_mask"]])

@@ -17,23 +17,20 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
-from x2i.base.errors import X2IError
 from x2i.base.weights import Weights
-from x2i.pipelines.annotators._heads import Published, weights_of
 from x2i.pipelines.annotators._need import need
-from x2i.pipelines.annotators._torch import SPEED, ModelConfig, Runtime, pixels
+from x2i.pipelines.annotators._pictures import bilinear, normalised, pixels
+from x2i.pipelines.annotators._torch import SHARE, SPEED, ModelConfig, Runtime, checkpoint, filled, folder
+from x2i.pipelines.annotators._weights import GitHub, weights_of
 from x2i.pipelines.annotators.base import Annotator, Item
 
-V1 = Published("github:LAION-AI/LAION-5B-WatermarkDetection:models/watermark_model_v1.pt", licence="MIT")
+#: Its size is not known: a copy may hold the state of the optimiser, too.
+V1 = GitHub("github:LAION-AI/LAION-5B-WatermarkDetection:models/watermark_model_v1.pt", licence="MIT")
 
 SIDE = 256
 
 #: The package of the optimiser with which LAION trained; it is in their repository and nowhere else.
 OPTIMISER = "scalable_shampoo."
-
-#: ImageNet's channel means and standard deviations, RGB.
-MEAN = np.array([0.485, 0.456, 0.406], np.float32)
-DEVIATION = np.array([0.229, 0.224, 0.225], np.float32)
 
 
 class WatermarkConfig(ModelConfig):
@@ -41,19 +38,19 @@ class WatermarkConfig(ModelConfig):
 
     weights: str = Field(
         V1.spec,
-        description="the checkpoint: /path/to/watermark_model_v1.pt, a hub's org/name:file, a .safetensors file with "
+        description="the checkpoint, e.g. /path/to/watermark_model_v1.pt, a hub's org/name:file, a .safetensors file with "
         "the same names, or github:OWNER/REPOSITORY:FILE",
     )
 
 
 class Watermark(Annotator):
-    """One column, `probability`: 0 (clear) to 1."""
+    """`probability` of a watermark: 0 (clear) to 1. Pictures are squashed to 256x256, as published."""
 
     name = "watermark"
     Config = WatermarkConfig
     columns = pa.schema({"probability": pa.float32()})
     speed = SPEED
-    gpus = 0.25
+    gpus = SHARE
 
     @property
     def shorter_side(self) -> int:
@@ -63,21 +60,17 @@ class Watermark(Annotator):
         return [weights_of(self.config.weights, self.config.sha256, (V1,))]
 
     def setup(self) -> None:
-        path = Path(self.weights()[0].fetch())
+        path = folder(self.weights()[0])
         self._runtime = Runtime(self.config)
-        model = network()
-        try:
-            model.load_state_dict(read(path))
-        except RuntimeError as error:
-            raise X2IError(f"watermark: {path} is not the published checkpoint: {str(error)[:600]}") from None
-        self._model = self._runtime.place(model)
+        self._model = self._runtime.place(filled(network(), read(path), path, "watermark"))
 
     def __call__(self, batch: Sequence[Item]) -> pa.Table:
         import torch
 
         if not batch:
             return self.columns.empty_table()
-        x_NCHW = torch.from_numpy(np.stack([prepare(p) for p in pixels(batch)])).to(self._runtime.device)
+        inputs = [normalised(bilinear(p, SIDE, SIDE)) for p in pixels(batch)]
+        x_NCHW = torch.from_numpy(np.stack(inputs)).to(self._runtime.device)
         with self._runtime.running():
             logits_NK = self._model(x_NCHW)
         probability = torch.softmax(logits_NK.float(), dim=1)[:, 0]
@@ -95,16 +88,15 @@ def network() -> Any:
     return model
 
 
-def prepare(pixels: np.ndarray) -> np.ndarray:
-    """The published preparation: squashed to 256x256 by Pillow's bilinear filter, normalised as for ImageNet.
+def read(path: str | Path) -> dict[str, Any]:
+    """The checkpoint's state dict; of one that was saved with its optimiser's state, the weights.
 
-    Args:
-        pixels: uint8 [height, width, 3] RGB. Returns float32 [3, 256, 256].
+    PyTorch is let read no code; classes of LAION's `scalable_shampoo`, whose state some copies hold, become blanks.
+
+    Raises:
+        X2IError: it cannot be read so.
     """
-    from PIL import Image
-
-    small = np.asarray(Image.fromarray(pixels).resize((SIDE, SIDE), Image.Resampling.BILINEAR))
-    return np.ascontiguousarray(((small.astype(np.float32) / 255 - MEAN) / DEVIATION).transpose(2, 0, 1))
+    return checkpoint(path, "watermark", _without_optimiser)
 
 
 class _Blank:
@@ -114,31 +106,9 @@ class _Blank:
         pass
 
 
-def read(path: Path) -> dict[str, Any]:
-    """The checkpoint's state dict; of one that was saved with its optimiser's state, the weights.
-
-    PyTorch is let read no code; classes of LAION's `scalable_shampoo`, whose state some copies hold, become blanks.
-
-    Raises:
-        X2IError: it cannot be read so.
-    """
-    try:
-        loaded = _load(path)
-    except Exception as error:  # noqa: BLE001 - readers of files raise anything, OSError to UnpicklingError
-        raise X2IError(f"watermark: {path} cannot be read ({type(error).__name__}: {str(error)[:400]})") from None
-    for key in ("weights", "state_dict", "model"):
-        if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
-            loaded = loaded[key]
-    return {name.removeprefix("module."): value for name, value in loaded.items()}
-
-
-def _load(path: Path) -> Any:
+def _without_optimiser(path: Path) -> Any:
     import torch
 
-    if path.suffix == ".safetensors":
-        from safetensors.torch import load_file
-
-        return load_file(path)
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:

@@ -215,12 +215,18 @@ def _from_lake(
     lake: Lake, source: Source, unit: Unit, only: frozenset[int] | None, skip: Mapping[int, Problem]
 ) -> Iterator[_Work]:
     table = read_table(lake.file(Column("rows", source.fingerprint), unit.id))
-    for r in table.select(["row_id", "index", "location", "image_id", "text", "problem", "problem_detail"]).to_pylist():
+    for r in table.select(
+        ["row_id", "index", "location", "image_id", "text", "meta", "problem", "problem_detail"]
+    ).to_pylist():
         if only is None or r["index"] in only:
             said = Problem(r["problem"], r["problem_detail"]) if r["problem"] else None
             row = Row(r["index"], r["location"], None, r["text"], problem=said)
             yield _Work(
-                row, r["row_id"], r["image_id"], Item(r["image_id"] or "", r["text"]), said or skip.get(row.index)
+                row,
+                r["row_id"],
+                r["image_id"],
+                Item(r["image_id"] or "", r["text"], meta=r["meta"]),
+                said or skip.get(row.index),
             )
 
 
@@ -233,6 +239,7 @@ class _Preparer:
         self._source, self._skip, self._journal = source.name, skip, journal
         self._headers = [w for w in wants if w.annotator.needs != "row"]
         self._pixels = [w for w in wants if w.annotator.needs == "pixels"]
+        self._metas = any("rows.meta" in w.annotator.reads for w in wants)
 
     def __call__(self, row: Row) -> _Work:
         if self._journal:
@@ -242,7 +249,8 @@ class _Preparer:
             row.problem = Problem("missing_image", "the source gave no bytes")
         problem = row.problem or self._skip.get(row.index)
         text = clean(row.text) if row.text is not None else None
-        work = _Work(row, row_id(self._source, row.location), image_id, Item(image_id or "", text), problem)
+        item = Item(image_id or "", text, meta=_json(row.meta) if self._metas else "{}")
+        work = _Work(row, row_id(self._source, row.location), image_id, item, problem)
         if problem is None and row.data is not None and any(w.takes(row.index) for w in self._headers):
             work.unusable = self._open(work.item, row)
         return work
@@ -267,7 +275,7 @@ def _annotate(want: Want, chunk: list[_Work], known: Known, tally: Tally) -> pa.
     """One annotator's rows of a chunk: values where it could run, nulls and the reason where not."""
     annotator = want.annotator
     works = [w for w in chunk if want.takes(w.row.index)]
-    columns, upstream = known.columns(annotator, [w.id for w in works], [w.item.text for w in works])
+    columns, upstream = known.columns(annotator, [w.id for w in works], [w.item for w in works])
     problems = [w.problem or _unusable(annotator, w) or u for w, u in zip(works, upstream, strict=True)]
     able = [i for i, problem in enumerate(problems) if problem is None]
     called = call(annotator, [works[i].item for i in able], columns.take(pa.array(able, pa.int64())))

@@ -6,29 +6,26 @@ folder appears whole (`atomic`), and is never built again.
 
 from __future__ import annotations
 
-import hashlib
-import itertools
 import json
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from x2i.base.files import atomic
 from x2i.base.seeds import digest
-from x2i.corpus.manifest import SCHEMA
-from x2i.corpus.sample import Picture, Sample
+from x2i.corpus.manifest import SCHEMA, originals
+from x2i.corpus.sample import Sample
 from x2i.corpus.shard import ShardWriter, entry_size
-from x2i.pipelines.images import BadImage, Header, decode, encode, fit, read_header, resize
+from x2i.pipelines.engine.chosen import Heavy, Others, read_rows, selected_row
+from x2i.pipelines.images import BadImage
 from x2i.pipelines.recipe import Plan
-from x2i.pipelines.sources.base import Row, Source, Unit
-from x2i.pipelines.tasks.base import Selected, Skipped
+from x2i.pipelines.sources.base import Row, Unit
+from x2i.pipelines.tasks.base import Skipped
 
 PART, OUTCOME = "part.parquet", "outcome.json"
 
@@ -47,20 +44,21 @@ def assemble_group(plan: Plan, units: dict[str, Unit], rows: list[dict[str, Any]
     """Build the samples of these rows into `folder`: shards 00.tar, 01.tar …, their manifest, the outcome.
 
     Args:
-        units: by id, those that the rows come from.
+        units: by id, those that the rows come from, and the others in their groups.
         rows: of the selection, in order; rows of one unit are neighbours.
 
     Raises:
         OSError: the folder cannot be written.
+        X2IError: the lake lacks values that a task reads.
     """
-    sources = {s.name: s for s in plan.sources}
     outcome = Outcome()
+    heavy = Heavy(plan, units)
     with atomic(folder) as temporary:
         temporary.mkdir()
-        with tempfile.TemporaryFile(dir=temporary) as spool:
+        with tempfile.TemporaryFile(dir=temporary) as spool, Others(plan, units, heavy, rows, temporary) as others:
             spooled = []
-            for row, got in _read(rows, sources, units):
-                for sample in _samples(plan, row, got, outcome):
+            for row, got in read_rows(plan, units, rows):
+                for sample in _samples(plan, row, got, heavy, others, outcome):
                     spooled.append(_spool(sample, row, spool))
             # neighbours in the source are strangers in the shard: plain readers shuffle little
             spooled.sort(key=lambda s: digest("order/1", s.key))
@@ -71,19 +69,10 @@ def assemble_group(plan: Plan, units: dict[str, Unit], rows: list[dict[str, Any]
         (temporary / OUTCOME).write_text(text)
 
 
-def _read(
-    rows: list[dict[str, Any]], sources: dict[str, Source], units: dict[str, Unit]
-) -> Iterator[tuple[dict[str, Any], Row]]:
-    for unit, members in itertools.groupby(rows, key=lambda r: r["unit"]):
-        wanted = {r["index"]: r for r in members}
-        for got in sources[units[unit].source].read(units[unit], wanted.keys()):
-            yield wanted[got.index], got
-
-
-def _samples(plan: Plan, row: dict[str, Any], got: Row, outcome: Outcome) -> list[Sample]:
+def _samples(plan: Plan, row: dict[str, Any], got: Row, heavy: Heavy, others: Others, outcome: Outcome) -> list[Sample]:
     """The samples of one row; if there are none, the row has fallen, and the outcome says why."""
     try:
-        selected = _select(plan, row, got)
+        selected = selected_row(plan, row, got, heavy)
     except BadImage as bad:
         outcome.fallen.append({"row_id": row["row_id"], "reason": bad.reason, "detail": bad.detail})
         for task in plan.tasks:
@@ -91,6 +80,7 @@ def _samples(plan: Plan, row: dict[str, Any], got: Row, outcome: Outcome) -> lis
         return []
     samples = []
     for task in plan.tasks:
+        selected.groups = others.of(row, task.name)
         for made in task.build(selected):
             if isinstance(made, Skipped):
                 outcome.skipped[f"{made.task_type}/{made.reason}"] += 1
@@ -101,46 +91,6 @@ def _samples(plan: Plan, row: dict[str, Any], got: Row, outcome: Outcome) -> lis
         fallen = {"row_id": row["row_id"], "reason": "no_task", "detail": "no task could be made of the row"}
         outcome.fallen.append(fallen)
     return samples
-
-
-def _select(plan: Plan, row: dict[str, Any], got: Row) -> Selected:
-    if got.problem is not None or got.data is None:
-        reason, detail = (got.problem.reason, got.problem.detail) if got.problem else ("missing_image", "no bytes")
-        raise BadImage(reason, detail)
-    found = hashlib.sha256(got.data).hexdigest()
-    if found != row["image_id"]:
-        raise BadImage("source_changed", f"annotated as {row['image_id'][:16]}, now {found[:16]}: build again")
-    known = {f.name: row["image"][f.name] for f in fields(Header)}  # the same bytes have the same header
-    picture, pixels = _picture(plan, got.data, Header(**known))
-    selected = Selected(
-        row_id=row["row_id"],
-        image_id=row["image_id"],
-        source=row["source"],
-        location=row["location"],
-        text=row["text"],
-        meta=json.loads(row["meta"]),
-        values={a.name: row[a.name] for a in plan.annotators},
-        picture=picture,
-        inputs=tuple(
-            _picture(plan, data, read_header(data, plan.recipe.decode.max_pixels))[0] for _, data in got.inputs
-        ),
-        seed=plan.recipe.seed,
-        untouched=pixels is not None,
-    )
-    if pixels is not None:
-        selected.__dict__["pixels"] = pixels  # fills the cached property: no second decode
-    return selected
-
-
-def _picture(plan: Plan, data: bytes, header: Header) -> tuple[Picture, np.ndarray | None]:
-    """The picture as it is stored: the file's own bytes, and its pixels, if nothing has to change; else encoded anew."""
-    output = plan.recipe.output
-    width, height = fit(header.width, header.height, output.shorter_side, output.max_pixels)
-    pixels = decode(data, header)  # a file that is passed on must be whole, too
-    if header.plain and (width, height) == (header.width, header.height):
-        return Picture(data, header.extension, width, height), pixels
-    small = resize(pixels, width, height)
-    return Picture(encode(small, "jpg", output.jpeg_quality, output.jpeg_subsampling), "jpg", width, height), None
 
 
 @dataclass(frozen=True)
@@ -165,6 +115,7 @@ def _spool(sample: Sample, row: dict[str, Any], spool: IO[bytes]) -> _Spooled:
         "input_sizes": [{"width": p.width, "height": p.height} for p in sample.input_images],
         "output_size": {"width": out.width, "height": out.height} if out else None,
         "image_id": row["image_id"],
+        "images": originals(sample.provenance),
         "row_id": row["row_id"],
         "source": row["source"],
         "location": row["location"],

@@ -21,6 +21,7 @@ from x2i.base.sql import plainly
 from x2i.base.weights import missing
 from x2i.corpus.lake import Lake, mentioned
 from x2i.pipelines.engine import publish
+from x2i.pipelines.engine.groups import find_groups, has_groups
 from x2i.pipelines.engine.pool import Job
 from x2i.pipelines.engine.progress import Progress, Quiet
 from x2i.pipelines.engine.resources import ASSEMBLE, Engine
@@ -91,7 +92,8 @@ def build(
             progress.start("select", 1, "queries")
             staging = publish.Staging(out)
             select(plan, lake, by_source(plan, units), staging.verdicts)
-            groups = staging.group(plan)
+            found = find_groups(plan, lake, by_source(plan, units), staging.verdicts) if has_groups(plan) else None
+            groups = staging.group(plan, found)
             progress.advance()
         with _timed(seconds, "assemble"):
             built = _assemble(plan, units, staging, groups, engine, progress)

@@ -25,6 +25,7 @@ from x2i.corpus.lake import Column, Lake, count_rows, mentioned, read_table
 from x2i.pipelines.annotators.base import Annotator
 from x2i.pipelines.engine import publish
 from x2i.pipelines.engine.assemble import PART, assemble_group
+from x2i.pipelines.engine.groups import find_groups, has_groups
 from x2i.pipelines.engine.inline import Inline
 from x2i.pipelines.engine.intervals import Interval, mean_of, share_of
 from x2i.pipelines.engine.progress import Quiet
@@ -297,7 +298,7 @@ def _judge(out: Estimate, plan: Plan, lake: Lake, units: Sequence[Unit], folder:
 def _assembly(out: Estimate, plan: Plan, units: Sequence[Unit], lake: Lake, folder: Path) -> None:
     """Build the samples of the sample's kept rows: how many, how large, how long."""
     lost = {s.name for s in out.steps if s.unavailable}
-    tasks = [t for t in plan.tasks if not lost & set(t.needs)]
+    tasks = [t for t in plan.tasks if not lost & {r.partition(".")[0] for r in t.reads}]
     if not tasks or out.kept is None or not out.kept.value:
         return
     scores = [s for s in plan.recipe.output.scores or [] if s.partition(".")[0] not in lost]
@@ -305,7 +306,8 @@ def _assembly(out: Estimate, plan: Plan, units: Sequence[Unit], lake: Lake, fold
     plan = replace(plan, tasks=tasks, recipe=plan.recipe.model_copy(update={"output": output}))
     staging = publish.Staging(Path(plan.recipe.out))
     (folder / "verdicts.parquet").rename(staging.verdicts)
-    groups = staging.group(plan)
+    found = find_groups(plan, lake, by_source(plan, units), staging.verdicts) if has_groups(plan) else None
+    groups = staging.group(plan, found)
     per_row: list[int] = []
     count = 0
     began = time.perf_counter()

@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from x2i.base.errors import X2IError
 from x2i.corpus.lake import Column, Lake, read_table
-from x2i.pipelines.annotators.base import Annotator
+from x2i.pipelines.annotators.base import Annotator, Item
 from x2i.pipelines.sources.base import Problem
 
 
@@ -42,7 +42,7 @@ class Known:
             self._at[name] |= {row_id: (number, i) for i, row_id in enumerate(table["row_id"].to_pylist())}
 
     def columns(
-        self, annotator: Annotator, row_ids: Sequence[str], texts: Sequence[str | None]
+        self, annotator: Annotator, row_ids: Sequence[str], items: Sequence[Item]
     ) -> tuple[pa.Table, list[Problem | None]]:
         """What an annotator reads of these rows, and for each row the problem that kept an annotator before it."""
         out: dict[str, pa.Array | pa.ChunkedArray] = {}
@@ -50,7 +50,7 @@ class Known:
         for read in annotator.reads:
             name, _, column = read.partition(".")
             if name == "rows":
-                out[read] = pa.array(texts, pa.string())
+                out[read] = pa.array([getattr(item, column) for item in items], pa.string())
                 continue
             table = self._take(annotator, name, row_ids)
             out[read] = table[column]

@@ -12,13 +12,13 @@ import hashlib
 import importlib.metadata
 import json
 import os
-import shutil
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from x2i.base.errors import RecipeError, X2IError
@@ -26,12 +26,15 @@ from x2i.base.files import remove, write_text, writing
 from x2i.base.seeds import canonical_json, digest
 from x2i.base.sql import connect, identifier, literal
 from x2i.base.weights import digest_of
+from x2i.corpus import place, tombstones
 from x2i.corpus.card import card
 from x2i.corpus.corpus import CARD, FORMAT, INFO, MANIFEST, RECIPE, SELECTION
 from x2i.corpus.lake import Column, Lake, count_rows
 from x2i.corpus.manifest import SCHEMA, corpus_digest
+from x2i.corpus.takeout import link, take_out
 from x2i.pipelines.annotators.base import Annotator
 from x2i.pipelines.engine.assemble import OUTCOME, PART
+from x2i.pipelines.engine.groups import GROUPED, PLACE, join_groups
 from x2i.pipelines.recipe import Plan
 from x2i.pipelines.select.query import STAGES
 
@@ -47,25 +50,23 @@ def refuse_strangers(out: Path, where: str) -> None:
 
 def recover(out: Path) -> None:
     """Put back the old corpus if a run was killed between moving it away and moving the new one in."""
-    old = _old(out)
-    if old.exists() and not out.exists():
-        os.replace(old, out)
-    remove(old)
-
-
-def _old(out: Path) -> Path:
-    return out.with_name(f".{out.name}.old")
+    place.recover(out)
 
 
 @dataclass
 class Groups:
-    """The rows that stay, cut into groups. `reused`: the published corpus has these very samples already."""
+    """The rows that stay, cut into groups. `reused`: the published corpus has these very samples already.
+
+    `assembly` names what would be built if nothing had been forgotten; `tombstones` say why each image was.
+    """
 
     rows: Path
     assembly: str
     units: list[list[str]]  # of each group
     selected: int
     reused: bool
+    tombstones: dict[str, str] = field(default_factory=dict)
+    bereaved: frozenset[str] = frozenset()  # rows that lost a group, because another row in it was forgotten
 
     def folder(self, number: int) -> Path:
         """Where a group is built."""
@@ -81,8 +82,12 @@ class Staging:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.verdicts = self.folder / "verdicts.parquet"
 
-    def group(self, plan: Plan) -> Groups:
-        """Cut the rows that stay into groups, one per about `shard_samples` samples, and name the assembly."""
+    def group(self, plan: Plan, found: pa.Table | None = None) -> Groups:
+        """Cut the rows that stay into groups to build, one per about `shard_samples` samples, and name the assembly.
+
+        Args:
+            found: rows that make samples together (`x2i.pipelines.engine.groups`).
+        """
         per_group = max(1, plan.recipe.output.shard_samples // max(1, sum(len(t.task_types()) for t in plan.tasks)))
         scores = _scores(plan)
         quoted = [f"{identifier(*s.split('.', 1))}::double" for s in scores]
@@ -90,25 +95,33 @@ class Staging:
         names = ", ".join(literal(s) for s in scores)
         query = f"""select * exclude (kept, stage, reason, detail, survivor, distance),
                     map([{names}]::varchar[], [{values}]::double[]) as scores
-                    from read_parquet({literal(self.verdicts)}) where kept"""
+                    from {{table}} where kept"""
+        verdicts = f"read_parquet({literal(self.verdicts)})"
         rows = self.folder / "rows.parquet"
         units: list[list[str]] = []
         with connect() as connection:
+            query = query.format(table=verdicts)
+            if found is not None and found.num_rows:
+                placed = f'(select *, row_number() over () as "{PLACE}" from {verdicts})'
+                query = join_groups(connection, plan, found, query.replace(verdicts, placed))
             reader = connection.sql(query).to_arrow_reader(per_group)
             with writing(rows), pq.ParquetWriter(rows, reader.schema, compression="zstd") as writer:
-                for table in _regroup(reader, per_group):
-                    units.append(list(dict.fromkeys(table["unit"].to_pylist())))
+                for table in tombstones.regroup(reader, per_group):
+                    units.append(_units(table))
                     writer.write_table(table, row_group_size=per_group)
         selected = pq.read_metadata(rows).num_rows
         assembly = digest(
             "assembly/1",
             digest_of(rows),
             [t.fingerprint for t in plan.tasks],
+            {n: [a.fingerprint, columns] for n, (a, columns) in plan.heavy_reads().items()},
             plan.recipe.output.model_dump(mode="json"),
             plan.recipe.decode.model_dump(mode="json"),
             plan.recipe.seed,
         )
-        folder = self.folder / assembly[:16]
+        buried, hits = self._forgotten(plan.recipe.lake)
+        # groups that a killed run left are of use only to one that is to forget the same images
+        folder = self.folder / (digest("staging/1", assembly, sorted(buried)) if len(hits) else assembly)[:16]
         for other in self.folder.iterdir():  # what an earlier recipe left unfinished
             if other not in (folder, rows, self.verdicts):
                 remove(other)
@@ -116,23 +129,71 @@ class Staging:
         os.replace(rows, folder / "rows.parquet")
         old = _read_info(self.out)
         reused = old is not None and old.get("assembly") == assembly and _whole(self.out, old)
-        return Groups(folder / "rows.parquet", assembly, units, selected, reused)
+        if old and reused and not buried.keys() <= tombstones.of_corpus(old).keys():
+            reused = "images" in pq.read_schema(self.out / MANIFEST).names  # else it cannot be told what must go
+        groups = Groups(folder / "rows.parquet", assembly, units, selected, reused, buried)
+        if len(hits):
+            groups.units, groups.selected, groups.bereaved = _leave_out(groups.rows, hits, per_group)
+        return groups
+
+    def _forgotten(self, lake: str) -> tuple[dict[str, str], pa.Array]:
+        """The tombstones that concern this corpus (its own, and of the lake's those that hit a row), and the rows hit."""
+        own = tombstones.of_corpus(_read_info(self.out) or {})
+        known = tombstones.bury(Path(lake), own)
+        with connect() as connection:
+            verdicts = f"read_parquet({literal(self.verdicts)})"
+            tombstones.find_hits(connection, verdicts, known)
+            held = connection.sql(
+                f"""select image_id from tombs where image_id in (select image_id from {verdicts})
+                or image_id in (select unnest(inputs) from {verdicts})"""
+            ).fetchall()
+            hits = connection.sql("select row_id from hits").to_arrow_table()["row_id"].combine_chunks()
+        return {i: known[i] for i in sorted({*own, *(i for (i,) in held)})}, hits
 
 
-def _regroup(reader: pa.RecordBatchReader, size: int) -> Any:
-    """Tables of exactly `size` rows (the last may be shorter), however the reader cuts its batches."""
-    held: list[pa.RecordBatch] = []
-    count = 0
-    for batch in reader:
-        held.append(batch)
-        count += batch.num_rows
-        while count >= size:
-            table = pa.Table.from_batches(held, reader.schema)
-            yield table.slice(0, size)
-            held = table.slice(size).to_batches()
-            count -= size
-    if count:
-        yield pa.Table.from_batches(held, reader.schema)
+def _leave_out(rows: Path, hits: pa.Array, per_group: int) -> tuple[list[list[str]], int, frozenset[str]]:
+    """Write the rows again without those hit and without groups that need one; the others stay in the groups they were in.
+
+    Returns:
+        the units of each group, the number of rows, and the rows that lost a group.
+    """
+    units, bereaved = [], set[str]()
+    temporary = rows.with_name(f".{rows.name}.tmp")
+    with pq.ParquetFile(rows) as file, pq.ParquetWriter(temporary, file.schema_arrow, compression="zstd") as writer:
+        for number in range(file.num_row_groups):
+            table = file.read_row_group(number)
+            table = table.filter(pc.invert(pc.is_in(table["row_id"], value_set=hits)))
+            if GROUPED in table.column_names:
+                table = _without_groups(table, hits, bereaved)
+            if table.num_rows:
+                units.append(_units(table))
+                writer.write_table(table, row_group_size=per_group)
+    os.replace(temporary, rows)
+    return units, pq.read_metadata(rows).num_rows, frozenset(bereaved)
+
+
+def _without_groups(table: pa.Table, hits: pa.Array, bereaved: set[str]) -> pa.Table:
+    """The rows without the groups that hold one of `hits`."""
+    others = pc.list_flatten(pc.struct_field(pc.list_flatten(table[GROUPED]), "others"))
+    if not pc.any(pc.is_in(pc.struct_field(others, "row_id"), value_set=hits)).as_py():
+        return table
+    gone = set(hits.to_pylist())
+    column = table[GROUPED].to_pylist()
+    for at, groups in enumerate(column):
+        left = [g for g in groups or () if not gone & {o["row_id"] for o in g["others"]}]
+        if len(left) < len(groups or ()):
+            column[at] = left
+            bereaved.add(table["row_id"][at].as_py())
+    where = table.schema.get_field_index(GROUPED)
+    return table.set_column(where, table.schema.field(where), pa.array(column, table.schema.field(where).type))
+
+
+def _units(table: pa.Table) -> list[str]:
+    """The units that the rows of a group come from, and those of the other rows that they need."""
+    found = dict.fromkeys(table["unit"].to_pylist())
+    for groups in table[GROUPED].to_pylist() if GROUPED in table.column_names else []:
+        found |= dict.fromkeys(other["unit"] for group in groups or () for other in group["others"])
+    return list(found)
 
 
 def _scores(plan: Plan) -> list[str]:
@@ -154,8 +215,8 @@ def publish(plan: Plan, lake: Lake, staging: Staging, groups: Groups, units: dic
     new = staging.folder / "corpus"
     remove(new)
     (new / "shards").mkdir(parents=True)
-    outcome = _link_published(staging.out, old, new) if old and groups.reused else _link_groups(groups, new)
-    _write_selection(staging.verdicts, outcome["fallen"], new / SELECTION)
+    outcome = _link_published(staging.out, old, groups, new) if old and groups.reused else _link_groups(groups, new)
+    tombstones.write_selection(staging.verdicts, new / SELECTION, groups.tombstones, outcome["fallen"], outcome["lost"])
     info = _info(plan, lake, groups, outcome, units, new)
     _check_equation(info)
     if old == info and _whole(staging.out, info):
@@ -164,10 +225,7 @@ def publish(plan: Plan, lake: Lake, staging: Staging, groups: Groups, units: dic
     write_text(new / INFO, json.dumps(info, indent=1, ensure_ascii=False) + "\n")
     write_text(new / CARD, card(info))
     write_text(new / RECIPE, plan.text or json.dumps(plan.recipe.model_dump(mode="json"), indent=1))
-    if staging.out.exists():
-        os.replace(staging.out, _old(staging.out))
-    os.replace(new, staging.out)
-    remove(_old(staging.out))
+    place.put(new, staging.out)
     remove(staging.folder)
     return info
 
@@ -185,7 +243,7 @@ def _link_groups(groups: Groups, new: Path) -> dict[str, Any]:
             names = {}
             for shard in outcome["shards"]:
                 names[shard["name"]] = f"shards/{len(shards):0{width}d}.tar"
-                _link(groups.folder(number) / shard["name"], new / names[shard["name"]])
+                link(groups.folder(number) / shard["name"], new / names[shard["name"]])
                 shards.append({**shard, "name": names[shard["name"]]})
             part = pq.read_table(groups.folder(number) / PART, schema=SCHEMA)
             column = pa.array([names[n] for n in part["shard"].to_pylist()], pa.string())
@@ -198,45 +256,25 @@ def _link_groups(groups: Groups, new: Path) -> dict[str, Any]:
     for name, count in sorted(skipped.items()):
         task, _, reason = name.rpartition("/")
         tasks.setdefault(task, {"made": 0, "skipped": {}})["skipped"][reason] = count
-    return {"shards": shards, "tasks": dict(sorted(tasks.items())), "fallen": fallen}
+    lost = {f["row_id"] for f in fallen if f["reason"] == "no_task"} & groups.bereaved
+    fallen = [f for f in fallen if f["row_id"] not in lost]
+    return {"shards": shards, "tasks": dict(sorted(tasks.items())), "fallen": fallen, "lost": lost}
 
 
-def _link_published(out: Path, old: dict[str, Any], new: Path) -> dict[str, Any]:
-    """The published corpus holds these samples already: take its shards and its manifest over."""
-    for name in [s["name"] for s in old["shards"]] + [MANIFEST]:
-        _link(out / name, new / name)
-    verdicts = pq.read_table(out / SELECTION, columns=["row_id", "stage", "reason", "detail"]).to_pylist()
+def _link_published(out: Path, old: dict[str, Any], groups: Groups, new: Path) -> dict[str, Any]:
+    """The published corpus holds these samples: take its shards and its manifest over, less what is to be forgotten."""
+    shards, tasks = old["shards"], old["tasks"]
+    verdicts = pq.read_table(out / SELECTION, columns=["row_id", "stage", "reason", "detail"])
+    verdicts = verdicts.filter(pc.field("stage").isin(["assembly", tombstones.FORGOTTEN])).to_pylist()
     fallen = [{k: v[k] for k in ("row_id", "reason", "detail")} for v in verdicts if v["stage"] == "assembly"]
-    return {"shards": old["shards"], "tasks": old["tasks"], "fallen": fallen}
-
-
-def _link(source: Path, target: Path) -> None:
-    try:
-        os.link(source, target)
-    except OSError:  # a file system without hard links
-        shutil.copyfile(source, target)
-
-
-def _write_selection(verdicts: Path, fallen: list[dict[str, str]], out: Path) -> None:
-    """The verdicts, with those of the assembly: rows that were selected, but of which nothing could be made."""
-    schema = pa.schema([("row_id", pa.string()), ("reason", pa.string()), ("detail", pa.string())])
-    with connect() as connection:
-        connection.register("fallen", pa.Table.from_pylist(fallen, schema=schema))
-        reader = (
-            connection.sql(
-                f"""select v.* replace (
-                    v.kept and f.row_id is null as kept,
-                    case when f.row_id is null then v.stage else 'assembly' end as stage,
-                    coalesce(f.reason, v.reason) as reason, coalesce(f.detail, v.detail) as detail)
-                from (select *, row_number() over () as "x2i place" from read_parquet({literal(verdicts)})) v
-                left join fallen f using (row_id) order by "x2i place\""""
-            )
-            .project('* exclude ("x2i place")')
-            .to_arrow_reader(10_000)
-        )
-        with writing(out), pq.ParquetWriter(out, reader.schema, compression="zstd") as writer:
-            for table in _regroup(reader, 10_000):
-                writer.write_table(table)
+    lost = {v["row_id"] for v in verdicts if v["reason"] == tombstones.LOST}
+    if further := groups.tombstones.keys() - tombstones.of_corpus(old).keys():
+        taken = take_out(out, old, further, new)
+        shards, tasks, lost = taken.shards, taken.tasks, lost | taken.effect.lost
+    else:
+        for name in [s["name"] for s in old["shards"]] + [MANIFEST]:
+            link(out / name, new / name)
+    return {"shards": shards, "tasks": tasks, "fallen": fallen, "lost": lost}
 
 
 def _info(
@@ -279,6 +317,7 @@ def _info(
         "lake": plan.recipe.lake,
         "recipe": plan.recipe.model_dump(mode="json"),
         "software": {name: _version(name) for name in SOFTWARE},
+        "forgotten": tombstones.listed(groups.tombstones),
         "files": {name: digest_of(new / name) for name in (MANIFEST, SELECTION)},
         "shards": outcome["shards"],
     }

@@ -170,5 +170,5 @@ def converted_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Published weights as `PiDiNet(converted=True)` takes them. A leading `module.` goes."""
     names = ["init_block"] + [f"block{s}_{i}.conv1" for s in range(1, 5) for i in range(1, 4 if s == 1 else 5)]
     kinds = {f"{name}.weight": kind for name, kind in zip(names, CARV4, strict=True)}
-    state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
+    state = {name.removeprefix("module."): tensor.float() for name, tensor in state.items()}
     return {name: plain(kinds[name], tensor) if name in kinds else tensor for name, tensor in state.items()}

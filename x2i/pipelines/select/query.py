@@ -19,6 +19,7 @@ import pyarrow as pa
 from x2i.base.errors import RecipeError
 from x2i.base.sql import brief, connect, identifier, literal, stumbles
 from x2i.corpus.lake import ERRORS, KEYS, ROWS, Lake, create_views, mentioned
+from x2i.corpus.rules import said
 from x2i.pipelines import annotators as annotator_files
 from x2i.pipelines import registry
 from x2i.pipelines.select.dedup import NearDuplicates, near_duplicates
@@ -37,7 +38,7 @@ TIES = "rows.image_id, rows.source, rows.location"
 VERDICTS, ORDER, NEAR = "x2i verdicts", "x2i order", "x2i near"
 
 #: The stages of the funnel, in the order in which rows meet them.
-STAGES = ("source", "decode", "text", "where", "duplicate", "assembly")
+STAGES = ("source", "decode", "text", "where", "duplicate", "assembly", "forgotten")
 
 
 def select(plan: Plan, lake: Lake, units: dict[str, list[str]], out: Path) -> None:
@@ -230,14 +231,14 @@ def _judge(plan: Plan) -> str:
     return f"""
         create temp table "{VERDICTS}" as
         with judged as (
-            select rows.row_id, rows.image_id, case {" ".join(rules)} end as verdict,
+            select rows.row_id, rows.image_id, {said("rows")} as said, case {" ".join(rules)} end as verdict,
                    row_number() over (order by {best}{TIES}) as rank
             from {_joined(plan.annotators)}
         ), firsts as (
             select *, first(row_id) over same as first_id, row_number() over same as nth
-            from judged window same as (partition by image_id, verdict is null order by rank)
+            from judged window same as (partition by image_id, said, verdict is null order by rank)
         )
-        select row_id, rank,
+        select row_id, rank, said is not null as ready,
                case when verdict is not null then verdict[1] when {exact} and nth > 1 then 'duplicate' end as stage,
                case when verdict is not null then verdict[2] when {exact} and nth > 1 then 'duplicate_exact' end as reason,
                case when verdict is not null then verdict[3] when {exact} and nth > 1 then 'the same bytes' end as detail,
@@ -260,10 +261,10 @@ def _near(plan: Plan, connection: duckdb.DuckDBPyConnection) -> None:
 
 
 def _standing(connection: duckdb.DuckDBPyConnection, annotator: str, column: str) -> pa.Table:
-    """The rows that stand so far, best first, with a column of theirs."""
+    """The rows that stand so far, best first, with a column of theirs. Rows that are samples already are left alone."""
     return connection.sql(
         f"""select row_id, {column} from "{VERDICTS}" join {identifier(annotator)} using (row_id)
-        where reason is null order by rank"""
+        where reason is null and not ready and {column} is not null order by rank"""
     ).to_arrow_table()
 
 

@@ -1,4 +1,4 @@
-"""Metadata files beside images, in the form of Hugging Face's imagefolder: `metadata.{jsonl,csv,parquet}`."""
+"""Tables beside images, in the form of Hugging Face's imagefolder (`metadata.{jsonl,csv,parquet}`) or of one's own."""
 
 from __future__ import annotations
 
@@ -15,17 +15,27 @@ NAMES = frozenset(["metadata.jsonl", "metadata.csv", "metadata.parquet"])
 FILE_NAME = "file_name"
 
 
-def records(name: str, data: bytes) -> Iterator[tuple[int, dict[str, Any] | str]]:
+#: Endings of files that can be read as a table.
+ENDINGS = ("jsonl", "csv", "tsv", "txt", "parquet")
+
+
+def records(name: str, data: bytes, key: str = FILE_NAME) -> Iterator[tuple[int, dict[str, Any] | str]]:
     """Yield (line or row number from 1, record), or in the record's place the reason why it has none.
 
-    Number 0 stands for the file as a whole. A record's values are JSON types; it has a `file_name`.
+    Number 0 stands for the file as a whole. A record's values are JSON types; it has the column `key`, the image's name.
     """
-    read = {"jsonl": _jsonl, "csv": _csv, "parquet": _parquet}[name.rpartition(".")[2].lower()]
-    for number, record in read(data):
+    ending = name.rpartition(".")[2].lower()
+    if ending == "jsonl":
+        found = _jsonl(data)
+    elif ending == "parquet":
+        found = _parquet(data, key)
+    else:
+        found = _csv(data, key, "\t" if ending == "tsv" else ",")
+    for number, record in found:
         if not isinstance(record, dict):
             yield number, record
-        elif not isinstance(record.get(FILE_NAME), str) or not record[FILE_NAME].strip():
-            yield number, f"no '{FILE_NAME}'"
+        elif not isinstance(record.get(key), str) or not record[key].strip():
+            yield number, f"no '{key}'"
         else:
             yield number, record
 
@@ -40,15 +50,15 @@ def _jsonl(data: bytes) -> Iterator[tuple[int, dict[str, Any] | str]]:
             yield number, str(error)
 
 
-def _csv(data: bytes) -> Iterator[tuple[int, dict[str, Any] | str]]:
+def _csv(data: bytes, key: str, delimiter: str) -> Iterator[tuple[int, dict[str, Any] | str]]:
     try:
-        reader = csv.DictReader(io.StringIO(data.decode("utf-8-sig"), newline=""))
+        reader = csv.DictReader(io.StringIO(data.decode("utf-8-sig"), newline=""), delimiter=delimiter)
         header = reader.fieldnames or []
     except (UnicodeDecodeError, csv.Error) as error:
         yield 0, f"not CSV in UTF-8: {error}"
         return
-    if FILE_NAME not in header:
-        yield 0, f"no column '{FILE_NAME}' in the header"
+    if key not in header:
+        yield 0, f"no column '{key}' in the header, which has {', '.join(header) or 'none'}"
         return
     while True:
         try:
@@ -62,7 +72,7 @@ def _csv(data: bytes) -> Iterator[tuple[int, dict[str, Any] | str]]:
         yield reader.line_num, jsonable(row) if extra is None else f"{len(extra)} fields more than the header has"
 
 
-def _parquet(data: bytes) -> Iterator[tuple[int, dict[str, Any] | str]]:
+def _parquet(data: bytes, key: str) -> Iterator[tuple[int, dict[str, Any] | str]]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -71,8 +81,8 @@ def _parquet(data: bytes) -> Iterator[tuple[int, dict[str, Any] | str]]:
     except (pa.ArrowException, OSError) as error:
         yield 0, f"not Parquet: {error}"
         return
-    if FILE_NAME not in table.column_names:
-        yield 0, f"no column '{FILE_NAME}'"
+    if key not in table.column_names:
+        yield 0, f"no column '{key}'; there are {', '.join(table.column_names)}"
         return
     number = 0
     for batch in table.to_batches(max_chunksize=4096):

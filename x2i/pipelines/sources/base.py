@@ -77,7 +77,8 @@ class Row:
     `location` names the row within its source for a person and for ever: a path relative to the source's
     root, `shard.tar#member`, `part.parquet#12`; it is unique in the source and free of absolute paths.
     `meta` is everything else that the source says (JSON types). `inputs` are further images of a row
-    that is already an X2I sample: (location, bytes) in the order of the placeholders.
+    that is already an X2I sample: (location, bytes) in the order of the placeholders. `mask` is the file of a picture
+    that is white where an edit changed something, where the source has one.
     """
 
     index: int
@@ -86,6 +87,7 @@ class Row:
     text: str | None = None
     meta: dict[str, Any] = field(default_factory=dict)
     inputs: list[tuple[str, bytes]] = field(default_factory=list)
+    mask: bytes | None = None
     problem: Problem | None = None
 
 

@@ -4,7 +4,8 @@ Where a row's text comes from, the first that has one:
 1. `cat.jpg.txt` or `cat.txt` beside `cat.jpg`, as a whole;
 2. `cat.jpg.json` or `cat.json`, under `text_key`; the whole object goes to `meta`;
 3. the image's row in a `metadata.jsonl`, `.csv` or `.parquet` (Hugging Face's imagefolder: a column
-   `file_name`, relative to the metadata file's folder), under `text_key`; its columns go to `meta`.
+   `file_name`, relative to the metadata file's folder), under `text_key`; its columns go to `meta`. Another table is
+   named by `metadata`, its column by `file_key`: Flickr8k's is {metadata: captions.csv, file_key: image, file_root: images}.
 
 A text file without an image is a row with the problem `missing_image` where it clearly belongs to a
 lost image: an image of the same folder has such a file, and its name is not that of a document
@@ -13,6 +14,7 @@ lost image: an image of the same folder has such a file, and its name is not tha
 
 from __future__ import annotations
 
+import difflib
 import posixpath
 import re
 from collections import Counter
@@ -50,6 +52,20 @@ class FolderConfig(SourceConfig):
         description="key of .json sidecars, or column of the metadata file, that holds the text, e.g. title; "
         "default: the first of caption, text, prompt that has one",
     )
+    metadata: str | None = Field(
+        None,
+        description="the table of texts, below `path`, e.g. captions.csv (csv, tsv, txt with commas, jsonl or parquet); "
+        "default: every metadata.jsonl, .csv and .parquet",
+    )
+    file_key: str = Field("file_name", description="column of that table that names the image, e.g. image")
+    file_root: str | None = Field(
+        None, description="folder below `path` where those names start, e.g. images; default: the table's own"
+    )
+    several: Literal["rows", "merge"] = Field(
+        "rows",
+        description="what an image becomes that several records of a table name: a row each, or (merge) one row, in "
+        "whose `meta` values that differ are lists, and whose text is the first",
+    )
     unit_files: int = Field(256, ge=2, le=100_000, description="files in a unit of work, on average")
 
 
@@ -78,7 +94,7 @@ class Folder(Source):
             raise RecipeError(f"{self.config.path}: a file; `path` names the folder that holds the images") from None
         except OSError as error:
             raise RecipeError(f"{self.config.path}: cannot be listed: {why(error)}") from None
-        catalogue = _Catalogue(root, files, self.config.text_key)
+        catalogue = _Catalogue(root, files, self.config)
         entries = catalogue.entries()
         entries += [_fault(path, "unreadable", f"folder cannot be listed: {text}") for path, text in faults.items()]
         self._ignored = catalogue.ignored
@@ -137,10 +153,13 @@ def _fault(location: str, reason: str, detail: str) -> dict[str, Any]:
 class _Catalogue:
     """Which files of a listing are images, which are texts, and what belongs to what."""
 
-    def __init__(self, root: Root, files: list[File], text_key: str | None) -> None:
-        self.root = root
-        self.text_key = text_key
+    def __init__(self, root: Root, files: list[File], config: FolderConfig) -> None:
+        self.root, self.config = root, config
         self.files = {f.path: f for f in files if _sound(f.path)}
+        self.tables = sorted(p for p in self.files if posixpath.basename(p).lower() in _metadata.NAMES)
+        if config.metadata is not None:
+            self.tables = [posixpath.normpath(config.metadata)]
+            self._check_table(self.tables[0])
         self.misnamed = [f.path for f in files if not _sound(f.path)]
         self.images = {path for path in self.files if extension(path) in IMAGE_EXTENSIONS}
         self.ignored: Counter[str] = Counter()
@@ -148,7 +167,7 @@ class _Catalogue:
     def entries(self) -> list[dict[str, Any]]:
         """One entry per row: `location`; `file`, `txt` and `json` as [path, size, version]; `record`; `problem`."""
         described, faults = self._metadata()
-        used: set[str] = {p for p in self.files if posixpath.basename(p).lower() in _metadata.NAMES}
+        used: set[str] = {*self.tables}
         entries = faults + [
             _fault(_escaped(p), "bad_name", "the file's name is not UTF-8; rename it") for p in self.misnamed
         ]
@@ -169,6 +188,8 @@ class _Catalogue:
         """The entry once for each metadata row that names it; the second and later ones say which row it is."""
         if not rows:
             return [entry]
+        if self.config.several == "merge":
+            rows = [(rows[0][0], _merged([record for _, record in rows]))]
         return [
             entry | {"record": record} | ({"location": f"{entry['location']}@{place}"} if i else {})
             for i, (place, record) in enumerate(rows)
@@ -190,34 +211,54 @@ class _Catalogue:
                 fault = _fault(path, "missing_image", "a text with no image of that name")
                 yield fault | {kind: list(self.files[path])}
 
+    def _check_table(self, table: str) -> None:
+        if table not in self.files:
+            near = difflib.get_close_matches(table, self.files, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise RecipeError(f"metadata: {self.root.url} has no file {table}{hint}")
+        if table.rpartition(".")[2].lower() not in _metadata.ENDINGS:
+            raise RecipeError(f"metadata: {table}: not one of {', '.join('.' + e for e in _metadata.ENDINGS)}")
+
     def _metadata(self) -> tuple[dict[str, list[tuple[str, dict[str, Any]]]], list[dict[str, Any]]]:
         """Rows of all metadata files by the path that they name, each with its place; and the faulty ones."""
         described: dict[str, list[tuple[str, dict[str, Any]]]] = {}
         faults: list[dict[str, Any]] = []
         columns: set[str] = set()
-        for path in sorted(p for p in self.files if posixpath.basename(p).lower() in _metadata.NAMES):
+        key = self.config.file_key
+        for path in self.tables:
             try:
                 data = self.root.read(path)
             except OSError as error:
                 faults.append(_fault(path, "unreadable", why(error)))
                 continue
-            for number, record in _metadata.records(path, data):
+            folder = posixpath.dirname(path) if self.config.file_root is None else self.config.file_root
+            for number, record in _metadata.records(path, data, key):
                 place = f"{path}#{number}" if number else path
                 if not isinstance(record, dict):
                     faults.append(_fault(place, "bad_metadata", record))
                     continue
                 columns |= record.keys()
-                named = posixpath.normpath(posixpath.join(posixpath.dirname(path), record.pop(_metadata.FILE_NAME)))
+                named = posixpath.normpath(posixpath.join(folder, record.pop(key)))
                 if named.startswith(("../", "/")):
                     faults.append(_fault(place, "bad_metadata", f"'{named}' lies outside of the folder"))
                 else:
                     described.setdefault(named, []).append((place, record))
-        if self.text_key and described and self.text_key not in columns:
+        if self.config.metadata is not None and faults and not described:
+            raise RecipeError(f"metadata: {faults[0]['location']}: {faults[0]['problem'][1]}; `file_key` is {key!r}")
+        text_key = self.config.text_key
+        if text_key and described and text_key not in columns:
             raise RecipeError(
-                f"text_key: no metadata file of {self.root.url} has a column '{self.text_key}'; "
-                f"there are: {', '.join(sorted(columns - {_metadata.FILE_NAME}))}"
+                f"text_key: no metadata file of {self.root.url} has a column '{text_key}'; "
+                f"there are: {', '.join(sorted(columns - {key}))}"
             )
         return described, faults
+
+
+def _merged(records: list[dict[str, Any]]) -> dict[str, Any]:
+    """One record of several: what they all say once, else a list in their order."""
+    keys = dict.fromkeys(k for record in records for k in record)
+    values = {k: [record.get(k) for record in records] for k in keys}
+    return {k: v[0] if all(x == v[0] for x in v) else v for k, v in values.items()}
 
 
 def _escaped(path: str) -> str:

@@ -1,0 +1,75 @@
+"""Files of instructions: what they must hold, and that a file of one's own takes the place of x2i's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.pipelines.tasks.rows import row
+from x2i.base.errors import RecipeError
+from x2i.corpus.sample import Sample
+from x2i.pipelines import registry
+from x2i.pipelines import tasks as task_files
+from x2i.pipelines.tasks._instructions import Instructions
+from x2i.pipelines.tasks.base import Task
+from x2i.pipelines.tasks.few_shot import FewShot
+from x2i.pipelines.tasks.understanding import Understanding
+
+WORDS = {"edit": ("image_1", "image_2", "text")}
+
+
+def file(folder: Path, text: str) -> str:
+    path = folder / "words.yaml"
+    path.write_text(text)
+    return str(path)
+
+
+@pytest.mark.parametrize("family", registry.names(task_files))
+def test_every_family_brings_its_wordings(family: str) -> None:
+    kind: type[Task] = registry.find(task_files, family, Task, "tasks")
+    texts = Instructions(kind.words, None, family).texts
+    assert set(texts) == set(kind.words)
+    assert all(len(set(t)) == len(t) for t in texts.values()), "a wording is there twice"
+
+
+def test_images_are_numbered_and_words_filled_in(tmp_path: Path) -> None:
+    words = Instructions(WORDS, file(tmp_path, 'edit: "{image_2} after {image_1}: {text} {{so}}"'), "x")
+    said = words.draw("edit", np.random.default_rng(0), text="{image_1} {odd}")
+    assert said == "<img><|image_2|></img> after <img><|image_1|></img>: {image_1} {odd} {so}"
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("edit: ['{image_1} {text}']", "lacks {image_2}"),
+        ("edit: ['{image_1} {image_2} {colour}']", "has {colour}; there are image_1, image_2, text"),
+        ("edit: ['{image_1} {image_2']", "expected '}'"),
+        ("edit: []", "at least one"),
+        ("edit: [3]", "expected a list of texts"),
+        ("edits: ['{image_1} {image_2}']", "lacks edit; has 'edits', which means nothing here"),
+        ("- edit", "Its keys are edit"),
+    ],
+)
+def test_a_bad_file_is_refused_with_its_name_key_and_remedy(tmp_path: Path, text: str, told: str) -> None:
+    path = file(tmp_path, text)
+    with pytest.raises(RecipeError, match=r"words\.yaml") as error:
+        Instructions(WORDS, path, "x")
+    assert told in str(error.value)
+
+
+def test_a_file_of_ones_own_changes_what_is_said_and_the_fingerprint(tmp_path: Path) -> None:
+    own = "\n".join(f"{key}: ['Was?']" for key in ("describe", "read", "classify"))
+    own += "\nlocate: ['Wo? {object}']\ncount: ['Wieviele? {object}']\n"
+    shipped = Understanding(Understanding.Config())
+    task = Understanding(Understanding.Config(instructions=file(tmp_path, own)))
+    (sample,) = (s for s in task.build(row()) if isinstance(s, Sample))
+    assert sample.messages[0]["content"] == "<image>Was?"
+    assert task.fingerprint != shipped.fingerprint
+    assert Understanding(Understanding.Config()).fingerprint == shipped.fingerprint
+
+
+def test_few_shot_refuses_a_family_of_groups() -> None:
+    with pytest.raises(RecipeError, match="looks at several rows itself"):
+        FewShot(FewShot.Config(of={"few_shot": {"of": {"control": None}}}))

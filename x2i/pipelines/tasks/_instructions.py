@@ -1,0 +1,88 @@
+"""Instructions from files that people edit: several wordings for a task, one of which a sample's seed draws."""
+
+from __future__ import annotations
+
+import re
+import string
+from collections.abc import Mapping
+
+import numpy as np
+
+from x2i.base.config import load_yaml
+from x2i.base.configs import config
+from x2i.base.errors import RecipeError
+from x2i.corpus.sample import placeholder
+
+
+class Instructions:
+    """The wordings of one family: `texts[key]` are those of a key.
+
+    Args:
+        words: the keys that there must be, each with the words in braces that its texts may have; those that
+            stand for images (`image`, `image_1` …) must be in every text.
+        path: the file; None: the one that x2i brings for this family, or `texts` where it brings none.
+
+    Raises:
+        RecipeError: the file lacks a key, has one too many, or a text has another word in braces, or lacks an image.
+    """
+
+    def __init__(
+        self,
+        words: Mapping[str, tuple[str, ...]],
+        path: str | None,
+        family: str,
+        texts: Mapping[str, list[str]] | None = None,
+    ) -> None:
+        self.texts: dict[str, list[str]] = {}
+        if not words:
+            if path is not None:
+                raise RecipeError(f"tasks.{family}.instructions: this family has no instructions of its own")
+            return
+        given: object = texts
+        where = f"tasks.{family}.texts"
+        if path is not None or not texts:
+            where = str(path or config(f"instructions/{family}.yaml"))
+            given = load_yaml(where)
+        if not isinstance(given, dict) or set(given) != set(words):
+            there = set(given) if isinstance(given, dict) else set()
+            wrong = [f"lacks {k}" for k in sorted(words.keys() - there)]
+            wrong += [f"has {k!r}, which means nothing here" for k in sorted(map(str, there - words.keys()))]
+            raise RecipeError(f"{where}: {'; '.join(wrong)}. Its keys are {', '.join(words)}")
+        for key, texts in given.items():
+            self.texts[key] = [texts] if isinstance(texts, str) else texts
+            _check(where, key, self.texts[key], words[key])
+
+    def draw(self, key: str, rng: np.random.Generator, **words: str) -> str:
+        """One of a key's texts, its words filled in; images are numbered by themselves."""
+        texts = self.texts[key]
+        text = texts[int(rng.integers(len(texts)))]
+        images = {name: placeholder(_number(name)) for name in _fields(text) if _is_image(name)}
+        return text.format(**images, **words)
+
+
+def _check(where: str, key: str, texts: object, words: tuple[str, ...]) -> None:
+    if not isinstance(texts, list) or not texts or not all(isinstance(t, str) and t.strip() for t in texts):
+        raise RecipeError(f"{where}: {key}: expected a list of texts, at least one")
+    needed = {w for w in words if _is_image(w)}
+    for text in texts:
+        try:
+            found = _fields(text)
+        except ValueError as error:
+            raise RecipeError(f"{where}: {key}: {text!r}: {error}; double a brace that is meant") from None
+        if found - set(words):
+            odd = ", ".join(sorted(found - set(words)))
+            raise RecipeError(f"{where}: {key}: {text!r} has {{{odd}}}; there are {', '.join(words) or 'none'}")
+        if needed - found:
+            raise RecipeError(f"{where}: {key}: {text!r} lacks {{{', '.join(sorted(needed - found))}}}")
+
+
+def _fields(text: str) -> set[str]:
+    return {name for _, name, _, _ in string.Formatter().parse(text) if name is not None}
+
+
+def _is_image(word: str) -> bool:
+    return re.fullmatch(r"image(_\d+)?", word) is not None
+
+
+def _number(word: str) -> int:
+    return int(word.rpartition("_")[2]) if "_" in word else 1
