@@ -267,11 +267,16 @@ def test_retry_asks_again_what_failed_and_nothing_else(root: Path, monkeypatch: 
     before = verdicts(plan, lake, root / "v.parquet")
     bad = [v for v in before if v["reason"] == "annotator_failed" or v["frail"]["status"] == "busy"]
     assert 0 < len(bad) < 10
-    assert run(root, annotators={"frail": {}, "follows": {}})[2].rows == {}, "without being asked, nothing is tried again"
+    assert run(root, annotators={"frail": {}, "follows": {}})[2].rows == {}, (
+        "without being asked, nothing is tried again"
+    )
     units = plan_units(plan, lake, Quiet())
     assert annotate(plan, lake, units, Inline(plan), Quiet(), retry=True).rows["frail"] < len(bad), "it still fails"
     broken["now"] = False
-    assert annotate(plan, lake, units, Inline(plan), Quiet(), retry=True).rows == {"frail": len(bad), "follows": len(bad)}
+    assert annotate(plan, lake, units, Inline(plan), Quiet(), retry=True).rows == {
+        "frail": len(bad),
+        "follows": len(bad),
+    }
     after = verdicts(plan, lake, root / "v.parquet")
     assert {v["frail"]["status"] for v in after} == {"ok"}
     assert [v["follows"]["status"] for v in after] == [v["frail"]["status"] for v in after], "and what read them"

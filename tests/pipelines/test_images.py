@@ -45,18 +45,53 @@ def test_a_real_adobe_rgb_photograph_is_converted(photos: dict[str, bytes]) -> N
     assert np.ptp(converted, axis=2).mean() > np.ptp(as_stored, axis=2).mean()
 
 
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])  # a TIFF is turned by Pillow itself
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_every_exif_orientation_comes_out_upright(photos: dict[str, bytes], orientation: int) -> None:
+def test_every_exif_orientation_comes_out_upright(photos: dict[str, bytes], orientation: int, kind: str) -> None:
     image = Image.open(io.BytesIO(photos["coffee.png"])).resize((60, 40))
     undo = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}  # the Pillow transpose that lays it down so
     stored = image if orientation == 1 else image.transpose(Image.Transpose(undo[orientation]))
     exif = Image.Exif()
     exif[0x0112] = orientation
-    data = saved(stored, "PNG", exif=exif)
+    data = saved(stored, kind, exif=exif)
     header = read_header(data)
     assert (header.orientation, header.width, header.height) == (orientation, 60, 40)
     assert np.array_equal(decode(data, header), np.asarray(image))
-    assert header.plain == (orientation == 1)
+    assert header.plain == (orientation == 1 and kind == "PNG")
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6, 7])
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0}, {"mode": "L"}, {"mode": "CMYK"}])
+def test_a_reduced_decode_is_the_same_picture(photos: dict[str, bytes], orientation: int, options: dict) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    more = {k: v for k, v in options.items() if k != "mode"}
+    image = Image.open(io.BytesIO(photos["astronaut.png"])).convert("RGB").resize((1041, 683))
+    data = saved(image.convert(options.get("mode", "RGB")), "JPEG", exif=exif, quality=90, **more)
+    header = read_header(data)
+    full, small = decode(data, header), decode(data, header, 300)
+    assert full.shape == (header.height, header.width, 3)
+    assert small.shape == (-(-header.height // 2), -(-header.width // 2), 3)
+    assert near(resize(full, small.shape[1], small.shape[0]), small) < 3
+    for cut in (data[: len(data) // 2], data[: len(data) * 9 // 10]):
+        for size in (None, 300):
+            with pytest.raises(BadImage) as bad:
+                decode(cut, header, size)
+            assert bad.value.reason == "truncated"
+
+
+@pytest.mark.parametrize(
+    ("kind", "start", "reason"),
+    [("PNG", 29, "corrupt"), ("JPEG", 0, "not_an_image"), ("EPS", None, "not_an_image")],
+)
+def test_a_header_that_makes_no_sense(photos: dict[str, bytes], kind: str, start: int | None, reason: str) -> None:
+    """A damaged image is told from what never was one, and PostScript starts no program."""
+    data = bytearray(saved(Image.open(io.BytesIO(photos["coffee.png"])).resize((60, 40)), kind))
+    if start is not None:
+        data[start] ^= 0xFF
+    with pytest.raises(BadImage) as bad:
+        read_header(bytes(data))
+    assert bad.value.reason == reason
 
 
 def test_upright_agrees_with_pillow() -> None:

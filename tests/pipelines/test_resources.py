@@ -51,7 +51,9 @@ def test_fractions_of_a_gpu_are_asked_for_and_given_back(tmp_path: Path) -> None
     done = subprocess.run([sys.executable, "-c", BUILD, str(path)], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
-    assert found["kinds"] == [[1, 0, 2], [0.5, 0.5, 2], [1, 0, 2]], "headers, then half a GPU for each of two, then assembly"
+    assert found["kinds"] == [[1, 0, 2], [0.5, 0.5, 2], [1, 0, 2]], (
+        "headers, then half a GPU for each of two, then assembly"
+    )
     assert found["pools"] == 3
     assert found["computed"] == {"image": 9, "phash": 9, "quality": 9}
     assert found["decoded"] == 9, "the two share a worker, and an image is decoded once"

@@ -74,8 +74,9 @@ def damage(path: object, said: object) -> str:
 
 
 def brief(error: Exception) -> str:
-    """The first two lines of what DuckDB says of an expression: what is wrong, and where."""
-    return " ".join([line for line in str(error).splitlines() if line.strip()][:2])
+    """The first two lines of what DuckDB says of an expression, but for its guesses, which know no recipe."""
+    lines = [line for line in str(error).splitlines() if line.strip() and not line.startswith("Candidate ")]
+    return " ".join(lines[:2])
 
 
 def stumbles(key: str, expression: str, error: Exception) -> str:

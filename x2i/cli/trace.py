@@ -114,13 +114,16 @@ def _annotations(row: dict[str, Any]) -> Any:
         made += [_pairs(annotation["parameters"])] if annotation["parameters"] else []
         made += [f"weights {spec}, SHA-256 {sha[:16]}" for spec, sha in annotation["weights"].items()]
         made += [annotation["lake_file"] or "no longer in the lake"]
-        values = _pairs({k: v for k, v in (annotation["values"] or {}).items() if v is not None})
-        out.add_row(annotation["name"], Text(values or "none"), Text("\n".join(made)))
+        values = _pairs({k: v for k, v in (annotation["values"] or {}).items() if v is not None}) or "none"
+        if annotation["asked"] is False:
+            values = f"not asked: where {annotation['where']}\n{_pairs(annotation['because'])}"
+        out.add_row(annotation["name"], Text(values), Text("\n".join(made)))
     return out
 
 
 def _pairs(values: dict[str, Any]) -> str:
-    return "\n".join(f"{k} = {f'{v:.5g}' if isinstance(v, float) else v}" for k, v in values.items())
+    shown = {k: "null" if v is None else f"{v:.5g}" if isinstance(v, float) else v for k, v in values.items()}
+    return "\n".join(f"{k} = {v}" for k, v in shown.items())
 
 
 def _branch(tree: Tree | None, title: str) -> Tree:

@@ -11,6 +11,7 @@ def card(info: dict[str, Any]) -> str:
     sources = "\n".join(f"- `{s['name']}` ({s['kind']})" for s in info["sources"])
     annotators = "\n".join(
         f"- `{a['name']}` version {a['version']}, fingerprint `{a['fingerprint'][:16]}`"
+        + (f", on rows where `{' '.join(a['where'].split())}`" if a.get("where") else "")
         + "".join(f", weights `{spec}` (SHA-256 `{sha[:16]}…`)" for spec, sha in a["weights"].items())
         for a in info["annotators"]
     )

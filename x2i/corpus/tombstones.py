@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from x2i.base.errors import RecipeError, X2IError
-from x2i.base.files import write_text
+from x2i.base.files import write_text, writing
 from x2i.base.seeds import canonical_json
 from x2i.base.sql import connect, identifier, literal
 
@@ -136,14 +136,15 @@ def write_selection(
         table = f"read_parquet({literal(rows)})"
         find_hits(connection, table, tombstones)
         reader = connection.sql(
-            f"""select v.* exclude (place) replace ({", ".join(_columns(connection, table))})
-            from (select *, row_number() over () as place from {table}) v
+            f"""select v.* exclude ("x2i place") replace ({", ".join(_columns(connection, table))})
+            from (select *, row_number() over () as "x2i place" from {table}) v
             left join fallen f on f.row_id = v.row_id
             left join lost l on l.row_id = v.row_id
             left join hits h on h.row_id = v.row_id
-            order by place"""
+            order by "x2i place"
+            """
         ).to_arrow_reader(_ROWS)
-        with pq.ParquetWriter(out, reader.schema, compression="zstd") as writer:
+        with writing(out), pq.ParquetWriter(out, reader.schema, compression="zstd") as writer:
             for batch in regroup(reader, _ROWS):
                 writer.write_table(batch)
 

@@ -213,12 +213,25 @@ class _Tracer:
         }
 
     def _annotations(self, row: dict[str, Any]) -> list[dict[str, Any]]:
-        """Each annotator's values of the row, and what made them."""
+        """Each annotator's values of the row, what made them, and whether its `where` let the row in (None: unknown)."""
         out = []
+        source = next(s["fingerprint"] for s in self._info["sources"] if s["name"] == row["source"])
         for annotator in self._info["annotators"]:
-            file = self._lake.file(Column(annotator["name"], annotator["fingerprint"]), row["unit"])
+            where = annotator.get("where")
+            column = Column(annotator["name"], annotator["fingerprint"], where, annotator.get("texts", False))
+            file = self._lake.file(column, row["unit"], source)
             about = {name: annotator[name] for name in ("name", "version", "fingerprint", "parameters", "weights")}
-            out.append({**about, "values": row[annotator["name"]], "lake_file": str(file) if file.is_file() else None})
+            asked, because = self._condition(row["row_id"], where) if where else (True, {})
+            out.append(
+                {
+                    **about,
+                    "where": where,
+                    "asked": asked,
+                    "because": because,
+                    "values": row[annotator["name"]],
+                    "lake_file": str(file) if file.is_file() else None,
+                }
+            )
         return out
 
     def _rules(self, row: dict[str, Any]) -> list[dict[str, Any]]:
@@ -245,6 +258,13 @@ class _Tracer:
         best = (
             {e: self._value(row["row_id"], e) for e in select["dedup"]["best"]} if came > stages.index("where") else {}
         )
+
+        def compared(holds: bool | None, annotator: str, column: str) -> dict[str, Any]:
+            """Rows that have nothing to compare stay, unasked."""
+            if row[annotator][column] is None:
+                return {"holds": None, "values": {f"{annotator}.{column}": None}}
+            return {"holds": holds, "values": best}
+
         near, reason = select["dedup"]["perceptual"], row["reason"]
         if select["dedup"]["exact"]:
             holds = reason != "duplicate_exact" if best else None
@@ -252,11 +272,11 @@ class _Tracer:
         if near:
             condition = f"no better row that stays has a pHash within {near['bits']} of 64 bits"
             holds = reason != "duplicate_near" if best and reason != "duplicate_exact" else None
-            rules.append(rule("duplicate", "near", condition, holds=holds, values=best))
+            rules.append(rule("duplicate", "near", condition, **compared(holds, "phash", "hash")))
         if text := select["dedup"].get("text"):
             condition = f"no better row that stays has a caption that agrees in {text['similarity']:.0%} of its MinHash"
             holds = reason != "duplicate_text" if best and reason not in ("duplicate_exact", "duplicate_near") else None
-            rules.append(rule("duplicate", "text", condition, holds=holds, values=best))
+            rules.append(rule("duplicate", "text", condition, **compared(holds, text["annotator"], "key")))
         for name, quota in select.get("quotas", {}).items():
             asked = [quota["by"]] if quota["by"] and came >= stages.index("quota") else []
             values = {by: self._value(row["row_id"], by) for by in asked}

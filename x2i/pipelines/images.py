@@ -8,6 +8,7 @@ CMYK, 16 bit, palette, ICC, alpha) is put right.
 from __future__ import annotations
 
 import io
+import warnings
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,12 +19,30 @@ from PIL import ExifTags, Image, ImageCms, UnidentifiedImageError
 
 cv2.setNumThreads(1)  # processes are the unit of parallelism; threads on top of them only fight
 
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")  # of EXIF that is broken
+
 Image.MAX_IMAGE_PIXELS = None  # our own limit acts, from the header, with a reason; Pillow's would raise or warn
 
 #: Most pixels that are decoded, unless a recipe says otherwise: Pillow's own limit (a quarter of 2 GiB of RGB).
 MAX_PIXELS = 178_956_970
 
 _EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp"}
+#: Formats whose orientation Pillow itself applies, to the size in the header as well.
+_UPRIGHT = ("TIFF",)
+
+#: Formats that Pillow hands to another program (Ghostscript); bytes from anywhere do not start programs.
+_PROGRAMS = ("EPS", "WMF")
+
+#: How files begin that are images, whatever their header then says.
+_BEGINNINGS = {
+    b"\xff\xd8\xff": "JPEG",
+    b"\x89PNG\r\n\x1a\n": "PNG",
+    b"GIF8": "GIF",
+    b"II*\0": "TIFF",
+    b"MM\0*": "TIFF",
+    b"\0\0\x01\0": "ICO",
+}
+
 _SRGB = ImageCms.createProfile("sRGB")
 
 
@@ -87,7 +106,7 @@ def read_header(data: bytes, max_pixels: int = MAX_PIXELS) -> Header:
         orientation, frames = 1, 1
     if not isinstance(orientation, int) or not 1 <= orientation <= 8:
         orientation = 1
-    if orientation >= 5:
+    if orientation >= 5 and image.format not in _UPRIGHT:
         width, height = height, width
     if image.format == "MPO":
         frames = 1  # the further pictures of an MPO are previews or the other eye, not an animation
@@ -98,11 +117,17 @@ def read_header(data: bytes, max_pixels: int = MAX_PIXELS) -> Header:
 
 def _open(data: bytes) -> Image.Image:
     try:
-        return Image.open(io.BytesIO(data))
+        image = Image.open(io.BytesIO(data))
     except UnidentifiedImageError:
+        for start, name in _BEGINNINGS.items():
+            if data.startswith(start):
+                raise BadImage("corrupt", f"begins as {name}, but its header makes no sense") from None
         raise BadImage("not_an_image", _sniff(data)) from None
     except Exception as error:  # noqa: BLE001 - decoders of untrusted bytes raise anything, struct.error to KeyError
         raise BadImage("corrupt", f"{type(error).__name__}: {error}") from None
+    if image.format in _PROGRAMS:
+        raise BadImage("not_an_image", f"{image.format}, a program that draws, which has no pixels of its own")
+    return image
 
 
 def _sniff(data: bytes) -> str:
@@ -113,6 +138,10 @@ def _sniff(data: bytes) -> str:
         return "XML or SVG, which has no pixels of its own"
     if start.startswith((b"{", b"[")):
         return "looks like JSON"
+    if data[4:8] == b"ftyp":
+        return (
+            f"{data[8:12].decode('ascii', 'replace').strip()} (HEIC, AVIF or a video), damaged or not to be read here"
+        )
     if not any(data[:512]):
         return "begins with zero bytes only"
     return f"no known image format begins with {data[:8].hex(' ')}"
@@ -161,7 +190,7 @@ def decode(data: bytes, header: Header, shorter_side: int | None = None) -> np.n
             pixels = np.asarray(_rgb(_load(data, size)))
         return upright(pixels, header.orientation)
     image = _load(data, size)
-    return upright(np.asarray(_rgb(image)), header.orientation)
+    return upright(np.asarray(_rgb(image)), 1 if header.format in _UPRIGHT else header.orientation)
 
 
 def reduced(header: Header, shorter_side: int | None) -> tuple[int, int] | None:
@@ -189,7 +218,7 @@ def _load(data: bytes, size: tuple[int, int] | None = None) -> Image.Image:
     image = _open(data)
     try:
         if size is not None:
-            image.draft(None, size)
+            image.draft(None, (size[0] - 1, size[1] - 1))  # Pillow would have it smaller than asked for, or whole
         image.load()
     except Exception as error:  # noqa: BLE001 - as above
         text = str(error).lower()

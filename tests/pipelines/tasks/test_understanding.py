@@ -13,7 +13,7 @@ from x2i.pipelines.tasks.understanding import Understanding
 BOXES = [[0.1, 0.2, 0.5, 0.9], [0.55, 0.2, 0.9, 0.9], [0.0, 0.0, 1.0, 0.3]]
 VALUES = {
     "grounding": {"boxes": BOXES, "scores": [0.9, 0.7, 0.4], "phrases": ["an eye", "an eye", "a wall"]},
-    "ocr": {"texts": ["STOP", "here"], "confidence": [0.99, 0.8]},
+    "ocr": {"texts": ["STOP", "here"], "confidence": [0.99, 0.95]},
     "classes": {"top": "tabby", "top_score": 0.71},
 }
 ALL = ("describe", "locate", "count", "read", "classify")

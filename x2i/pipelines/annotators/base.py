@@ -23,7 +23,7 @@ from x2i.base.weights import Weights
 from x2i.pipelines.images import MAX_PIXELS, Header
 
 #: Goes up when `x2i.pipelines.images` would give other headers or other pixels for the same bytes.
-DECODER = 2
+DECODER = 3
 
 
 class Decoding(Config):

@@ -66,13 +66,13 @@ def ray_session(workers: int | None, address: str | None) -> Iterator[int]:
         raise X2IError(f"Ray: cannot reach {address or 'a local cluster'}: {error}{hint}") from None
     if terminate is not None and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, terminate)  # Ray puts its own in the place of the caller's
-    try:
-        # Ray prints what it has to say on stdout, where a result in JSON may be expected
-        with contextlib.redirect_stdout(sys.stderr):
+    # Ray prints what it has to say on stdout, where a result in JSON may be expected, and goes on until it has ended
+    with contextlib.redirect_stdout(sys.stderr):
+        try:
             yield workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
-    finally:
-        if began:
-            ray.shutdown()
+        finally:
+            if began:
+                ray.shutdown()
 
 
 @dataclass

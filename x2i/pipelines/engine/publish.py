@@ -329,7 +329,8 @@ def _info(
 def _about(plan: Plan, annotator: Annotator) -> dict[str, Any]:
     """What made an annotator's columns, under the name that the recipe gives it, and which rows it saw."""
     about = {"fingerprint": annotator.fingerprint, **annotator.description()}
-    return about | {"name": annotator.name, "kind": type(annotator).name, "where": plan.where_of(annotator)}
+    column = plan.column(annotator)
+    return about | {"name": annotator.name, "kind": type(annotator).name, "where": column.where, "texts": column.texts}
 
 
 def _check_equation(info: dict[str, Any]) -> None:

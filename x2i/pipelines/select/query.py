@@ -80,10 +80,10 @@ def select(plan: Plan, lake: Lake, units: dict[str, list[str]], out: Path) -> No
 
 
 def check(plan: Plan) -> None:
-    """Try the recipe's SQL on empty tables. Raises RecipeError naming the key and what DuckDB would accept."""
+    """Try the recipe's SQL on a row of nulls. Raises RecipeError naming the key and what DuckDB would accept."""
     recipe, where = plan.recipe, plan.where
     connection = connect()
-    connection.register("rows", ROWS.empty_table())
+    connection.register("rows", pa.table({f.name: pa.nulls(1, f.type) for f in ROWS}))
     for annotator in plan.annotators:
         condition = annotator.config.where
         if condition is not None:  # it sees rows, and those of the annotators before it that it names
@@ -161,7 +161,7 @@ def _try(
     annotators: Sequence[Annotator],
     clause: Literal["select", "where"] = "select",
 ) -> str:
-    """Run an expression over no rows, as the clause of a query that it will be in; gives its type."""
+    """Run an expression over a row of nulls, as the clause of a query that it will be in; gives its type."""
     import duckdb
 
     joined = _joined(annotators)
@@ -195,9 +195,10 @@ def _hint(plan: Plan, message: str) -> str:
     """What would be right, where DuckDB's message says only what is wrong."""
     tables = {a.name: a.columns.names for a in plan.annotators} | {"rows": ROWS.names}
     if table := re.search(r'Referenced table "(\w+)" not found', message):
-        near = difflib.get_close_matches(table[1], tables, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(tables)}"
-        return f"; add {table[1]} under `annotators`" if table[1] in registry.names(annotator_files) else f"; {hint}"
+        near = [table[1]] * (table[1] in registry.names(annotator_files))
+        near = near or difflib.get_close_matches(table[1], tables, n=1)
+        hint = f"did you mean {near[0]}?" if near and near[0] in tables else "add it under `annotators`"
+        return f" (annotators of this recipe: {', '.join(a.name for a in plan.annotators)}); {hint}"
     if bare := re.search(r'Referenced column "(\w+)" not found', message):
         owners = [f"{name}.{bare[1]}" for name, columns in tables.items() if bare[1] in columns]
         return f"; did you mean {' or '.join(owners)}?" if owners else "; columns are written as annotator.column"

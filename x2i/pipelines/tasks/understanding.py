@@ -33,7 +33,10 @@ class UnderstandingConfig(TaskConfig):
     ocr: str = Field("ocr", description="annotator whose `texts` and `confidence` `read` answers with, e.g. ocr")
     classes: str = Field("classes", description="annotator whose `top` and `top_score` `classify` answers with")
     min_score: float = Field(
-        0.5, ge=0, le=1, description="boxes, lines and classes that are less sure are not asked for"
+        0.5, ge=0, le=1, description="boxes and classes that are less sure are not asked for, e.g. 0.5"
+    )
+    min_confidence: float = Field(
+        0.9, ge=0, le=1, description="pictures with a line of text that is read with less are not asked for, e.g. 0.9"
     )
     max_objects: int = Field(3, ge=1, description="objects that one conversation of `locate` asks for, e.g. 3")
     max_count: int = Field(20, ge=1, description="larger numbers than this are not asked for, e.g. 20")
@@ -108,7 +111,7 @@ class Understanding(Task):
 
     def _read(self, row: Selected, rng: np.random.Generator) -> Talk | str:
         texts, sure = row.value(f"{self.config.ocr}.texts"), row.value(f"{self.config.ocr}.confidence")
-        if texts and min(sure) < self.config.min_score:
+        if texts and (min(sure) < self.config.min_confidence or all(len(t.strip()) < 2 for t in texts)):
             return "unsure_text"  # to leave a line out would teach not to read it
         if not texts or any(_marked(t) for t in texts):
             return "no_text_in_picture"
