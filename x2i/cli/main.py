@@ -15,6 +15,7 @@ from x2i.cli.build import build
 from x2i.cli.console import console, set_up_logging
 from x2i.cli.demo import demo
 from x2i.cli.diff import diff
+from x2i.cli.export import export
 from x2i.cli.forget import forget
 from x2i.cli.models import app as models
 from x2i.cli.plan import plan
@@ -43,7 +44,7 @@ def options(
     set_up_logging(verbose)
 
 
-for command in (plan, build, audit, verify, trace, diff, forget, train, sample, demo):
+for command in (plan, build, audit, verify, trace, diff, forget, export, train, sample, demo):
     app.command()(command)
 app.add_typer(models, name="models")
 

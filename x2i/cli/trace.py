@@ -64,6 +64,8 @@ def _sample(sample: dict[str, Any]) -> Tree:
     for picture in sample["images"]:
         text = f"{picture['width']}x{picture['height']}, {picture['bytes']:,} bytes at {picture['offset']:,}"
         _leaves(images, {picture["file"]: text})
+    for other in sample.get("others", []):
+        _leaves(tree, {"made with": f"{other['source']}: {other['location']} ({other['row_id']})"})
     place = _branch(tree, f"{sample['shard']}, {sample['size']:,} bytes at {sample['offset']:,}")
     _leaves(place, {"sha256": sample["sha256"], "take it out": sample["extract"]})
     return tree
@@ -96,6 +98,8 @@ def _row(row: dict[str, Any]) -> Tree:
         _leaves(judged, {"same image": f"{other['source']}: {other['location']} ({what})"})
     for sample in row["samples"]:
         _leaves(judged, {"sample": f"{sample['key']} in {sample['shard']}"})
+    for sample in row["in_samples_of_others"]:
+        _leaves(judged, {"in a sample of another row": f"{sample['key']} in {sample['shard']}"})
     return tree
 
 

@@ -148,7 +148,8 @@ class _Tracer:
         shard = f"{self._corpus.path}/{row['shard']}"
         cut = f"tail -c +{row['offset'] + 1} {shlex.quote(shard)} | head -c {row['size']} | tar -xvf -"
         python = f"x2i.corpus.open({str(self._corpus.path)!r})[{row['key']!r}]"
-        sizes = [*row["input_sizes"], *([row["output_size"]] if row["output_size"] else [])]
+        out_size = [row["output_size"]] if row["output_size"] else []
+        sizes = [*row["input_sizes"], *out_size, *out_size]  # a mask is as large as the output
         pictures = [m for m in row["members"] if m["suffix"] != "json"]
         out: dict[str, Any] = {name: row[name] for name in ("key", "task_type", "shard", "offset", "size", "sha256")}
         out["images"] = [
@@ -161,6 +162,7 @@ class _Tracer:
         except (OSError, ValueError, KeyError) as error:  # a damaged shard hides the sample, not its lineage
             return out | {"problem": f"cannot be read ({type(error).__name__}: {error}); `x2i verify` says more"}
         told = {name: sample.provenance.get(name) for name in ("seed", "parameters", "untouched")}
+        told["others"] = sample.provenance.get("others", [])  # further rows whose pictures are in it
         return out | {"instruction": sample.instruction, "messages": list(sample.messages), **told}
 
     def rows(self, row_ids: list[str]) -> list[dict[str, Any]]:
@@ -191,6 +193,10 @@ class _Tracer:
                 f"select {brief} from selection where image_id = {image} and row_id <> {row_id} limit {MANY}"
             ),
             "samples": self.ask(f"select key, task_type, shard from samples where row_id = {row_id} limit {MANY}"),
+            "in_samples_of_others": self.ask(
+                f"select key, task_type, shard from samples where list_contains(images, {image}) "
+                f"and row_id <> {row_id} and image_id is distinct from {image} limit {MANY}"
+            ),
         }
 
     def _origin(self, row: dict[str, Any]) -> dict[str, Any]:

@@ -48,8 +48,8 @@ class Instructions:
             wrong = [f"lacks {k}" for k in sorted(words.keys() - there)]
             wrong += [f"has {k!r}, which means nothing here" for k in sorted(map(str, there - words.keys()))]
             raise RecipeError(f"{where}: {'; '.join(wrong)}. Its keys are {', '.join(words)}")
-        for key, texts in given.items():
-            self.texts[key] = [texts] if isinstance(texts, str) else texts
+        for key, said in given.items():
+            self.texts[key] = [said] if isinstance(said, str) else said
             _check(where, key, self.texts[key], words[key])
 
     def draw(self, key: str, rng: np.random.Generator, **words: str) -> str:
