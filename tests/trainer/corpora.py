@@ -102,6 +102,7 @@ def _row(item: Made, shard: str, entry: Any) -> dict[str, Any]:
         "input_sizes": [{"width": p.width, "height": p.height} for p in item.sample.input_images],
         "output_size": {"width": out.width, "height": out.height},
         "image_id": item.image_id,
+        "images": [item.image_id],
         "row_id": item.image_id,
         "source": "photographs",
         "location": item.sample.key,

@@ -41,7 +41,7 @@ SCHEMA = pa.schema(
 
 def originals(provenance: dict[str, Any]) -> list[str]:
     """SHA-256 of every original image that a sample derives from, the row's own first, each once."""
-    others = [o["image_id"] for o in provenance.get("others", ())]
+    others = [i for o in provenance.get("others", ()) for i in (o["image_id"], *o.get("input_ids", ()))]
     return list(dict.fromkeys([provenance["image_id"], *provenance.get("input_ids", ()), *others]))
 
 

@@ -33,6 +33,7 @@ COLUMNS: dict[str, pa.DataType] = {
     "offset": pa.int64(),
     "size": pa.int64(),
     "instruction_chars": pa.int32(),
+    "images": pa.list_(pa.string()),
     "input_sizes": pa.list_(SIZE),
     "output_size": SIZE,
     "scores": pa.map_(pa.string(), pa.float64()),

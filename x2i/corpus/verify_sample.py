@@ -171,7 +171,7 @@ class SampleCheck:
 
 def _originals(provenance: dict[str, Any]) -> list[Any]:
     """Ids of all the original images in a sample, as its provenance tells them."""
-    others = [o.get("image_id") for o in provenance.get("others", [])]
+    others = [i for o in provenance.get("others", []) for i in (o.get("image_id"), *o.get("input_ids", []))]
     return list(dict.fromkeys([provenance.get("image_id"), *provenance.get("input_ids", []), *others]))
 
 

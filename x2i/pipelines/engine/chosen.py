@@ -8,7 +8,7 @@ import json
 import math
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -96,13 +96,14 @@ class Others:
         for row in rows:
             for group in row.get(GROUPED) or ():
                 self._rows |= {o["row_id"]: o for o in group["others"]}
-        self._places: dict[str, tuple[Row, int, int]] = {}
+        self._places: dict[str, tuple[Row, int, list[int]]] = {}
         wanted = sorted(self._rows.values(), key=lambda r: (r["unit"], r["index"]))
         for row, got in read_rows(plan, units, wanted):
             at = self._file.tell()
-            size = self._file.write(got.data) if got.data is not None and got.problem is None else 0
-            got.data, got.inputs = None, []
-            self._places[row["row_id"]] = (got, at, size)
+            # its bytes are put aside: what stays in memory of a row is small
+            sizes = [self._file.write(data) for data in (got.data or b"", *(data for _, data in got.inputs))]
+            got.data, got.inputs = None, [(name, b"") for name, _ in got.inputs]
+            self._places[row["row_id"]] = (got, at, sizes)
 
     def __enter__(self) -> Others:
         return self
@@ -127,10 +128,11 @@ class Others:
     def _selected(self, row_id: str) -> Selected:
         if row_id not in self._places:
             raise BadImage("missing_image", "the source no longer has the row")
-        got, at, size = self._places[row_id]
+        got, at, sizes = self._places[row_id]
         self._file.seek(at)
-        got = Row(got.index, got.location, self._file.read(size) or None, got.text, got.meta, problem=got.problem)
-        return selected_row(self._plan, self._rows[row_id], got, self._heavy)
+        data, *inputs = [self._file.read(size) for size in sizes]
+        named = [(name, one) for (name, _), one in zip(got.inputs, inputs, strict=True)]
+        return selected_row(self._plan, self._rows[row_id], replace(got, data=data or None, inputs=named), self._heavy)
 
 
 def selected_row(plan: Plan, row: dict[str, Any], got: Row, heavy: Heavy) -> Selected:

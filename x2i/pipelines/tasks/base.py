@@ -177,7 +177,10 @@ class Selected:
             out["input_ids"] = list(self.input_ids)
         if others:
             names = ("image_id", "row_id", "source", "location", *(["carried"] if self.carried else []))
-            out["others"] = [{n: getattr(o, n) for n in names} for o in others]
+            out["others"] = [
+                {n: getattr(o, n) for n in names} | ({"input_ids": list(o.input_ids)} if o.input_ids else {})
+                for o in others
+            ]
         return out
 
 
