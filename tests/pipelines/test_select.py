@@ -106,7 +106,10 @@ def test_deduplication_can_be_off(root: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"select": {"where": {"x": "nsfw.score < 0.5"}}}, ["select.where.x", "nsfw", "add nsfw under `annotators`"]),
+        (
+            {"select": {"where": {"x": "nsfw.score < 0.5"}}},
+            ["select.where.x", "nsfw", "image, phash, quality", "add it under `annotators`"],
+        ),
         ({"select": {"where": {"x": "quality.sharpnes > 1"}}}, ["select.where.x", "sharpness"]),
         ({"select": {"where": {"x": "quality.sharpness >"}}}, ["select.where.x", "syntax error"]),
         ({"select": {"where": {"x": "quality.sharpness"}}}, ["select.where.x", "not a yes or no"]),

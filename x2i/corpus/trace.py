@@ -243,7 +243,7 @@ class _Tracer:
     def _rules(self, row: dict[str, Any]) -> list[dict[str, Any]]:
         """Every rule in its order; `holds` is None where the row did not come so far, or it cannot be told."""
         select, stage = self._recipe["select"], row["stage"]
-        stages = ("source", "decode", "text", "where", "duplicate", "quota", "assembly", "forgotten")
+        stages = ("source", "decode", "text", "where", "contaminated", "duplicate", "quota", "assembly", "forgotten")
         came = stages.index(stage) if stage in stages else len(stages)
         if row["reason"] == FORGOTTEN:  # what the rules saw is gone with the image
             came = -1
@@ -263,7 +263,7 @@ class _Tracer:
             rules.append(rule("where", name, condition, holds=holds, values=values))
         best = (
             {e: self._value(row["row_id"], e) for e in select["dedup"]["best"]} if came > stages.index("where") else {}
-        )
+        )  # what the rules that compare rows go by; a row that fell before has none
 
         def compared(holds: bool | None, annotator: str, column: str) -> dict[str, Any]:
             """Rows that have nothing to compare stay, unasked."""
@@ -271,18 +271,30 @@ class _Tracer:
                 return {"holds": None, "values": {f"{annotator}.{column}": None}}
             return {"holds": holds, "values": best}
 
-        near, reason = select["dedup"]["perceptual"], row["reason"]
-        if select["dedup"]["exact"]:
-            holds = reason != "duplicate_exact" if best else None
-            rules.append(rule("duplicate", "exact", "no better row has the same bytes", holds=holds, values=best))
-        if near:
+        dedup, reason, fell = select["dedup"], row["reason"], False
+
+        def step(at: str, name: str, condition: str, gone: bool, *compares: str) -> None:
+            """A rule of those that compare rows; `gone`: this one it broke. The later ones it did not meet."""
+            nonlocal fell
+            holds = not gone if best and not fell else None
+            more = compared(holds, *compares) if compares else {"holds": holds, "values": best}
+            rules.append(rule(at, name, condition, **more))
+            fell = fell or gone
+
+        if dedup["exact"]:
+            step("duplicate", "exact", "no better row has the same bytes", reason == "duplicate_exact")
+        for name, folder in ((select.get("decontaminate") or {}).get("benchmarks") or {}).items():
+            gone = stage == "contaminated" and reason == name
+            step("contaminated", name, f"it is not near to an image of {folder}", gone)
+        if near := dedup["perceptual"]:
             condition = f"no better row that stays has a pHash within {near['bits']} of 64 bits"
-            holds = reason != "duplicate_near" if best and reason != "duplicate_exact" else None
-            rules.append(rule("duplicate", "near", condition, **compared(holds, "phash", "hash")))
-        if text := select["dedup"].get("text"):
+            step("duplicate", "near", condition, reason == "duplicate_near", near.get("annotator", "phash"), "hash")
+        if same := dedup.get("semantic"):
+            condition = f"no better row that stays has a cosine of {same['similarity']} or more in {same['column']}"
+            step("duplicate", "semantic", condition, reason == "duplicate_semantic")
+        if text := dedup.get("text"):
             condition = f"no better row that stays has a caption that agrees in {text['similarity']:.0%} of its MinHash"
-            holds = reason != "duplicate_text" if best and reason not in ("duplicate_exact", "duplicate_near") else None
-            rules.append(rule("duplicate", "text", condition, **compared(holds, text["annotator"], "key")))
+            step("duplicate", "text", condition, reason == "duplicate_text", text["annotator"], "key")
         for name, quota in select.get("quotas", {}).items():
             asked = [quota["by"]] if quota["by"] and came >= stages.index("quota") else []
             values = {by: self._value(row["row_id"], by) for by in asked}

@@ -58,7 +58,7 @@ CHECKS = (
         """select d.row_id from s d left join s k on k.row_id = d.survivor
            where (d.stage is not distinct from 'duplicate') <> (d.survivor is not null)
               or (d.survivor is not null and (k.row_id is null or k.row_id = d.row_id
-                  or not (k.kept or k.stage in ('duplicate', 'quota', 'assembly', 'forgotten'))))""",
+                  or not (k.kept or k.stage in ('contaminated', 'duplicate', 'quota', 'assembly', 'forgotten'))))""",
         "duplicates fell to a row that is not there, or that had fallen before",
     ),
     (

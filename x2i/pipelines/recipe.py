@@ -19,7 +19,9 @@ from x2i.pipelines import registry
 from x2i.pipelines import sources as source_files
 from x2i.pipelines import tasks as task_files
 from x2i.pipelines.annotators.base import Annotator, Decoding
+from x2i.pipelines.select.decontaminate import Decontaminate
 from x2i.pipelines.select.quotas import Quota
+from x2i.pipelines.select.semantic import Semantic
 from x2i.pipelines.sources.base import Source
 from x2i.pipelines.tasks.base import Task
 
@@ -31,8 +33,13 @@ class Perceptual(Config):
     """Near-duplicate removal on the pHash; needs the annotator `phash`."""
 
     bits: int = Field(
-        6, ge=0, le=32, description="pictures whose hashes differ in this many bits or fewer are the same"
+        6,
+        ge=0,
+        le=32,
+        description="pictures whose hashes differ in this many bits or fewer are the same, e.g. 6; time grows steeply "
+        "with it (ten million pictures: half a minute to two at 6)",
     )
+    annotator: str = Field("phash", description="the recipe's name of the `phash` annotator")
 
 
 class Textual(Config):
@@ -55,6 +62,9 @@ class Dedup(Config):
         "pictures, or messages), those that also say the same",
     )
     perceptual: Perceptual | None = Field(None, description="drop near duplicates as well, e.g. {bits: 6}")
+    semantic: Semantic | None = Field(
+        None, description="drop look-alikes by an embedding, e.g. {column: classes.embedding, similarity: 0.95}"
+    )
     text: Textual | None = Field(
         None, description="drop rows whose captions are near duplicates, too, e.g. {similarity: 0.8}"
     )
@@ -72,6 +82,9 @@ class Select(Config):
         {},
         description="name: SQL condition over `annotator.column`, e.g. safe: nsfw.score < 0.5; the name of the first "
         "that does not hold is a row's reason. A single string is taken as one condition named `where`",
+    )
+    decontaminate: Decontaminate | None = Field(
+        None, description="drop what is near to a benchmark's images, e.g. {benchmarks: {coco: val2017}}"
     )
     dedup: Dedup = Field(Dedup(), description="duplicates")
     quotas: dict[str, Quota] = Field(

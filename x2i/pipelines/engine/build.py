@@ -29,6 +29,7 @@ from x2i.pipelines.engine.sweep import annotate
 from x2i.pipelines.engine.todo import by_source
 from x2i.pipelines.recipe import Plan
 from x2i.pipelines.select.query import select
+from x2i.pipelines.select.semantic import through
 from x2i.pipelines.sources.base import Source, Unit
 
 log = logging.getLogger(__name__)
@@ -91,7 +92,8 @@ def build(
         with _timed(seconds, "select"):
             progress.start("select", 1, "queries")
             staging = publish.Staging(out)
-            select(plan, lake, by_source(plan, units), staging.verdicts)
+            run = through(lambda jobs: engine.run(ASSEMBLE, frozenset(), jobs, lambda job: job))
+            select(plan, lake, by_source(plan, units), staging.verdicts, run)
             found = find_groups(plan, lake, by_source(plan, units), staging.verdicts) if has_groups(plan) else None
             groups = staging.group(plan, found)
             progress.advance()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import logging
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -100,6 +101,10 @@ class Worker:
         if name not in self._columns:
             self._columns[name] = self._plan.column(self._annotators[name])
         return self._columns[name]
+
+    def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """What a function gives that needs nothing of the plan."""
+        return function(*arguments)
 
     def assemble(self, units: list[Unit], selected: str, group: int, folder: str) -> int:
         """Build one group: row group `group` of the file `selected`. Returns the number of rows."""

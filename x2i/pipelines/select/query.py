@@ -23,9 +23,9 @@ from x2i.corpus.lake import ERRORS, KEYS, ROWS, Lake, create_views, mentioned
 from x2i.corpus.rules import said
 from x2i.pipelines import annotators as annotator_files
 from x2i.pipelines import registry
-from x2i.pipelines.select import quotas
-from x2i.pipelines.select.dedup import NearDuplicates, near_duplicates
-from x2i.pipelines.select.near_text import near_texts
+from x2i.pipelines.select import near, quotas
+from x2i.pipelines.select.near import VERDICTS
+from x2i.pipelines.select.semantic import Run, inline
 
 if TYPE_CHECKING:
     import duckdb
@@ -36,14 +36,14 @@ if TYPE_CHECKING:
 #: How ties between equally good rows are broken, in SQL.
 TIES = "rows.image_id, rows.source, rows.location"
 
-#: Tables beside the annotators', under names that no annotator can have.
-VERDICTS, ORDER, NEAR = "x2i verdicts", "x2i order", "x2i near"
+#: A table beside the annotators', under a name that no annotator can have.
+ORDER = "x2i order"
 
 #: The stages of the funnel, in the order in which rows meet them.
-STAGES = ("source", "decode", "text", "where", "duplicate", "quota", "assembly", "forgotten")
+STAGES = ("source", "decode", "text", "where", "contaminated", "duplicate", "quota", "assembly", "forgotten")
 
 
-def select(plan: Plan, lake: Lake, units: dict[str, list[str]], out: Path) -> None:
+def select(plan: Plan, lake: Lake, units: dict[str, list[str]], out: Path, run: Run = inline) -> None:
     """Judge every row, and write the verdicts to `out` (Parquet, in the order of the sources).
 
     Columns: those of `rows`, a struct per annotator, and `kept`, `stage`, `reason`, `detail`, `survivor`
@@ -51,6 +51,7 @@ def select(plan: Plan, lake: Lake, units: dict[str, list[str]], out: Path) -> No
 
     Args:
         units: unit ids by source fingerprint, in the order of the plan.
+        run: how functions over many embeddings are called; by default one after the other, here.
     """
     connection = connect()
     create_views(connection, lake, units, plan.columns())
@@ -62,7 +63,7 @@ def select(plan: Plan, lake: Lake, units: dict[str, list[str]], out: Path) -> No
     )
     connection.register(ORDER, order)
     _judged(plan, connection)
-    _near(plan, connection)
+    near.apply(plan, lake, connection, out.with_name(f".{out.name}.scratch"), run)
     for name, quota in plan.recipe.select.quotas.items():
         with _stumbling(f"{plan.where}: select.quotas.{name}.by", quota.by or ""):
             quotas.apply(connection, name, quota, plan.recipe.seed, _joined(plan.annotators), VERDICTS)
@@ -103,11 +104,7 @@ def check(plan: Plan) -> None:
         if quota.by is not None:
             _try(connection, plan, quota.by, f"{where}: select.quotas.{name}.by", plan.annotators)
     known = {a.name: a for a in plan.annotators}
-    if recipe.select.dedup.perceptual is not None and "phash" not in known:
-        raise RecipeError(f"{where}: select.dedup.perceptual: needs the annotator `phash`: add it under `annotators`")
-    text = recipe.select.dedup.text
-    if text is not None and (text.annotator not in known or "minhash" not in known[text.annotator].columns.names):
-        raise RecipeError(f"{where}: select.dedup.text: needs the annotator `texts`: add it under `annotators`")
+    near.check(plan)
     for score in recipe.output.scores or ():
         name, _, column = score.partition(".")
         if name not in known or column not in known[name].columns.names:
@@ -276,46 +273,6 @@ def _judge(plan: Plan) -> str:
                case when verdict is null and {exact} and nth > 1 then first_id end as survivor,
                case when verdict is null and {exact} and nth > 1 then 0 end::integer as distance
         from firsts"""
-
-
-def _near(plan: Plan, connection: duckdb.DuckDBPyConnection) -> None:
-    """Near duplicates by picture, then by text among those that stayed."""
-    dedup = plan.recipe.select.dedup
-    if dedup.perceptual is not None:
-        table = _standing(connection, "phash", "hash")
-        found = near_duplicates(table["hash"].to_numpy(), dedup.perceptual.bits)
-        _drop(connection, table["row_id"], found, "duplicate_near", "of 64 bits differ")
-    if dedup.text is not None:
-        table = _standing(connection, dedup.text.annotator, "minhash")
-        found = near_texts(table["minhash"], dedup.text.similarity)
-        _drop(connection, table["row_id"], found, "duplicate_text", "places of the caption's MinHash differ")
-
-
-def _standing(connection: duckdb.DuckDBPyConnection, annotator: str, column: str) -> pa.Table:
-    """The rows that stand so far, best first, with a column of theirs. Rows that are samples already are left alone."""
-    return connection.sql(
-        f"""select row_id, {column} from "{VERDICTS}" join {identifier(annotator)} using (row_id)
-        where reason is null and not ready and {column} is not null order by rank"""
-    ).to_arrow_table()
-
-
-def _drop(
-    connection: duckdb.DuckDBPyConnection, ids: pa.ChunkedArray, found: NearDuplicates, reason: str, unit: str
-) -> None:
-    fell = pa.table(
-        {
-            "row_id": ids.take(pa.array(found.dropped)),
-            "survivor": ids.take(pa.array(found.survivor)),
-            "distance": pa.array(found.distance, pa.int32()),
-        }
-    )
-    connection.register(NEAR, fell)
-    connection.execute(
-        f"""update "{VERDICTS}" v set stage = 'duplicate', reason = {literal(reason)}, survivor = n.survivor,
-           distance = n.distance, detail = n.distance || {literal(" " + unit)}
-           from "{NEAR}" n where v.row_id = n.row_id"""
-    )
-    connection.unregister(NEAR)
 
 
 def light(annotator: Annotator) -> list[str]:
