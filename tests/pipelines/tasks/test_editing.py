@@ -27,10 +27,11 @@ from x2i.pipelines import recipe as recipes
 from x2i.pipelines.annotators.erase import Erase, EraseConfig
 from x2i.pipelines.annotators.faces import Faces, FacesConfig
 from x2i.pipelines.images import encode, resize
+from x2i.pipelines.regions import Region, numbered, read, things
 from x2i.pipelines.tasks import _recolour
 from x2i.pipelines.tasks._backgrounds import blurred, cover_of, fitted, without
+from x2i.pipelines.tasks._masks import place_of
 from x2i.pipelines.tasks._nouns import bare, definite, indefinite
-from x2i.pipelines.tasks._objects import place_of, things
 from x2i.pipelines.tasks._styles import STYLES
 from x2i.pipelines.tasks.base import Found, Selected, Skipped
 from x2i.pipelines.tasks.editing import GROUPED, OF_SUBJECTS, Editing, EditingConfig
@@ -306,10 +307,14 @@ def test_others_are_the_next_rows_in_an_order_of_their_own() -> None:
 
 def test_a_phrase_is_all_its_boxes_and_has_all_their_masks() -> None:
     masks = [ellipse((40, 30), b) for b in ([0, 0, 0.4, 0.4], [0.6, 0.6, 1, 1], [0.3, 0.3, 0.5, 0.5])]
-    dogs, cat = things(["dogs", "a cat", "dogs"], [code(m) for m in masks], [0, 1, 2], (40, 30))
-    assert (dogs.phrase, dogs.index, cat.index) == ("dogs", [0, 2], [1])
+
+    def seen(*index: int) -> list[Region]:
+        return things(read((40, 30), None, ["dogs", "a cat", "dogs"], numbered([code(masks[i]) for i in index], index)))
+
+    dogs, cat = seen(0, 1, 2)
+    assert (dogs.phrase, dogs.index, cat.index) == ("dogs", (0, 2), (1,))
     assert np.array_equal(dogs.mask, masks[0] | masks[2])
-    (only,) = things(["dogs", "a cat", "dogs"], [code(masks[0]), code(masks[1])], [0, 1], (40, 30))
+    (only,) = seen(0, 1)
     assert only.phrase == "a cat"
     assert [place_of(ellipse((40, 30), b)) for b in ([0, 0.4, 0.2, 0.6], [0.8, 0, 1, 0.2], [0.4, 0, 0.6, 0.3])] == [
         "left",

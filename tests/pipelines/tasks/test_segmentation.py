@@ -16,7 +16,9 @@ from x2i.base.errors import RecipeError
 from x2i.corpus.sample import Sample
 from x2i.pipelines import recipe as recipes
 from x2i.pipelines.images import encode
-from x2i.pipelines.tasks._regions import VAGUE, inside, is_vague, painted
+from x2i.pipelines.regions import VAGUE, is_vague
+from x2i.pipelines.tasks._masks import painted
+from x2i.pipelines.tasks._nouns import inside
 from x2i.pipelines.tasks.base import Selected, Skipped
 from x2i.pipelines.tasks.few_shot import FewShot, FewShotConfig
 from x2i.pipelines.tasks.segmentation import COLOURS, Segmentation, SegmentationConfig

@@ -15,9 +15,12 @@ from x2i.base.config import parse_config
 from x2i.base.errors import RecipeError
 from x2i.corpus.sample import PLACEHOLDER, Sample, placeholder
 from x2i.pipelines import recipe as recipes
+from x2i.pipelines.boxes import edges, nested
 from x2i.pipelines.images import encode
+from x2i.pipelines.masks import cut_out
+from x2i.pipelines.regions import apart
 from x2i.pipelines.tasks import _spans
-from x2i.pipelines.tasks._regions import apart, cut_out, edges, nested, regions
+from x2i.pipelines.tasks._regions import regions
 from x2i.pipelines.tasks.base import Selected, Skipped
 from x2i.pipelines.tasks.subject import Subject, SubjectConfig
 
@@ -289,7 +292,7 @@ def test_boxes_and_cut_outs_are_what_their_numbers_say() -> None:
     assert nested((0, 0, 0.2, 0.2), (0.2, 0, 0.3, 0.2)) == 0
     assert [edges(b) for b in ((0, 0, 1, 1), (0.1, 0, 0.9, 0.9), (0.1, 0.1, 0.9, 0.9))] == [4, 1, 0]
     found = regions(seen("chelsea.png"), "grounding.boxes", masks="masks") or []
-    assert [r.index for r in apart(found, 0.8)] == [2]  # the cat is surest, and has the rest in it
+    assert [r.number for r in apart(found, 0.8)] == [2]  # the cat is surest, and has the rest in it
     rng = np.random.default_rng(1)
     picture = rng.integers(0, 255, (20, 30, 3), np.uint8)
     mask = np.zeros((20, 30), bool)

@@ -264,9 +264,9 @@ def test_features_find_planted_subjects() -> None:
 
 
 def test_a_second_look_by_cosine() -> None:
-    axes = {"ada1": [1, 0, 0], "ada2": [0.9, 0.1, 0], "ada3": [0, 0, 1], "alan1": [0, 1, 0], "alan2": [0, 1, 0.1]}
-    axes |= {"both1": [1, 1, 0], "both2": [1, 0, 0], "grace": [0, 0, 1]}  # both2 shows nobody like Alan
-    values = {k: [float(x) for x in v] for k, v in axes.items()}
+    values = {"ada1": [1.0, 0.0, 0.0], "ada2": [0.9, 0.1, 0.0], "ada3": [0.0, 0.0, 1.0], "alan1": [0.0, 1.0, 0.0]}
+    values |= {"alan2": [0.0, 1.0, 0.1], "both1": [1.0, 1.0, 0.0], "grace": [0.0, 0.0, 1.0]}
+    values["both2"] = [1.0, 0.0, 0.0]  # shows nobody like Alan
     verify = {"column": "clip.embedding", "min_cosine": 0.6, "min_yes": 0.6}
     task = family(verify=verify, must_say=[])
     assert "clip.embedding" in task.reads

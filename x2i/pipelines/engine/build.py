@@ -94,7 +94,10 @@ def build(
             staging = publish.Staging(out)
             run = through(lambda jobs: engine.run(ASSEMBLE, frozenset(), jobs, lambda job: job))
             select(plan, lake, by_source(plan, units), staging.verdicts, run)
-            found = find_groups(plan, lake, by_source(plan, units), staging.verdicts) if has_groups(plan) else None
+            known = {u.id: u for u in units}
+            found = (
+                find_groups(plan, lake, by_source(plan, units), staging.verdicts, known) if has_groups(plan) else None
+            )
             groups = staging.group(plan, found)
             progress.advance()
         with _timed(seconds, "assemble"):

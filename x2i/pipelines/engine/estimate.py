@@ -306,7 +306,8 @@ def _assembly(out: Estimate, plan: Plan, units: Sequence[Unit], lake: Lake, fold
     plan = replace(plan, tasks=tasks, recipe=plan.recipe.model_copy(update={"output": output}))
     staging = publish.Staging(Path(plan.recipe.out))
     (folder / "verdicts.parquet").rename(staging.verdicts)
-    found = find_groups(plan, lake, by_source(plan, units), staging.verdicts) if has_groups(plan) else None
+    known = {u.id: u for u in units}
+    found = find_groups(plan, lake, by_source(plan, units), staging.verdicts, known) if has_groups(plan) else None
     groups = staging.group(plan, found)
     per_row: list[int] = []
     count = 0

@@ -6,7 +6,8 @@ builds that row needs nothing else.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +18,7 @@ from x2i.base.seeds import canonical_json
 from x2i.base.sql import connect, identifier, literal
 from x2i.corpus.lake import Lake, create_views
 from x2i.pipelines.recipe import Plan
+from x2i.pipelines.sources.base import Unit
 from x2i.pipelines.tasks.base import Task
 
 if TYPE_CHECKING:
@@ -46,11 +48,14 @@ def _groups(task: Task) -> bool:
     return type(task).groups is not Task.groups
 
 
-def find_groups(plan: Plan, lake: Lake, units: dict[str, list[str]], verdicts: Path) -> pa.Table:
+def find_groups(
+    plan: Plan, lake: Lake, units: dict[str, list[str]], verdicts: Path, known: Mapping[str, Unit] | None = None
+) -> pa.Table:
     """The groups of all tasks, as `GROUPS` says, in the tasks' order.
 
     Args:
         units: unit ids by source fingerprint. verdicts: of `x2i.pipelines.select.query.select`.
+        known: the units by id, for tasks that look at pictures while they group (`Task.pictures`).
 
     Raises:
         ValueError: a task groups rows that were not kept, or under a task type that it does not have.
@@ -59,6 +64,9 @@ def find_groups(plan: Plan, lake: Lake, units: dict[str, list[str]], verdicts: P
     connection.execute("create schema lake; set schema = 'lake'")
     create_views(connection, lake, units, plan.columns())
     connection.execute("set schema = 'main'")
+    connection.execute(f"set variable lake = {literal(lake.path)}")
+    for task in plan.tasks:
+        task.pictures = partial(_pictures, plan, known, verdicts) if known is not None else None
     connection.execute(f"create view kept as select * from read_parquet({literal(verdicts)}) where kept")
     table = pa.Table.from_batches(_tables(plan, connection), GROUPS)
     connection.register("found", table)
@@ -70,6 +78,20 @@ def find_groups(plan: Plan, lake: Lake, units: dict[str, list[str]], verdicts: P
     if strange:
         raise ValueError(f"task {strange[0][0]}: a group with the row {strange[0][1]}, which is not among those kept")
     return table
+
+
+def _pictures(plan: Plan, units: Mapping[str, Unit], verdicts: Path, ids: Sequence[str]) -> dict[str, bytes]:
+    """The files of some kept rows by row id, as their sources give them; those that cannot be had are left out."""
+    from x2i.pipelines.engine.chosen import read_rows  # which knows this module
+
+    connection = connect()
+    found = connection.sql(
+        f'select row_id, unit, "index" from read_parquet({literal(verdicts)}) where row_id in $ids order by unit, "index"',
+        params={"ids": list(ids)},
+    ).to_arrow_table()
+    connection.close()
+    read = read_rows(plan, dict(units), found.to_pylist())
+    return {row["row_id"]: got.data for row, got in read if got.data is not None and got.problem is None}
 
 
 def _tables(plan: Plan, connection: duckdb.DuckDBPyConnection) -> Iterator[pa.RecordBatch]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import abc
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -211,6 +211,9 @@ class Task(abc.ABC):
     words: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     texts: ClassVar[Mapping[str, list[str]]] = {}
     Config: ClassVar[type[TaskConfig]] = TaskConfig
+
+    #: While groups are asked for: reads the files of kept rows, by row id; None where that is not possible.
+    pictures: Callable[[Sequence[str]], Mapping[str, bytes]] | None = None
 
     def __init__(self, config: Any) -> None:
         self.config = config
