@@ -58,7 +58,7 @@ def show(told: dict[str, Any]) -> None:
 
 def _sample(sample: dict[str, Any]) -> Tree:
     tree = _branch(None, f"sample {sample['key']}")
-    fields = ("task_type", "instruction", "parameters", "seed", "untouched", "problem")
+    fields = ("task_type", "instruction", "parameters", "seed", "untouched", "carried", "problem")
     _leaves(tree, {name: sample[name] for name in fields if sample.get(name) not in (None, {}, [])})
     images = _branch(tree, "images")
     for picture in sample["images"]:

@@ -161,7 +161,7 @@ class _Tracer:
             sample = self._corpus[row["key"]]
         except (OSError, ValueError, KeyError) as error:  # a damaged shard hides the sample, not its lineage
             return out | {"problem": f"cannot be read ({type(error).__name__}: {error}); `x2i verify` says more"}
-        told = {name: sample.provenance.get(name) for name in ("seed", "parameters", "untouched")}
+        told = {name: sample.provenance.get(name) for name in ("seed", "parameters", "untouched", "carried")}
         told["others"] = sample.provenance.get("others", [])  # further rows whose pictures are in it
         return out | {"instruction": sample.instruction, "messages": list(sample.messages), **told}
 

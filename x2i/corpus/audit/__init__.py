@@ -3,7 +3,9 @@
     ask.py         SQL with bounded answers          thresholds.py  what the recipe's conditions compare
     scores.py      how values are spread             evidence.py    nearest rows, pairs, quarantine, put right
     gallery.py     samples out of the shards         pictures.py    thumbnails
-    charts.py      inline SVG                        page.py        the template and its filters
+    limits.py      benchmarks, quotas                seen.py        boxes, joints, labels
+    overlay.py     … drawn over a picture
+    charts.py      histograms, the funnel's bands    page.py        the template and its filters
 
 Nothing here grows with the corpus but the time that DuckDB takes to count: every list is bounded.
 The same corpus gives the same report, byte for byte.
@@ -39,6 +41,7 @@ class Limits:
     pairs: int = 24
     per_reason: int = 12
     per_fix: int = 4
+    per_annotator: int = 6
     side: int = 320  # longer side of a thumbnail, in pixels
 
 
@@ -111,8 +114,10 @@ def gather(corpus: Corpus, thumbnails: Thumbnails | None, limits: Limits, say: C
     """Everything that the page shows."""
     from x2i.corpus.audit import evidence
     from x2i.corpus.audit.gallery import galleries, kept_pictures
+    from x2i.corpus.audit.limits import benchmarks, quotas
     from x2i.corpus.audit.page import Report
     from x2i.corpus.audit.scores import scores
+    from x2i.corpus.audit.seen import seen
     from x2i.corpus.audit.thresholds import conditions
     from x2i.corpus.tombstones import FORGOTTEN
 
@@ -123,8 +128,11 @@ def gather(corpus: Corpus, thumbnails: Thumbnails | None, limits: Limits, say: C
     judged = evidence.judged(corpus, found, limits.nearest)
     say("how the scores are spread")
     drawn, not_drawn = scores(corpus, found)
+    say("what the annotators saw")
+    looked = seen(corpus, limits.per_annotator)
     say("duplicates, quarantine, what was put right")
     twins = evidence.duplicates(corpus, limits.pairs)
+    clear_of = benchmarks(corpus, limits.pairs, limits.side, thumbnails is not None)
     mended = evidence.put_right(corpus, limits.per_fix)
     bad = evidence.quarantine(corpus, limits.per_reason)
     rows = evidence.shown(
@@ -132,8 +140,10 @@ def gather(corpus: Corpus, thumbnails: Thumbnails | None, limits: Limits, say: C
             *([*n.kept, *n.fell] for j in judged for n in j.nearest),
             *(j.sample for j in judged),
             *([p.dropped, p.survivor] for p in twins.pairs),
+            *([m.row for m in b.matches] for b in clear_of),
             mended.rows,
             bad.rows,
+            *([look.row for look in s.looks] for s in looked),
         ]
     )
     say(f"pictures of {len(rows):,} rows")
@@ -156,7 +166,10 @@ def gather(corpus: Corpus, thumbnails: Thumbnails | None, limits: Limits, say: C
         judged,
         drawn,
         not_drawn,
+        looked,
         twins,
+        clear_of,
+        quotas(corpus),
         mended,
         bad,
         pictures,
@@ -180,6 +193,7 @@ def _funnel(corpus: Corpus, texts: dict[str, str]) -> tuple[list[tuple[bool, str
     from x2i.corpus.audit.evidence import QUARANTINE, recount
     from x2i.corpus.audit.page import Step
     from x2i.corpus.rules import quota_said
+    from x2i.corpus.tombstones import FORGOTTEN, OWN, PARTNER
 
     counts = corpus.info["counts"]
     fell = recount(corpus)
@@ -209,8 +223,12 @@ def _funnel(corpus: Corpus, texts: dict[str, str]) -> tuple[list[tuple[bool, str
             note, target = texts.get(reason, ""), f"where-{reason}"
         elif stage == "duplicate":
             target = "duplicates"
+        elif stage == "contaminated":
+            note, target = "too near to an image of that benchmark", "benchmarks"
         elif stage == "quota":
-            note, target = quota_said(corpus.info["recipe"]["select"]["quotas"][reason]), "funnel"
+            note, target = quota_said(corpus.info["recipe"]["select"]["quotas"][reason]), "quotas"
+        elif stage == "forgotten":
+            note, target = OWN if reason == FORGOTTEN else PARTNER, "funnel"
         elif stage not in QUARANTINE:
             target = "funnel"
         steps.append(Step(stage, reason, note, left, f["rows"], target))

@@ -23,6 +23,10 @@ Row = dict[str, Any]
 QUARANTINE = ("source", "decode", "text", "assembly")
 
 
+#: The cosine that a verdict tells of, in SQL; null where it tells of none.
+COSINE = "try_cast(regexp_extract(detail, '^cosine (\\S+)', 1) as double)"
+
+
 @dataclass(frozen=True)
 class Nearest:
     """What lies closest to one threshold. Rows carry `value` besides the facts."""
@@ -101,7 +105,7 @@ def duplicates(corpus: Corpus, count: int) -> Duplicates:
     dropped: list[Row] = []
     for reason in reasons:
         where = f"{fell} and reason = {literal(reason['reason'])}"
-        dropped += rows(corpus, where, f"distance desc nulls last, {SHUFFLED}", share)
+        dropped += rows(corpus, where, f"distance desc nulls last, {COSINE} nulls last, {SHUFFLED}", share)
     dropped.sort(key=lambda r: -(r["distance"] or 0))
     survivors = by_id(corpus, {r["survivor"] for r in dropped if r["survivor"]})
     bits = ask(

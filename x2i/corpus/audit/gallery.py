@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from x2i.base.errors import X2IError
 from x2i.corpus.audit.ask import CHARS, ask, one_of
 from x2i.corpus.audit.pictures import data_uri, shrink
-from x2i.corpus.sample import PLACEHOLDER, Sample
+from x2i.corpus.sample import PLACEHOLDER, Picture, Sample
 
 if TYPE_CHECKING:
     from x2i.corpus.corpus import Corpus
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 TASKS = 40
 #: Input pictures shown of one sample.
 INPUTS = 8
+#: Samples of a row that are read in search of its own picture.
+CANDIDATES = 3
 
 
 @dataclass(frozen=True)
@@ -154,19 +157,43 @@ def cut(text: str, chars: int = CHARS) -> str:
 
 
 def kept_pictures(corpus: Corpus, row_ids: Iterable[str], side: int) -> dict[str, bytes]:
-    """Small pictures of rows that are in the corpus, from its own shards: the output of one sample of each."""
+    """Small pictures of rows that are in the corpus, from its own shards.
+
+    A row whose picture is surely in none of the samples looked at (`own_picture`) is not among them.
+    """
     rows = ask(
         corpus,
         f"""select * from samples where row_id in {one_of(row_ids)}
-            qualify row_number() over (partition by row_id order by output_size is null, len(input_sizes), key) = 1""",
+            qualify row_number() over (partition by row_id order by
+                case when output_size is not null and len(input_sizes) = 0 then 0
+                     when output_size is null and len(images) = 1 then 1 else 2 end,
+                len(input_sizes), key) <= {CANDIDATES}
+            order by row_id, output_size is null, len(input_sizes), key""",
     )
-    found = {}
+    found: dict[str, bytes] = {}
     for row in rows:
-        sample = read(corpus, row)
-        if isinstance(sample, str):
-            continue
-        picture = sample.output_image or next(iter(sample.input_images), None)
+        sample = None if row["row_id"] in found else read(corpus, row)
+        picture = own_picture(sample) if isinstance(sample, Sample) else None
         small = shrink(picture.data, side) if picture else None
         if small is not None:
             found[row["row_id"]] = small
     return found
+
+
+def own_picture(sample: Sample) -> Picture | None:
+    """The picture in a sample that is its row's own, for sure; None where it may be a map, an edit or another row's.
+
+    It is so told: what has the row's own bytes; the output of a sample without inputs; the output of a published
+    sample, or the last picture of a published conversation; the one picture of a conversation over one original.
+    """
+    about = sample.provenance if isinstance(sample.provenance, dict) else {}
+    output, inputs = sample.output_image, sample.input_images
+    parameters = about.get("parameters")
+    published = isinstance(parameters, dict) and parameters.get("published") is True
+    if output is not None and (published or not inputs):
+        return output
+    alone = len(inputs) == 1 and not about.get("others") and not about.get("input_ids")
+    if output is None and inputs and (published or alone):
+        return inputs[-1]
+    pictures = ([] if output is None else [output]) + list(inputs)
+    return next((p for p in pictures if hashlib.sha256(p.data).hexdigest() == about.get("image_id")), None)

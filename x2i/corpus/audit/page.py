@@ -12,8 +12,11 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from x2i.corpus.audit import charts
 from x2i.corpus.audit.evidence import Duplicates, Judged, PutRight, Quarantine, put_right_in
 from x2i.corpus.audit.gallery import Gallery
+from x2i.corpus.audit.limits import Benchmark, Quota
+from x2i.corpus.audit.overlay import colour, overlay
 from x2i.corpus.audit.pictures import data_uri
 from x2i.corpus.audit.scores import Score, Value
+from x2i.corpus.audit.seen import Seen
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,10 @@ class Report:
     judged: list[Judged]
     scores: list[Score]
     not_drawn: list[str]
+    seen: list[Seen]
     duplicates: Duplicates
+    benchmarks: list[Benchmark]
+    quotas: list[Quota]
     put_right: PutRight
     quarantine: Quarantine
     pictures: Mapping[str, bytes]
@@ -75,8 +81,11 @@ def render(report: Report) -> str:
         band=charts.band,
         histogram=charts.histogram,
         difference=charts.difference,
+        overlay=overlay,
+        colour=colour,
         put_right_in=put_right_in,
         picture=lambda row_id: data_uri(report.pictures.get(row_id)),
+        data_uri=data_uri,
         recipe=yaml.safe_dump(report.info.get("recipe", {}), sort_keys=False, allow_unicode=True),
     )
 

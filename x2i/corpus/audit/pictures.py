@@ -19,12 +19,14 @@ def shrink(data: bytes, side: int, boxes: Sequence[Sequence[float]] = ()) -> byt
     Args:
         boxes: drawn over it: [x1, y1, x2, y2] as shares of its sides.
     """
-    from PIL import Image, ImageDraw
+    from PIL import Image, ImageDraw, ImageOps
 
     try:
         opened = Image.open(io.BytesIO(data))
         opened.thumbnail((side, side), Image.Resampling.LANCZOS)
-        image = opened.convert("RGB")
+        image = ImageOps.exif_transpose(opened).convert(
+            "RGB"
+        )  # what the corpus stores is upright; a benchmark's may not be
         draw = ImageDraw.Draw(image)
         for number, (x1, y1, x2, y2) in enumerate(boxes):
             corners = (x1 * image.width, y1 * image.height, x2 * image.width, y2 * image.height)
