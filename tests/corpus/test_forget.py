@@ -243,7 +243,7 @@ def test_rows_that_lose_their_partners_say_so(tmp_path: Path) -> None:
     make(tmp_path, PAIRS)
     with contextlib.chdir(tmp_path):
         pairs = {r["location"]: r["images"] for r in corpus.open("corpus").manifest.to_pylist()}
-        anchor, (_, partner) = next((k, v) for k, v in pairs.items() if k.endswith("png"))
+        anchor, (_, partner, *_) = next((k, v) for k, v in pairs.items() if k.endswith("png"))
         done = forget.forget("corpus", [partner])
         assert done.lost == 1
         assert verdict(anchor) == ("forgotten", "lost_samples")
