@@ -6,8 +6,6 @@ import contextlib
 import json
 import re
 import shutil
-from collections.abc import Callable
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -16,72 +14,19 @@ import pytest
 from typer.testing import CliRunner
 
 from tests.corpora import Built
+from tests.corpus.auditing import Page, edit_info, edit_selection, report
 from x2i import corpus
 from x2i.base.errors import RecipeError, X2IError
-from x2i.cli.audit import write
 from x2i.cli.main import app
-from x2i.corpus.audit import Limits, audit, default_path
+from x2i.corpus.audit import audit, default_path
 from x2i.corpus.audit.evidence import judged
 from x2i.corpus.audit.scores import histogram, scores
 from x2i.corpus.audit.thresholds import conditions
 
 
-class Page(HTMLParser):
-    """The elements of a page, and the text below each section and article."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.texts: dict[str, str] = {}
-        self._open: list[tuple[str, str | None]] = []
-        self.feed(text)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag in ("section", "article", "style"):
-            self._open.append((tag, dict(attrs).get("id")))
-
-    def handle_endtag(self, tag: str) -> None:
-        if self._open and self._open[-1][0] == tag:
-            self._open.pop()
-
-    def handle_data(self, data: str) -> None:
-        for tag, name in self._open:
-            self.texts[name or tag] = self.texts.get(name or tag, "") + data
-
-    def count(self, tag: str, css: str = "") -> int:
-        return sum(t == tag and css in (a.get("class") or "").split() if css else t == tag for t, a in self.tags)
-
-
-def report(built: Built, **options: Any) -> tuple[Page, str]:
-    """The report as `x2i audit` writes it, sources and all."""
-    with contextlib.chdir(built.root):
-        written = write("corpus", Path("report.html"), Limits(**options), quiet=True)
-    assert written.sound
-    text = (built.root / "report.html").read_text(encoding="utf-8")
-    assert written.bytes == len(text.encode())
-    return Page(text), text
-
-
 @pytest.fixture(scope="module")
 def page(built: Built, tmp_path_factory: pytest.TempPathFactory) -> tuple[Page, str]:
     return report(built.copy(tmp_path_factory.mktemp("audit")))
-
-
-def edit_info(built: Built, change: Callable[[dict[str, Any]], None]) -> None:
-    path = built.corpus / "corpus.json"
-    info = json.loads(path.read_text())
-    change(info)
-    path.write_text(json.dumps(info))
-
-
-def edit_selection(built: Built, query: str) -> None:
-    """Replace the selection by a query over `old`."""
-    path, new = built.corpus / "selection.parquet", built.root / "new.parquet"
-    with duckdb.connect() as connection:
-        connection.read_parquet(str(path)).create_view("old")
-        connection.execute(f"copy ({query}) to '{new}' (format parquet)")
-    shutil.move(new, path)
 
 
 def test_the_report_loads_nothing_and_runs_nothing(page: tuple[Page, str]) -> None:

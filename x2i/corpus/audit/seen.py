@@ -159,7 +159,7 @@ def _marks(what: str, found: dict[str, Any]) -> Iterator[Mark]:
 
 
 def _people(people: list[dict[str, Any]]) -> Iterator[Mark]:
-    for person in people:
+    for person in filter(None, people):
         joints = tuple(_point(k) for k in person["keypoints"] or ())
         yield Mark("person", _finite(person.get("score")), _box(person.get("box")), joints)
 
