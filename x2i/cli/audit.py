@@ -27,7 +27,7 @@ def audit(
     ] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")] = False,
 ) -> None:
-    """Write a report to look at: the funnel, galleries, thresholds, scores, duplicates, the quarantine.
+    """Write a report to look at: funnel, galleries, thresholds, scores, what annotators saw, duplicates, quarantine.
 
     One HTML file that loads nothing from elsewhere: it can be mailed, archived, opened on a phone.
 
