@@ -73,7 +73,8 @@ def test_boxes_without_phrases_get_a_name() -> None:
 
 
 def test_what_cannot_be_asked_is_skipped_with_a_reason() -> None:
-    made = talk(row(text=None))
+    nothing = {"grounding": {"boxes": [], "scores": [], "phrases": []}, "ocr": {"texts": [], "confidence": []}}
+    made = talk(row(text=None, values=nothing | {"classes": {"top": "tabby", "top_score": 0.3}}))
     assert {k: m.reason for k, m in made.items() if isinstance(m, Skipped)} == {
         "describe": "no_text",
         "locate": "no_object",
@@ -81,6 +82,7 @@ def test_what_cannot_be_asked_is_skipped_with_a_reason() -> None:
         "read": "no_text_in_picture",
         "classify": "unsure_class",
     }
+    assert {m.reason for m in talk(row()).values() if isinstance(m, Skipped)} == {"not_annotated"}
     unsure = VALUES | {"ocr": {"texts": ["STOP", "h??e"], "confidence": [0.99, 0.2]}}
     assert talk(row(values=unsure))["read"] == Skipped("read", "unsure_text")
     assert talk(row(text="see <image>"))["describe"] == Skipped("describe", "text_has_placeholders")

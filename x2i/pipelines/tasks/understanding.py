@@ -89,7 +89,7 @@ class Understanding(Task):
     def _locate(self, row: Selected, rng: np.random.Generator) -> Talk | str:
         found = self._objects(row)
         if not found:
-            return "no_object"
+            return self._none(row)
         names = list(found)
         drawn = [names[i] for i in sorted(rng.permutation(len(names))[: self.config.max_objects])]
         messages: list[dict[str, str]] = []
@@ -105,12 +105,14 @@ class Understanding(Task):
     def _count(self, row: Selected, rng: np.random.Generator) -> Talk | str:
         found = {name: boxes for name, boxes in self._objects(row).items() if len(boxes) <= self.config.max_count}
         if not found:
-            return "no_object"
+            return self._none(row)
         name = list(found)[int(rng.integers(len(found)))]
         return self._ask("count", rng, str(len(found[name])), object=name), None, {"objects": self.config.objects}
 
     def _read(self, row: Selected, rng: np.random.Generator) -> Talk | str:
         texts, sure = row.value(f"{self.config.ocr}.texts"), row.value(f"{self.config.ocr}.confidence")
+        if texts is None:
+            return "not_annotated"
         if texts and (min(sure) < self.config.min_confidence or all(len(t.strip()) < 2 for t in texts)):
             return "unsure_text"  # to leave a line out would teach not to read it
         if not texts or any(_marked(t) for t in texts):
@@ -119,12 +121,17 @@ class Understanding(Task):
 
     def _classify(self, row: Selected, rng: np.random.Generator) -> Talk | str:
         top, score = row.value(f"{self.config.classes}.top"), row.value(f"{self.config.classes}.top_score")
-        if not top or score < self.config.min_score:
+        if top is None:
+            return "not_annotated"
+        if score < self.config.min_score:
             return "unsure_class"
         return self._ask("classify", rng, str(top)), None, {"score": round(float(score), 4)}
 
     def _ask(self, key: str, rng: np.random.Generator, answer: str, **words: str) -> list[dict[str, str]]:
         return [_user(self.instructions.draw(key, rng, **words), True), _assistant(answer)]
+
+    def _none(self, row: Selected) -> str:
+        return "no_object" if row.value(f"{self.config.objects}.boxes") is not None else "not_annotated"
 
     def _objects(self, row: Selected) -> dict[str, list[Any]]:
         """The boxes that are sure enough, by what they hold, in the annotator's order."""
