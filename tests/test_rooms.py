@@ -26,6 +26,10 @@ MAY_IMPORT = {
     "cli": {"base", "corpus", "model", "pipelines", "trainer"},
 }
 
+#: What tasks may import of annotators: a measure and a table of colours, which are the annotators' own. All else that
+#: both use lies beside the folders, as `images` and `regions` do.
+TASKS_MAY_IMPORT = ("x2i.pipelines.annotators.quality.colourfulness", "x2i.pipelines.annotators._palette.")
+
 #: Libraries that take long to import: only a command that needs one may wait for it.
 HEAVY = {"torch", "transformers", "diffusers", "ray", "duckdb", "pyarrow", "datasets", "webdataset", "cv2", "numpy"}
 
@@ -57,6 +61,17 @@ def test_imports_run_one_way(path: Path) -> None:
         if parts[0] == "x2i" and len(parts) > 1 and parts[1] in MAY_IMPORT:
             allowed = {room} | MAY_IMPORT[room]
             assert parts[1] in allowed, f"x2i/{path}:{line} imports {name}: `{room}` may import {sorted(allowed)} only"
+
+
+@pytest.mark.parametrize("path", FILES, ids=str)
+def test_annotators_and_tasks_do_not_know_each_other(path: Path) -> None:
+    for line, name in imported(path):
+        if path.parts[:2] == ("pipelines", "annotators"):
+            assert not f"{name}.".startswith("x2i.pipelines.tasks."), (
+                f"x2i/{path}:{line}: annotators import no task: {name}"
+            )
+        if path.parts[:2] == ("pipelines", "tasks") and name.startswith("x2i.pipelines.annotators."):
+            assert name.startswith(TASKS_MAY_IMPORT), f"x2i/{path}:{line}: tasks import no annotator: {name}"
 
 
 @pytest.mark.parametrize("path", FILES, ids=str)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 
@@ -39,3 +40,15 @@ def saved(folder: Path, inpaints: bool) -> Path:
     )  # fmt: skip
     pipeline.save_pretrained(folder / "sd")
     return folder / "sd"
+
+
+def broken(pipeline: Path, folder: Path) -> Path:
+    """A copy of a pipeline in `folder`, whose UNet lacks `conv_in.weight`."""
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(pipeline, folder)
+    file = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    state = load_file(file)
+    state.pop("conv_in.weight")
+    save_file(state, file, metadata={"format": "pt"})
+    return folder

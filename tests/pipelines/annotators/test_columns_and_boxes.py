@@ -7,9 +7,9 @@ import pytest
 
 from tests.pipelines.annotating import rows
 from x2i.base.errors import X2IError
+from x2i.base.packages import need, version
 from x2i.pipelines.annotators._boxes import shares
 from x2i.pipelines.annotators._columns import column, texts
-from x2i.pipelines.annotators._need import need, version
 
 
 def test_boxes_are_shares_of_the_picture_cut_off_at_its_edges() -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,28 +10,17 @@ import numpy as np
 import pytest
 
 from tests.pipelines.annotating import batch, item, photo, run
+from tests.pipelines.annotators import stable_diffusion
+from tests.pipelines.drawn import code, ellipse
 from x2i.base.errors import X2IError
 from x2i.pipelines.annotators.base import Batch
 from x2i.pipelines.annotators.erase import Erase, EraseConfig
 from x2i.pipelines.images import decode, read_header
 
-coco = pytest.importorskip("pycocotools.mask")
+pytest.importorskip("pycocotools.mask")
 
 #: The cup and the spoon of the photograph `coffee`, by eye, as shares.
 CUP, SPOON = [0.28, 0.04, 0.69, 0.78], [0.535, 0.595, 0.685, 0.825]
-
-
-def ellipse(size: tuple[int, int], box: list[float]) -> np.ndarray:
-    """A filled ellipse in a box of shares: bool [height, width]."""
-    width, height = size
-    (x1, y1), (x2, y2) = ([box[i] * width, box[i + 1] * height] for i in (0, 2))
-    y, x = np.mgrid[:height, :width] + 0.5
-    return ((x - (x1 + x2) / 2) / (x2 - x1) * 2) ** 2 + ((y - (y1 + y2) / 2) / (y2 - y1) * 2) ** 2 <= 1
-
-
-def code(mask: np.ndarray) -> dict[str, Any]:
-    made = coco.encode(np.asfortranarray(mask.astype(np.uint8)))
-    return {"size": list(made["size"]), "counts": made["counts"].decode("ascii")}
 
 
 def asked(name: str, objects: list[tuple[str, list[float]]], scale: float = 1.0) -> Batch:
@@ -147,37 +134,8 @@ def test_a_configuration_without_names_is_refused() -> None:
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Stable Diffusion's inpainting pipeline, tiny and random, as `save_pretrained` leaves it."""
-    diffusers = pytest.importorskip("diffusers")
-    import torch
-    import transformers
-
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("pipeline")
-    alphabet = [chr(c) for c in range(ord("a"), ord("z") + 1)]
-    pieces = [*alphabet, *(f"{c}</w>" for c in alphabet), "<|startoftext|>", "<|endoftext|>"]
-    (folder / "vocab.json").write_text(json.dumps({p: i for i, p in enumerate(pieces)}))
-    (folder / "merges.txt").write_text("#version: 0.2\n")
-    tokenizer = transformers.CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=77)
-    text = transformers.CLIPTextConfig(
-        hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, vocab_size=len(pieces),
-        max_position_embeddings=77, bos_token_id=len(pieces) - 2, eos_token_id=len(pieces) - 1,
-    )  # fmt: skip
-    unet = diffusers.UNet2DConditionModel(
-        sample_size=8, in_channels=9, out_channels=4, layers_per_block=1, block_out_channels=(16, 32), norm_num_groups=8,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        cross_attention_dim=16, attention_head_dim=4,
-    )  # fmt: skip
-    vae = diffusers.AutoencoderKL(
-        block_out_channels=(8, 16, 16, 16), norm_num_groups=8, latent_channels=4, sample_size=64,
-        down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
-    )  # fmt: skip
-    pipeline = diffusers.StableDiffusionInpaintPipeline(
-        vae, transformers.CLIPTextModel(text), tokenizer, unet, diffusers.DDIMScheduler(steps_offset=1), None, None,
-        requires_safety_checker=False,
-    )  # fmt: skip
-    pipeline.save_pretrained(folder / "sd")
-    return folder / "sd"
+    pytest.importorskip("diffusers")
+    return stable_diffusion.saved(tmp_path_factory.mktemp("pipeline"), inpaints=True)
 
 
 def model(path: Path, **config: Any) -> dict[str, Any]:
@@ -213,15 +171,8 @@ def test_a_picture_that_the_safety_checker_refuses_is_none(tiny: Path, monkeypat
 
 
 def test_a_pipeline_that_is_not_whole_is_refused(tiny: Path, tmp_path: Path) -> None:
-    from safetensors.torch import load_file, save_file
-
     with pytest.raises(X2IError, match="no model_index.json"):
         Erase(EraseConfig(**model(tmp_path))).setup()
-    broken = tmp_path / "sd"
-    shutil.copytree(tiny, broken)
-    file = broken / "unet" / "diffusion_pytorch_model.safetensors"
-    state = load_file(file)
-    state.pop("conv_in.weight")
-    save_file(state, file, metadata={"format": "pt"})
+    broken = stable_diffusion.broken(tiny, tmp_path / "sd")
     with pytest.raises(X2IError, match=r"no whole UNet2DConditionModel: it lacks conv_in\.weight"):
         Erase(EraseConfig(**model(broken))).setup()

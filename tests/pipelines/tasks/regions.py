@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-from pycocotools import mask as coco
-
+from tests.pipelines.drawn import code, ellipse
 from tests.pipelines.tasks.rows import row
 from x2i.pipelines.tasks.base import Selected
 
@@ -32,21 +30,6 @@ TEXTS = {
 }
 
 
-def ellipse(box: tuple[float, float, float, float], size: tuple[int, int]) -> np.ndarray:
-    """Bool [height, width], the ellipse in a box of shares."""
-    width, height = size
-    x, y = (np.arange(width) + 0.5) / width, (np.arange(height) + 0.5) / height
-    across = (x - (box[0] + box[2]) / 2) / ((box[2] - box[0]) / 2)
-    down = (y - (box[1] + box[3]) / 2) / ((box[3] - box[1]) / 2)
-    return (across[None] ** 2 + down[:, None] ** 2) <= 1
-
-
-def code(mask: np.ndarray) -> dict[str, Any]:
-    """A mask as `masks` stores it."""
-    made = coco.encode(np.asfortranarray(mask.astype(np.uint8)))
-    return {"size": list(made["size"]), "counts": made["counts"].decode("ascii")}
-
-
 def values(name: str, scale: float = 1.0) -> dict[str, dict[str, Any]]:
     """What the annotators found on a photograph; the masks are `scale` times as large as it."""
     picture = row(name).picture
@@ -61,7 +44,7 @@ def values(name: str, scale: float = 1.0) -> dict[str, dict[str, Any]]:
             "phrase_index": [phrases.index(p) for p, _, _ in places],
         },
         "masks": {
-            "masks": [code(ellipse(box, size)) for _, box, _ in places],
+            "masks": [code(ellipse(size, box)) for _, box, _ in places],
             "box_index": list(range(len(places))),
             "predicted_iou": [0.95] * len(places),
         },

@@ -15,8 +15,8 @@ from PIL import ImageColor
 
 from tests.pipelines.annotating import batch, photo
 from tests.pipelines.annotators.registry import fetched
-from tests.pipelines.annotators.test_erase import code, ellipse
 from tests.pipelines.builds import recipe
+from tests.pipelines.drawn import code, ellipse
 from tests.pipelines.tasks.annotated import make, skipped
 from tests.pipelines.tasks.inline import build
 from tests.pipelines.tasks.rows import PHOTOS, pixels, row

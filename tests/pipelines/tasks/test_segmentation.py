@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.pipelines.tasks.regions import PLACES, ellipse, seen, values
+from tests.pipelines.drawn import ellipse
+from tests.pipelines.tasks.regions import PLACES, seen, values
 from tests.pipelines.tasks.rows import pixels, row
 from x2i.base.config import parse_config
 from x2i.base.errors import RecipeError
@@ -55,7 +56,7 @@ def test_a_phrase_with_several_boxes_paints_them_all_and_says_so() -> None:
     on = seen("chelsea.png")
     eyes = samples(on)["green eyes"]
     size = on.picture.width, on.picture.height
-    both = ellipse(PLACES["chelsea.png"][0][1], size) | ellipse(PLACES["chelsea.png"][1][1], size)
+    both = ellipse(size, PLACES["chelsea.png"][0][1]) | ellipse(size, PLACES["chelsea.png"][1][1])
     assert np.array_equal(pixels(eyes.mask)[..., 0] == 255, both)
     task = Segmentation(SegmentationConfig())
     for what, key in (("green eyes", ".several"), ("a cat", "")):

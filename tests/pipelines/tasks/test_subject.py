@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.pipelines.tasks.regions import PLACES, TEXTS, ellipse, seen, values
+from tests.pipelines.drawn import ellipse
+from tests.pipelines.tasks.regions import PLACES, TEXTS, seen, values
 from tests.pipelines.tasks.rows import pixels, row
 from x2i.base.config import parse_config
 from x2i.base.errors import RecipeError
@@ -53,7 +54,7 @@ def test_a_cut_out_is_the_masked_object_on_white() -> None:
     assert {subjects(s)[0]["object"] for s in found} == {p for p, _, _ in PLACES["astronaut.png"]}
     for sample in found:
         (subject,) = subjects(sample)
-        mask = ellipse(PLACES["astronaut.png"][subject["box_index"]][1], size)
+        mask = ellipse(size, PLACES["astronaut.png"][subject["box_index"]][1])
         ys, xs = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
         part = np.s_[ys[0] : ys[-1] + 1, xs[0] : xs[-1] + 1]
         expected = np.where(mask[part][..., None], on.pixels[part], 255)

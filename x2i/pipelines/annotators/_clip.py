@@ -15,9 +15,9 @@ import pyarrow as pa
 from pydantic import Field
 
 from x2i.base.errors import X2IError
+from x2i.base.packages import need
 from x2i.base.weights import Weights
 from x2i.pipelines.annotators._heads import spread, unit
-from x2i.pipelines.annotators._need import need
 from x2i.pipelines.annotators._torch import ModelConfig, Runtime
 from x2i.pipelines.annotators._weights import weights_of
 

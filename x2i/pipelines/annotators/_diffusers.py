@@ -1,16 +1,16 @@
-"""Inpainting by a pipeline of diffusers from a folder, every weight of it loaded, every number seeded."""
+"""Pictures by a pipeline of diffusers from a folder, every weight of it loaded, every number seeded."""
 
 from __future__ import annotations
 
 import inspect
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from x2i.base.errors import X2IError
-from x2i.pipelines.annotators._need import need
+from x2i.base.packages import need
 from x2i.pipelines.annotators._torch import Runtime, pretrained
 from x2i.pipelines.images import resize
 
@@ -19,11 +19,14 @@ _MULTIPLE = 16
 
 
 class Inpainting:
-    """What `AutoPipelineForInpainting` makes of a folder, on the device and in the precision of a `Runtime`.
+    """What a class of diffusers, `auto`, makes of a folder, on the device and in the precision of a `Runtime`.
 
     Raises:
-        X2IError: diffusers is missing, or the folder holds no whole pipeline that can inpaint.
+        X2IError: diffusers is missing, or the folder holds no whole pipeline of this kind.
     """
+
+    auto: ClassVar = "AutoPipelineForInpainting"
+    what: ClassVar = "pipeline that inpaints"  # for people
 
     def __init__(self, path: str, runtime: Runtime, annotator: str) -> None:
         diffusers = need("diffusers", "diffusers", annotator)
@@ -32,16 +35,12 @@ class Inpainting:
         said.set_verbosity_error()
         try:
             models = _models(Path(path), annotator)
-            self.pipeline: Any = diffusers.AutoPipelineForInpainting.from_pretrained(
-                path, local_files_only=True, **models
-            )
+            self.pipeline: Any = getattr(diffusers, self.auto).from_pretrained(path, local_files_only=True, **models)
         except X2IError:
             raise
         except Exception as error:  # noqa: BLE001 - diffusers raises anything for files that it does not understand
             why = f"{type(error).__name__}: {str(error)[:400]}"
-            raise X2IError(
-                f"annotator {annotator}: {path} holds no pipeline that diffusers inpaints with ({why})"
-            ) from None
+            raise X2IError(f"annotator {annotator}: {path} holds no {self.what} of diffusers ({why})") from None
         self.pipeline.set_progress_bar_config(disable=True)
         self._runtime = runtime
         for part in self.pipeline.components.values():
@@ -65,7 +64,7 @@ class Inpainting:
         """A picture whose hole is filled.
 
         Args:
-            picture: uint8 [height, width, 3]. hole: bool [height, width].
+            picture: uint8 [height, width, 3]. hole: bool [height, width]; of no account to pipelines that take none.
             avoid: a negative prompt, for pipelines that take one.
             longest: longer side, in pixels, at which the model works.
 
@@ -99,6 +98,13 @@ class Inpainting:
             return None
         filled = np.rint(np.asarray(made.images[0], np.float32).clip(0, 1) * 255).astype(np.uint8)
         return resize(filled, width, height)
+
+
+class Redrawing(Inpainting):
+    """The same from image to image: the whole picture is painted anew."""
+
+    auto = "AutoPipelineForImage2Image"
+    what = "pipeline from image to image"
 
 
 def _models(path: Path, annotator: str) -> dict[str, Any]:

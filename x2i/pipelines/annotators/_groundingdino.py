@@ -16,7 +16,7 @@ from unittest import mock
 
 import numpy as np
 
-from x2i.pipelines.annotators._need import need
+from x2i.base.packages import need
 from x2i.pipelines.annotators._pictures import bilinear, normalised
 from x2i.pipelines.annotators._torch import checkpoint, component, filled, pretrained
 

@@ -12,7 +12,7 @@ import unicodedata
 from collections import Counter
 from typing import Any
 
-from x2i.pipelines.annotators._need import need
+from x2i.base.packages import need
 
 #: Scripts (first word of a letter's Unicode name) that leave no choice worth making.
 ONE = {

@@ -9,8 +9,8 @@ import numpy as np
 from pydantic import Field
 
 from x2i.base.errors import X2IError
+from x2i.base.packages import need
 from x2i.base.weights import Weights
-from x2i.pipelines.annotators._need import need
 from x2i.pipelines.annotators._weights import weights_of
 from x2i.pipelines.annotators.base import Annotator, AnnotatorConfig
 

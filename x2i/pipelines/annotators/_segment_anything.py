@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from x2i.base.errors import X2IError
-from x2i.pipelines.annotators._need import need
+from x2i.base.packages import need
 from x2i.pipelines.annotators._pictures import bilinear, normalised
 from x2i.pipelines.annotators._torch import checkpoint, described, filled, pretrained
 

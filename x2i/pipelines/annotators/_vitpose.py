@@ -13,7 +13,7 @@ from itertools import islice
 import numpy as np
 
 from x2i.base.errors import X2IError
-from x2i.pipelines.annotators._need import need
+from x2i.base.packages import need
 from x2i.pipelines.annotators._torch import ModelConfig, Runtime, component, pretrained
 
 _CROPS = 64  # people per pass: a crowd should not take the memory of a hundred crops

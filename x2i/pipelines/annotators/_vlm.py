@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from x2i.base.errors import X2IError
+from x2i.base.packages import need
 from x2i.pipelines.annotators._asking import Answer, Question, presentable
-from x2i.pipelines.annotators._need import need
 from x2i.pipelines.annotators._torch import ModelConfig, Runtime, component, pretrained
 
 if TYPE_CHECKING:

@@ -17,9 +17,9 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
+from x2i.base.packages import need
 from x2i.base.weights import Weights
 from x2i.pipelines.annotators._heads import stored
-from x2i.pipelines.annotators._need import need
 from x2i.pipelines.annotators._pictures import pixels
 from x2i.pipelines.annotators._torch import SPEED, ModelConfig, Runtime, checkpoint, filled
 from x2i.pipelines.annotators._weights import weights_of

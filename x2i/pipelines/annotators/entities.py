@@ -20,9 +20,9 @@ import pyarrow as pa
 from pydantic import Field
 
 from x2i.base.errors import X2IError
+from x2i.base.packages import need, version
 from x2i.base.weights import Weights
 from x2i.pipelines.annotators._columns import texts
-from x2i.pipelines.annotators._need import need, version
 from x2i.pipelines.annotators.base import Annotator, AnnotatorConfig, Item
 
 log = logging.getLogger(__name__)

@@ -11,6 +11,7 @@ https://arxiv.org/abs/2112.10752; CreativeML Open RAIL-M, about 5.5 GB with its 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import cv2
@@ -18,19 +19,19 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field, model_validator
 
+from x2i.base.packages import version
 from x2i.base.seeds import generator
 from x2i.base.weights import Weights
-from x2i.pipelines.annotators._columns import column
 from x2i.pipelines.annotators._diffusers import Inpainting
-from x2i.pipelines.annotators._need import version
+from x2i.pipelines.annotators._objects import ObjectsConfig
 from x2i.pipelines.annotators._pictures import pixels
-from x2i.pipelines.annotators._torch import SPEED, ModelConfig, Runtime, folder
+from x2i.pipelines.annotators._torch import SPEED, Runtime, folder
 from x2i.pipelines.annotators._weights import weights_of
 from x2i.pipelines.annotators.base import Annotator, Decoding, Item
 from x2i.pipelines.images import encode, resize
-from x2i.pipelines.tasks._holes import grown
-from x2i.pipelines.tasks._objects import Thing, things
-from x2i.pipelines.tasks._ranges import Shares
+from x2i.pipelines.masks import filled, grown
+from x2i.pipelines.ranges import Shares
+from x2i.pipelines.regions import Region, things
 
 SD15 = Weights(
     "stable-diffusion-v1-5/stable-diffusion-inpainting", size=5_480_000_000, licence="CreativeML Open RAIL-M"
@@ -44,7 +45,7 @@ KNOWN = (
 METHODS = {"telea": cv2.INPAINT_TELEA, "ns": cv2.INPAINT_NS}
 
 
-class EraseConfig(ModelConfig):
+class EraseConfig(ObjectsConfig):
     """Which objects may go, and how the hole is filled."""
 
     backend: Literal["opencv", "diffusers"] = Field(
@@ -55,14 +56,7 @@ class EraseConfig(ModelConfig):
         description="diffusers: an inpainting pipeline by hub id or folder, e.g. "
         "diffusers/stable-diffusion-xl-1.0-inpainting-0.1",
     )
-    boxes: str = Field("grounding.boxes", description="column of boxes, e.g. faces.boxes")
-    phrases: str | None = Field(
-        "grounding.phrases", description="column of what each box holds, e.g. grounding.phrases; null: give `noun`"
-    )
     noun: str | None = Field(None, description="what the boxes hold where there are no phrases, e.g. face")
-    masks: str | None = Field(
-        "masks.masks", description="column of a mask for each box, e.g. masks.masks; null: the whole box goes"
-    )
     area: Shares = Field((0.003, 0.12), description="share of the picture that the object may have, e.g. [0.003, 0.12]")
     max_border: float = Field(
         0.01, ge=0, le=1, description="share of the picture's edge that the object may touch at most, e.g. 0.01"
@@ -71,7 +65,6 @@ class EraseConfig(ModelConfig):
         0.015, ge=0, le=0.2, description="rim that goes with the object, as a share of the shorter side, e.g. 0.015"
     )
     side: int = Field(1024, gt=63, description="longest side of the picture that is kept, in pixels, e.g. 1024")
-    quality: int = Field(95, ge=50, le=100, description="of the JPEG that is kept, e.g. 95")
     method: Literal["telea", "ns"] = Field("telea", description="opencv: how it fills, e.g. ns")
     radius: float = Field(
         0.01, gt=0, le=0.1, description="opencv: how far it looks, as a share of the shorter side, e.g. 0.01"
@@ -83,9 +76,6 @@ class EraseConfig(ModelConfig):
     context: float = Field(
         2.0, ge=1, description="diffusers: sides of the part that the model sees, times the hole's box's, e.g. 2.0"
     )
-    size: int = Field(512, ge=16, description="diffusers: longer side of what the model sees, in pixels, e.g. 1024")
-    steps: int = Field(30, ge=1, description="diffusers: steps of denoising, e.g. 30")
-    guidance: float = Field(7.5, ge=0, description="diffusers: weight of the prompt, e.g. 7.5")
     strength: float = Field(1.0, gt=0, le=1, description="diffusers: 1 forgets what was in the hole, e.g. 0.99")
 
     @model_validator(mode="after")
@@ -126,9 +116,7 @@ class Erase(Annotator):
 
     @property
     def reads(self) -> tuple[str, ...]:
-        config = self.config
-        index = [f"{config.masks.partition('.')[0]}.box_index"] if config.masks else []
-        return tuple(c for c in (config.boxes, config.phrases, config.masks, *index) if c)
+        return self.config.columns
 
     def weights(self) -> list[Weights]:
         config = self.config
@@ -144,20 +132,17 @@ class Erase(Annotator):
             self._pipeline = Inpainting(folder(self.weights()[0]), Runtime(self.config, auto="bf16"), "erase")
 
     def __call__(self, batch: Sequence[Item]) -> pa.Table:
-        names = self.reads
-        cells = zip(*(column(batch, name, "erase").to_pylist() for name in names), strict=True)
-        given = [dict(zip(names, values, strict=True)) for values in cells]
+        given = self.config.cells(batch, "erase")
         rows = [self._row(i, p, g) for i, p, g in zip(batch, pixels(batch), given, strict=True)]
         return pa.Table.from_pylist(rows, schema=self.columns)
 
     def _row(self, item: Item, picture: np.ndarray, given: Mapping[str, Any]) -> dict[str, Any]:
         config = self.config
-        boxes = given[config.boxes] or []
-        if not boxes:
+        if not given[config.boxes]:
             return {"status": "no_boxes"}
         scale = min(1.0, config.side / max(picture.shape[:2]))
         picture = resize(picture, *(max(1, round(n * scale)) for n in picture.shape[1::-1]))
-        fits = [t for t in self._things(boxes, given, picture.shape[1::-1]) if self._fits(t.mask)]
+        fits = [t for t in self._things(given, picture.shape[1::-1]) if self._fits(t.mask)]
         if not fits:
             return {"status": "none_fits"}
         rng = generator("erase/1", item.image_id)
@@ -171,23 +156,20 @@ class Erase(Annotator):
             "mask": encode(np.where(hole, 255, 0).astype(np.uint8), "png"),
             "status": "erased",
             "phrase": thing.phrase,
-            "index": thing.index,
-            "area": thing.area,
+            "index": list(thing.index),
+            "area": thing.share,
             "by": f"opencv {config.method}" if config.backend == "opencv" else f"diffusers {config.weights}",
         }
 
-    def _things(self, boxes: list[list[float]], given: Mapping[str, Any], size: tuple[int, int]) -> list[Thing]:
+    def _things(self, given: Mapping[str, Any], size: tuple[int, int]) -> list[Region]:
         """What could be erased. A noun of the configuration is said of one box: of several, which would go?"""
         config = self.config
-        said = given[config.phrases] if config.phrases else [config.noun] * len(boxes)
-        if config.phrases is None and len(boxes) > 1:
+        found = config.regions(given, size, config.noun)
+        if config.phrases is None and len(found) > 1:
             return []
-        if config.masks:
-            index = given[f"{config.masks.partition('.')[0]}.box_index"] or []
-            return things(said, given[config.masks] or [], index, size)
-        places = {phrase: [i for i, other in enumerate(said) if other == phrase] for phrase in said if phrase}
-        parts = {phrase: [_box(boxes[i], size) for i in index] for phrase, index in places.items()}
-        return [Thing(phrase, places[phrase], np.logical_or.reduce(part)) for phrase, part in parts.items()]
+        if not config.masks:
+            found = [replace(r, codes=(filled(r.box, size),)) for r in found]
+        return things(found)
 
     def _fits(self, mask: np.ndarray) -> bool:
         least, most = self.config.area
@@ -202,31 +184,13 @@ class Erase(Annotator):
         if config.backend == "opencv":
             return _carried(picture, hole, max(1.0, config.radius * min(picture.shape[:2])), METHODS[config.method])
         x1, y1, x2, y2 = _around(hole, config.context)
-        part = self._pipeline(
-            picture[y1:y2, x1:x2],
-            hole[y1:y2, x1:x2],
-            config.prompt.replace("{object}", phrase),
-            config.avoid.replace("{object}", phrase),
-            longest=config.size,
-            steps=config.steps,
-            guidance=config.guidance,
-            strength=config.strength,
-            seed=int(rng.integers(2**62)),
-        )
+        asked = config.asked(phrase, int(rng.integers(2**62)))
+        part = self._pipeline(picture[y1:y2, x1:x2], hole[y1:y2, x1:x2], **asked)
         if part is None:
             return None
         out = picture.copy()
         out[y1:y2, x1:x2] = part
         return out
-
-
-def _box(box: Sequence[float], size: tuple[int, int]) -> np.ndarray:
-    """The pixels of a box of shares, bool [height, width]; size is (width, height)."""
-    width, height = size
-    x1, y1, x2, y2 = (round(share * n) for share, n in zip(box, (width, height) * 2, strict=True))
-    out = np.zeros((height, width), bool)
-    out[y1:y2, x1:x2] = True
-    return out
 
 
 def _around(hole: np.ndarray, times: float) -> tuple[int, int, int, int]:

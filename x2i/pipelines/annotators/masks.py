@@ -16,10 +16,10 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field, model_validator
 
+from x2i.base.packages import need
 from x2i.base.weights import Weights
 from x2i.pipelines.annotators._boxes import BOXES, shares
 from x2i.pipelines.annotators._columns import column
-from x2i.pipelines.annotators._need import need
 from x2i.pipelines.annotators._pictures import pixels
 from x2i.pipelines.annotators._segment_anything import Published, Transformers, inner, prepare
 from x2i.pipelines.annotators._torch import SHARE, SPEED, ModelConfig, Runtime, folder

@@ -16,10 +16,10 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
+from x2i.base.packages import need, version
 from x2i.base.weights import Weights
 from x2i.pipelines.annotators._boxes import BOXES, shares
 from x2i.pipelines.annotators._languages import identifier, language
-from x2i.pipelines.annotators._need import need, version
 from x2i.pipelines.annotators._pictures import margined, pixels, scaled
 from x2i.pipelines.annotators._weights import weights_of
 from x2i.pipelines.annotators.base import Annotator, AnnotatorConfig, Item

@@ -8,29 +8,27 @@ Both defaults are Stable Diffusion 1.5's (Rombach et al. 2022, https://arxiv.org
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 from pydantic import Field, model_validator
 
-from x2i.base.errors import X2IError
+from x2i.base.packages import version
 from x2i.base.seeds import generator
 from x2i.base.weights import Weights
-from x2i.pipelines.annotators import _diffusers
-from x2i.pipelines.annotators._columns import column
-from x2i.pipelines.annotators._need import need, version
+from x2i.pipelines.annotators._diffusers import Inpainting, Redrawing
+from x2i.pipelines.annotators._objects import ObjectsConfig
 from x2i.pipelines.annotators._pictures import pixels
-from x2i.pipelines.annotators._torch import SPEED, ModelConfig, Runtime, folder
+from x2i.pipelines.annotators._torch import SPEED, Runtime, folder
 from x2i.pipelines.annotators._weights import weights_of
 from x2i.pipelines.annotators.base import Annotator, Item
+from x2i.pipelines.boxes import area, edges
 from x2i.pipelines.images import encode, resize
-from x2i.pipelines.tasks._holes import decoded, grown
-from x2i.pipelines.tasks._ranges import Shares
-from x2i.pipelines.tasks._regions import area, bounded, cut_out, edges, is_vague
+from x2i.pipelines.masks import bounded, cut_out, grown
+from x2i.pipelines.ranges import Shares
+from x2i.pipelines.regions import Region, is_vague
 
 LICENCE = "CreativeML Open RAIL-M"
 #: Sizes in bytes are about right, for people.
@@ -38,7 +36,7 @@ INPAINT = Weights("stable-diffusion-v1-5/stable-diffusion-inpainting", size=5_48
 IMAGE = Weights("stable-diffusion-v1-5/stable-diffusion-v1-5", size=5_480_000_000, licence=LICENCE)
 
 
-class RepaintConfig(ModelConfig):
+class RepaintConfig(ObjectsConfig):
     """What is repainted, by which model, and how much of it stays."""
 
     defaults = ("method", {"inpaint": INPAINT.spec, "image": IMAGE.spec})
@@ -51,14 +49,7 @@ class RepaintConfig(ModelConfig):
         description="a pipeline as diffusers saves it, by hub id or folder: for inpaint one that inpaints, for image one "
         "from image to image, e.g. black-forest-labs/FLUX.1-Kontext-dev",
     )
-    boxes: str = Field("grounding.boxes", description="column of boxes, the first ones first, e.g. grounding.boxes")
-    phrases: str | None = Field(
-        "grounding.phrases", description="column of what each box holds, e.g. grounding.phrases; null: give `name`"
-    )
     name: str | None = Field(None, description="what all boxes hold where there are no phrases, e.g. a person")
-    masks: str | None = Field(
-        "masks.masks", description="column of a mask for each box, e.g. masks.masks; null: rectangles are repainted"
-    )
     most: int = Field(4, ge=1, description="cut-outs of a picture that are repainted, e.g. 4")
     area: Shares = Field((0.02, 0.7), description="share of the picture that their boxes may have, e.g. [0.02, 0.7]")
     max_edges: int = Field(2, ge=0, le=4, description="edges of the picture that a box may touch, e.g. 1")
@@ -71,7 +62,6 @@ class RepaintConfig(ModelConfig):
         le=0.2,
         description="inpaint: rim of the mask that is repainted too, as a share of that side, e.g. 0",
     )
-    size: int = Field(512, ge=16, description="pixels of the longer side of what the model sees and gives, e.g. 1024")
     prompt: str = Field(
         "a photo of {object}, on a plain white background",
         description="what the model is told; {object} is the phrase, e.g. another view of {object}, on white",
@@ -80,9 +70,6 @@ class RepaintConfig(ModelConfig):
         "text, watermark, cropped, blurry", description="what it should not paint, where it takes that, e.g. text"
     )
     strength: float = Field(0.6, gt=0, le=1, description="how much is forgotten, where the pipeline takes it, e.g. 0.6")
-    steps: int = Field(30, ge=1, description="steps of denoising, e.g. 30")
-    guidance: float = Field(7.5, ge=0, description="weight of the prompt, e.g. 7.5; 2.5 for Kontext")
-    quality: int = Field(95, ge=50, le=100, description="of the JPEGs that are kept, e.g. 95")
 
     @model_validator(mode="after")
     def _named(self) -> RepaintConfig:
@@ -116,9 +103,7 @@ class Repaint(Annotator):
 
     @property
     def reads(self) -> tuple[str, ...]:
-        config = self.config
-        index = f"{config.masks.partition('.')[0]}.box_index" if config.masks else None
-        return tuple(c for c in (config.boxes, config.phrases, config.masks, index) if c)
+        return self.config.columns
 
     def weights(self) -> list[Weights]:
         return [weights_of(self.config.weights, self.config.sha256, (INPAINT, IMAGE))]
@@ -128,26 +113,25 @@ class Repaint(Annotator):
         return super().description() | {"library": version("diffusers")}
 
     def setup(self) -> None:
-        kind = _diffusers.Inpainting if self.config.method == "inpaint" else Redrawing
+        kind = Inpainting if self.config.method == "inpaint" else Redrawing
         self._pipeline = kind(folder(self.weights()[0]), Runtime(self.config), "repaint")
 
     def __call__(self, batch: Sequence[Item]) -> pa.Table:
-        cells = zip(*(column(batch, name, "repaint").to_pylist() for name in self.reads), strict=True)
-        given = [dict(zip(self.reads, row, strict=True)) for row in cells]
+        given = self.config.cells(batch, "repaint")
         rows = [self._row(i, p, g) for i, p, g in zip(batch, pixels(batch), given, strict=True)]
         return pa.Table.from_pylist(rows, schema=self.columns)
 
     def _row(self, item: Item, picture: np.ndarray, given: Mapping[str, Any]) -> dict[str, Any]:
-        boxes = given[self.config.boxes] or []
-        images: list[bytes | None] = [None] * len(boxes)
+        images: list[bytes | None] = [None] * len(given[self.config.boxes] or [])
         index: list[int] = []
         flagged = 0
-        for number, phrase, mask in self._fit(boxes, given, picture.shape[1::-1]):
-            cut = cut_out(picture, boxes[number], mask, self.config.margin)
+        for region in self._fit(given, picture.shape[1::-1]):
+            number = region.number
+            cut = cut_out(picture, region.box, region.mask if region.masked else None, self.config.margin)
             if cut is None:
                 continue
             seed = int(generator("repaint/1", item.image_id, number).integers(2**62))
-            painted = self._painted(*cut, phrase, seed)
+            painted = self._painted(*cut, region.phrase, seed)
             if painted is None:
                 flagged += 1
                 continue
@@ -157,22 +141,13 @@ class Repaint(Annotator):
                 break
         return {"images": images, "index": index, "flagged": flagged}
 
-    def _fit(
-        self, boxes: list[Any], given: Mapping[str, Any], size: tuple[int, ...]
-    ) -> Iterator[tuple[int, str, np.ndarray | None]]:
-        """The number, the phrase and the mask of each box that may be a subject."""
+    def _fit(self, given: Mapping[str, Any], size: tuple[int, int]) -> Iterator[Region]:
+        """The boxes that may be a subject."""
         config = self.config
-        said = given[config.phrases] if config.phrases else [config.name] * len(boxes)
-        codes: dict[int, Any] = {}
-        if config.masks:
-            places = given[f"{config.masks.partition('.')[0]}.box_index"] or []
-            codes = {i: code for i, code in zip(places, given[config.masks] or [], strict=True) if i is not None}
-        for number, box in enumerate(boxes):
-            phrase = said[number] or ""
-            fits = config.area[0] <= area(box) <= config.area[1] and edges(box) <= config.max_edges
-            if not fits or (config.phrases and is_vague(phrase)) or (config.masks and number not in codes):
-                continue
-            yield number, phrase, decoded(codes[number], (size[0], size[1])) if config.masks else None
+        for region in config.regions(given, size, config.name):
+            fits = config.area[0] <= area(region.box) <= config.area[1] and edges(region.box) <= config.max_edges
+            if fits and not (config.phrases and is_vague(region.phrase)) and (region.masked or not config.masks):
+                yield region
 
     def _painted(self, cut: np.ndarray, there: np.ndarray, phrase: str, seed: int) -> np.ndarray | None:
         """A cut-out painted anew: uint8 [height, width, 3], no side longer than `size`."""
@@ -180,48 +155,7 @@ class Repaint(Annotator):
         cut = bounded(cut, config.size)
         small = resize(np.where(there, 255, 0).astype(np.uint8), cut.shape[1], cut.shape[0]) >= 128
         hole = grown(small, round(config.grow * max(cut.shape[:2])))
-        painted = self._pipeline(
-            cut,
-            hole,
-            config.prompt.replace("{object}", phrase),
-            config.avoid.replace("{object}", phrase),
-            longest=config.size,
-            steps=config.steps,
-            guidance=config.guidance,
-            strength=config.strength,
-            seed=seed,
-        )
+        painted = self._pipeline(cut, hole, **config.asked(phrase, seed))
         if painted is not None and config.method == "inpaint":
             painted[~hole] = 255
         return painted
-
-
-class Redrawing(_diffusers.Inpainting):
-    """What `AutoPipelineForImage2Image` makes of a folder; the hole is of no account.
-
-    Raises:
-        X2IError: diffusers is missing, or the folder holds no whole pipeline from image to image.
-    """
-
-    def __init__(self, path: str, runtime: Runtime, annotator: str) -> None:
-        diffusers = need("diffusers", "diffusers", annotator)
-        said = need("diffusers.utils.logging", "diffusers", annotator)
-        said.disable_progress_bar()
-        said.set_verbosity_error()
-        try:
-            models = _diffusers._models(Path(path), annotator)
-            kind = diffusers.AutoPipelineForImage2Image
-            self.pipeline = kind.from_pretrained(path, local_files_only=True, **models)
-        except X2IError:
-            raise
-        except Exception as error:  # noqa: BLE001 - diffusers raises anything for files that it does not understand
-            why = f"{type(error).__name__}: {str(error)[:400]}"
-            raise X2IError(
-                f"annotator {annotator}: {path} holds no pipeline from image to image of diffusers ({why})"
-            ) from None
-        self.pipeline.set_progress_bar_config(disable=True)
-        self._runtime = runtime
-        for part in self.pipeline.components.values():
-            if hasattr(part, "parameters"):
-                runtime.place(part)
-        self._takes = set(inspect.signature(self.pipeline.__call__).parameters)

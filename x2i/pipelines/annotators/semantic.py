@@ -20,9 +20,9 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
+from x2i.base.packages import need
 from x2i.base.weights import Weights
 from x2i.pipelines.annotators._maps import MapAnnotator, MapConfig, answers, map_size, prepared
-from x2i.pipelines.annotators._need import need
 from x2i.pipelines.annotators._pictures import pixels
 from x2i.pipelines.annotators._torch import Runtime, component, described, folder, pretrained
 from x2i.pipelines.annotators.base import Item

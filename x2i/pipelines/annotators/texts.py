@@ -14,10 +14,10 @@ import pyarrow as pa
 from pydantic import Field
 
 from x2i.base.errors import X2IError
+from x2i.base.packages import version
 from x2i.pipelines.annotators._boilerplate import alphabetic, boilerplate, words
 from x2i.pipelines.annotators._columns import texts
 from x2i.pipelines.annotators._languages import identifier
-from x2i.pipelines.annotators._need import version
 from x2i.pipelines.annotators._texts import PERMUTATIONS, SEED, key, minhash, normalise, shingles
 from x2i.pipelines.annotators.base import Annotator, AnnotatorConfig, Item
 

@@ -17,8 +17,8 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
+from x2i.base.packages import need
 from x2i.base.weights import Weights
-from x2i.pipelines.annotators._need import need
 from x2i.pipelines.annotators._pictures import bilinear, normalised, pixels
 from x2i.pipelines.annotators._torch import SHARE, SPEED, ModelConfig, Runtime, checkpoint, filled, folder
 from x2i.pipelines.annotators._weights import GitHub, weights_of

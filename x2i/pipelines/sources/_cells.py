@@ -108,9 +108,9 @@ def fetch(cells: Sequence[Any], root: Root) -> Iterator[bytes | Problem]:
     named = root.read_many(p for p in paths if p is not None)
     for cell, path in zip(cells, paths, strict=True):
         if path is not None:
-            yield _checked(next(named))
+            yield checked(next(named))
         else:
-            yield _checked(cell.get("bytes") if isinstance(cell, dict) else cell)
+            yield checked(cell.get("bytes") if isinstance(cell, dict) else cell)
 
 
 def _path(cell: Any) -> str | None:
@@ -120,7 +120,8 @@ def _path(cell: Any) -> str | None:
     return cell if isinstance(cell, str) and cell else None
 
 
-def _checked(data: Any) -> bytes | Problem:
+def checked(data: Any) -> bytes | Problem:
+    """What was read as an image, or the problem that its error or its absence is."""
     if isinstance(data, FileNotFoundError):
         return Problem("missing_image", "the file that the row names is not there")
     if isinstance(data, OSError):

@@ -12,7 +12,10 @@ from x2i.pipelines.sources.base import Source
 
 
 class FiledSource(Source):
-    """A source of files. Its configuration has `path`; `endings` are those of its files, `files` what to call them."""
+    """A source of files. Its configuration has `path`; `endings` are those of its files, `files` what to call them.
+
+    If they lie in known places of a dataset's folder, `listing` names these.
+    """
 
     endings: ClassVar[tuple[str, ...]]
     files: ClassVar[str]
@@ -22,13 +25,19 @@ class FiledSource(Source):
         self.name = config.name or default_name(config.path, self.kind)
         self._ignored: Counter[str] = Counter()
 
+    @property
+    def listing(self) -> str | list[str]:
+        """Where the files are, as `_paths.find` takes it."""
+        paths: str | list[str] = self.config.path
+        return paths
+
     @cached_property
     def _root(self) -> Root:
-        return root_of(self.config.path, self.endings)
+        return root_of(self.listing, self.endings)
 
     def _find(self) -> Found:
         """The files. Raises RecipeError if there are none; what else lies beside them is `ignored`."""
-        found = find(self.config.path, self.endings, self.files)
+        found = find(self.listing, self.endings, self.files)
         self._ignored = found.ignored()
         return found
 

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from x2i.pipelines.sources import _x2i
-from x2i.pipelines.sources._tar import Damaged, Member, TarReader
+from x2i.pipelines.sources._files import Root
+from x2i.pipelines.sources._tar import Damaged, Member, TarReader, open_tar
 from x2i.pipelines.sources._text import Malformed, describe, jsonable, parse_object
 from x2i.pipelines.sources.base import IMAGE_EXTENSIONS, Problem, Row
 
@@ -98,6 +99,20 @@ class Rows:
         row.problem, row.meta = problem, meta
         if self._wanted(row):
             yield row
+
+    def read(self, root: Root) -> Iterator[tuple[str | None, Row]]:
+        """All rows of the tar, below `root`, each with its key's last part; then what is wrong with the tar, with None."""
+        try:
+            file, tar = open_tar(root, self.path)
+        except Damaged as damaged:
+            yield from ((None, row) for row in self.lost(self.path, damaged.problem, {}))
+            return
+        with file:
+            for group in groups(tar):
+                key = posixpath.basename(group.key)
+                yield from ((key, row) for row in self.of(group, broken=tar.ended is not None))
+        if tar.ended and not self.cut:
+            yield from ((None, row) for row in self.lost(f"{self.path}#(end)", tar.ended, {}))
 
     def of(self, group: Group, broken: bool) -> Iterator[Row]:
         """The wanted rows of one group. `broken`: the tar ended badly after it, perhaps within it: load it anyway."""

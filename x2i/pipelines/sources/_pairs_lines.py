@@ -16,10 +16,10 @@ from x2i.base.seeds import digest
 from x2i.pipelines.sources._files import File, Root, why
 from x2i.pipelines.sources._pairs import Draft
 from x2i.pipelines.sources._pairs_store import Store
+from x2i.pipelines.sources._published import LINES, Records, below
 from x2i.pipelines.sources._split_tar import PLACES, archives
 from x2i.pipelines.sources._text import Malformed, parse_object
 from x2i.pipelines.sources.base import Problem, Row, SourceConfig, Unit
-from x2i.pipelines.sources.x2i_jsonl import X2IJsonl
 
 log = logging.getLogger(__name__)
 
@@ -52,16 +52,18 @@ class LinesConfig(SourceConfig):
     unit_rows: int = Field(500, ge=1, description="records in a unit")
 
 
-class PairLines(X2IJsonl):
+class PairLines(Records):
     """Records in the order of their lines; each makes one row, or several if `turns` says so.
 
-    A unit's identity is its lines' content and the archives' names, sizes and times.
+    A unit's identity is its records' content and the archives' names, sizes and times.
     """
 
     turns: ClassVar[bool] = False
     place: ClassVar[str] = ""  # of the images, seen from a file of records
-    Config: ClassVar[type[SourceConfig]] = LinesConfig  # type: ignore[assignment]
-    config: LinesConfig  # type: ignore[assignment]
+    Config: ClassVar[type[SourceConfig]] = LinesConfig
+    config: LinesConfig
+    endings = LINES
+    files = "JSONL files"
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)
@@ -126,32 +128,21 @@ class PairLines(X2IJsonl):
                 yield drafts[i].row(i, get)
 
     def _drafts(self, unit: Unit) -> Iterator[Draft]:
-        spec = unit.spec
-        if "problem" in spec:
-            yield Draft(spec["file"], problem=Problem("unreadable", spec["problem"]))
-            return
         try:
-            data = self._root.read_range(spec["file"], spec["start"], spec["end"])
-            failure = None if len(data) == spec["end"] - spec["start"] else "the file has become shorter"
-        except OSError as error:
-            failure = why(error)
-        if failure:
-            for i in range(unit.rows or 1):
-                yield Draft(f"{spec['file']}#{spec['line']}+{i}", problem=Problem("unreadable", failure))
+            pieces = self.pieces(unit)
+        except Malformed as error:
+            yield from (Draft(self.lost(unit, i), problem=error.problem) for i in range(unit.rows or 1))
             return
-        for number, line in enumerate(data.split(b"\n"), spec["line"]):
-            location = f"{spec['file']}#{number}"
-            if not line.strip():
-                continue
+        for piece in pieces:
+            location = f"{unit.spec['file']}#{piece.number}"
             try:
-                yield from self.drafts(parse_object(line), location)
+                yield from self.drafts(parse_object(piece.data), location)
             except Malformed as error:
                 yield Draft(location, problem=error.problem)
 
     def path(self, given: str) -> str:
         """A record's path below the images."""
-        given = given.removeprefix(self.config.drop) if self.config.drop else given
-        return given if "://" in given else posixpath.normpath(given)
+        return below(given.removeprefix(self.config.drop))
 
 
 def _nothing(path: str) -> Problem:

@@ -11,6 +11,7 @@ from pydantic import Field
 
 from x2i.base.errors import RecipeError
 from x2i.base.seeds import digest
+from x2i.pipelines.sources._cells import checked
 from x2i.pipelines.sources._files import File, Root, default_name, why
 from x2i.pipelines.sources._pairs import Draft, PairTable, TableConfig
 from x2i.pipelines.sources._text import Malformed
@@ -74,7 +75,7 @@ class Lists:
             some = wanted[start : start + BATCH]
             drafts = [self._make(self.root, name, first + i, entries[i]) for i in some]
             paths = list(dict.fromkeys(p for d in drafts for p in d.paths()))
-            found = dict(zip(paths, map(_checked, self.root.read_many(paths)), strict=True))
+            found = dict(zip(paths, map(checked, self.root.read_many(paths)), strict=True))
             yield from (d.row(i, found.__getitem__) for d, i in zip(drafts, some, strict=True))
 
     def _of(self, name: str) -> list[Any]:
@@ -85,14 +86,6 @@ class Lists:
                 raise Malformed("unreadable", f"{name}: {why(error)}") from None
             self._entries[name] = self._parse(name, data)
         return self._entries[name]
-
-
-def _checked(data: bytes | OSError) -> bytes | Problem:
-    if isinstance(data, FileNotFoundError):
-        return Problem("missing_image", "not there")
-    if isinstance(data, OSError):
-        return Problem("unreadable", why(data))
-    return data or Problem("empty_file", "no bytes")
 
 
 class ListConfig(SourceConfig):
@@ -137,10 +130,10 @@ class PairLists(Source):
 
 
 class PairTableOrList(PairTable):
-    """Pairs that are published twice over: as Parquet files, and as a folder with the list file `listing`."""
+    """Pairs that are published twice over: as Parquet files, and as a folder with the list file `list_file`."""
 
     Config: ClassVar[type[SourceConfig]] = TableConfig
-    listing: ClassVar[str]
+    list_file: ClassVar[str]
 
     @abc.abstractmethod
     def entries(self, name: str, data: bytes) -> list[Any]:
@@ -156,13 +149,13 @@ class PairTableOrList(PairTable):
         path = self.config.path
         if not isinstance(path, str):
             return None
-        folder = path[: -len(self.listing)].rstrip("/") or "." if path.endswith(self.listing) else path
+        folder = path[: -len(self.list_file)].rstrip("/") or "." if path.endswith(self.list_file) else path
         return Lists(self.name, Root(folder), self.config.unit_rows, self.entries, self.draft)
 
     def plan(self) -> Iterator[Unit]:
         """See `Source.plan`."""
-        listed = self._lists is not None and self._lists.there([self.listing])
-        return self._lists.plan([self.listing]) if self._lists and listed else super().plan()
+        listed = self._lists is not None and self._lists.there([self.list_file])
+        return self._lists.plan([self.list_file]) if self._lists and listed else super().plan()
 
     def read(self, unit: Unit, only: Collection[int] | None = None) -> Iterator[Row]:
         """See `Source.read`."""

@@ -18,7 +18,8 @@ from pathlib import Path
 
 from x2i.base.files import write_text
 from x2i.base.seeds import digest
-from x2i.pipelines.sources._files import Root, why
+from x2i.pipelines.sources._cells import checked
+from x2i.pipelines.sources._files import Root
 from x2i.pipelines.sources._pairs import Get
 from x2i.pipelines.sources._split_tar import Archive, Walk
 from x2i.pipelines.sources._tar import Damaged
@@ -69,12 +70,7 @@ class Store:
         return "://" in path or (self.root.local and os.path.isfile(self.root.at(path)))
 
     def _plain(self, path: str) -> bytes | Problem:
-        (data,) = self.root.read_many([path])
-        if isinstance(data, FileNotFoundError):
-            return Problem("missing_image", f"{path} is not there")
-        if isinstance(data, OSError):
-            return Problem("unreadable", f"{path}: {why(data)}")
-        return data or Problem("empty_file", f"{path} has no bytes")
+        return next(map(checked, self.root.read_many([path])))
 
     def _likely(self, path: str) -> tuple[list[Archive], list[Archive]]:
         """The archives that may hold a path: those with a name among its folders, and the others.

@@ -14,16 +14,14 @@ import json
 import posixpath
 import re
 from collections.abc import Collection, Iterator, Sequence
-from functools import cached_property
 from itertools import islice
-from typing import IO, Any, NamedTuple
+from typing import IO, Any, ClassVar, NamedTuple
 
 import pyarrow.parquet as pq
 
 from x2i.pipelines.sources._cells import Columns, fetch
 from x2i.pipelines.sources._filed import FiledSource
 from x2i.pipelines.sources._files import File, Root, why
-from x2i.pipelines.sources._paths import Found, find, root_of
 from x2i.pipelines.sources._text import Malformed, parse_object
 from x2i.pipelines.sources.base import Problem, Row, Unit
 from x2i.pipelines.sources.parquet import Parquet
@@ -33,6 +31,10 @@ CHUNK, LONGEST = 4 * 2**20, 64 * 2**20
 
 #: What may stand before an element of a list: the file's byte order mark (as Latin-1), blanks, a comma.
 _BETWEEN = re.compile("(?:\xef\xbb\xbf)?[\\s,]*", re.ASCII)
+
+
+#: Endings of files of JSON lines.
+LINES = (".jsonl", ".jsonl.txt", ".ndjson")
 
 
 class Piece(NamedTuple):
@@ -93,57 +95,30 @@ def lines(file: IO[bytes], number: int = 1) -> Iterator[Piece]:
         start, number = start + len(line), number + 1
 
 
-class PlacedSource(FiledSource):
-    """A source of files that lie in known places of a dataset's folder. `listing` names them, not `path` alone."""
+class Records(FiledSource):
+    """A source whose units are runs of JSON records; its configuration has `unit_rows`, the records in one.
 
-    @property
-    def listing(self) -> str | list[str]:
-        """Where the files are, as `_paths.find` takes it."""
-        paths: str | list[str] = self.config.path
-        return paths
-
-    @cached_property
-    def _root(self) -> Root:
-        return root_of(self.listing, self.endings)
-
-    def _find(self) -> Found:
-        found = find(self.listing, self.endings, self.files)
-        self._ignored = found.ignored()
-        return found
-
-
-class RecordSource(PlacedSource):
-    """Rows out of JSON records. A subclass says what a record's rows are; its configuration has `unit_rows`."""
-
-    endings = (".json", ".jsonl")
-    files = "JSON files"
+    A unit's `file` is a path, its bytes are [`start`, `end`), `number` is that of its first record, `list` says whether
+    it lies in a JSON list, `sha256` is the digest of its records: a file that has grown has its last unit read again,
+    and the new ones. A unit with a `problem` is one row.
+    """
 
     def count(self, data: bytes) -> int:
         """How many rows a record gives."""
         return 1
 
-    @abc.abstractmethod
-    def fill(self, row: Row, record: dict[str, Any], part: int, file: str) -> Problem | None:
-        """Fill in the `part`-th row of a record of this file; the problem, if there is one. Raises Malformed."""
-
     def plan(self) -> Iterator[Unit]:
-        """See `Source.plan`.
-
-        A unit's `file` is a path, its bytes are [`start`, `end`), `number` is that of its first record, `list` says
-        whether it lies in a JSON list, `sha256` is the digest of its records: a file that has grown has its last
-        unit read again, and the new ones.
-        """
+        """See `Source.plan`."""
         for file in self._find().files:
             try:
                 yield from self._units(file)
             except OSError as error:
-                problem = ["unreadable", why(error)]
-                yield Unit(self.name, {"file": file.path, "version": list(file[1:]), "problem": problem}, rows=1)
+                yield self._fault(file, Problem("unreadable", why(error)))
 
     def _units(self, file: File) -> Iterator[Unit]:
         with self._root.open(file.path) as opened:
             listed = (
-                not file.path.lower().endswith(".jsonl")
+                file.path.lower().endswith(".json")
                 and opened.read(2**16).removeprefix(codecs.BOM_UTF8).lstrip()[:1] == b"["
             )
             opened.seek(0)
@@ -162,39 +137,65 @@ class RecordSource(PlacedSource):
                     spec["sha256"] = hashlib.sha256(b"\n".join(p.data for p in run)).hexdigest()
                     yield Unit(self.name, spec, rows=sum(self.count(p.data) for p in run))
                 if broken:
-                    problem = [broken.problem.reason, broken.problem.detail]
-                    yield Unit(self.name, {"file": file.path, "version": list(file[1:]), "problem": problem}, rows=1)
+                    yield self._fault(file, broken.problem)
                 if broken or not run:
                     return
 
-    def read(self, unit: Unit, only: Collection[int] | None = None) -> Iterator[Row]:
-        """See `Source.read`."""
+    def _fault(self, file: File, problem: Problem) -> Unit:
+        spec = {"file": file.path, "version": list(file[1:]), "problem": [problem.reason, problem.detail]}
+        return Unit(self.name, spec, rows=1)
+
+    def pieces(self, unit: Unit) -> list[Piece]:
+        """A unit's records, their numbers those in the file. Raises Malformed: they cannot be had."""
         spec = unit.spec
         if "problem" in spec:
-            if only is None or 0 in only:
-                yield Row(0, f"{spec['file']}#(file)", None, problem=Problem(*spec["problem"]))
-            return
+            raise Malformed(*spec["problem"])
         try:
             data = self._root.read_range(spec["file"], spec["start"], spec["end"])
-            failure = None if len(data) == spec["end"] - spec["start"] else "the file has become shorter"
-            cut = elements(io.BytesIO(data), spec["number"], True) if spec["list"] else lines(io.BytesIO(data))
-            pieces = [] if failure else list(cut)
-        except (OSError, Malformed) as error:
-            failure = why(error) if isinstance(error, OSError) else str(error)
-        if failure:
+        except OSError as error:
+            raise Malformed("unreadable", why(error)) from None
+        if len(data) != spec["end"] - spec["start"]:
+            raise Malformed("unreadable", "the file has become shorter")
+        excerpt = io.BytesIO(data)
+        if not spec["list"]:
+            return list(lines(excerpt, spec["number"]))
+        try:
+            return list(elements(excerpt, spec["number"], True))
+        except Malformed as error:
+            raise Malformed("unreadable", str(error)) from None
+
+    def lost(self, unit: Unit, index: int) -> str:
+        """The location of a row of a unit whose records cannot be had."""
+        spec = unit.spec
+        return f"{spec['file']}#" + ("(file)" if "problem" in spec else f"{spec['number']}+{index}")
+
+
+class RecordSource(Records):
+    """Rows out of JSON records. A subclass says what a record's rows are."""
+
+    endings: ClassVar[tuple[str, ...]] = (".json", ".jsonl")
+    files = "JSON files"
+
+    @abc.abstractmethod
+    def fill(self, row: Row, record: dict[str, Any], part: int, file: str) -> Problem | None:
+        """Fill in the `part`-th row of a record of this file; the problem, if there is one. Raises Malformed."""
+
+    def read(self, unit: Unit, only: Collection[int] | None = None) -> Iterator[Row]:
+        """See `Source.read`."""
+        try:
+            pieces = self.pieces(unit)
+        except Malformed as error:
             for index in range(unit.rows or 1):
                 if only is None or index in only:
-                    location = f"{spec['file']}#{spec['number']}+{index}"
-                    yield Row(index, location, None, problem=Problem("unreadable", failure))
+                    yield Row(index, self.lost(unit, index), None, problem=error.problem)
             return
         index = 0
         for piece in pieces:
             parts = self.count(piece.data)
             for part in range(parts):
                 if only is None or index in only:
-                    number = piece.number if spec["list"] else spec["number"] + piece.number - 1
-                    location = f"{spec['file']}#{number}" + (f".{part}" if parts > 1 else "")
-                    yield self._row(index, location, piece.data, part, spec["file"])
+                    location = f"{unit.spec['file']}#{piece.number}" + (f".{part}" if parts > 1 else "")
+                    yield self._row(index, location, piece.data, part, unit.spec["file"])
                 index += 1
 
     def _row(self, index: int, location: str, data: bytes, part: int, file: str) -> Row:
@@ -206,11 +207,16 @@ class RecordSource(PlacedSource):
         return row
 
 
-def load(row: Row, root: Root, inputs: Sequence[str], output: str) -> Problem | None:
-    """Read a row's images: the inputs, in order, and its own. The first problem, if there is one."""
-    paths = [posixpath.normpath(p) if "://" not in p else p for p in (*inputs, output)]
+def below(path: str) -> str:
+    """A record's path as it is looked for; a URL is one."""
+    return path if "://" in path else posixpath.normpath(path)
+
+
+def load(row: Row, root: Root, inputs: Sequence[str], output: str | None) -> Problem | None:
+    """Read a row's images: the inputs, in order, and its own, if it has one. The first problem, if there is one."""
+    names = [*inputs, *([output] if output else [])]
     problem: Problem | None = None
-    for number, (path, data) in enumerate(zip(paths, fetch(paths, root), strict=True)):
+    for number, (path, data) in enumerate(zip(names, fetch([below(n) for n in names], root), strict=True)):
         if isinstance(data, Problem):
             problem = problem or Problem(data.reason, f"{path}: {data.detail}")
         elif number < len(inputs):

@@ -47,16 +47,26 @@ def decode(data: bytes) -> str | None:
 
 def parse_object(data: bytes) -> dict[str, Any]:
     """A JSON object. Raises Malformed: it is not UTF-8, not JSON, or not an object."""
+    out: dict[str, Any] = jsonable(_parsed(data, dict, "object"))
+    return out
+
+
+def parse_list(data: bytes) -> list[Any]:
+    """A JSON list, its elements as they are. Raises Malformed: it is not UTF-8, not JSON, or not a list."""
+    out: list[Any] = _parsed(data, list, "list")
+    return out
+
+
+def _parsed(data: bytes, kind: type, called: str) -> Any:
     try:
-        value = json.loads(data.decode("utf-8-sig"))
+        value = json.loads(data.decode("utf-8-sig").rstrip())
     except ValueError as error:
         raise Malformed("bad_metadata", f"not JSON: {error}") from None
     except RecursionError:
         raise Malformed("bad_metadata", "JSON that is nested too deeply") from None
-    if not isinstance(value, dict):
-        raise Malformed("bad_metadata", f"expected a JSON object, found {type(value).__name__}")
-    out: dict[str, Any] = jsonable(value)
-    return out
+    if not isinstance(value, kind):
+        raise Malformed("bad_metadata", f"expected a JSON {called}, found {type(value).__name__}")
+    return value
 
 
 def pick(record: Mapping[str, Any], key: str | None) -> str | None:

@@ -1,8 +1,8 @@
-"""Rows that are X2I samples already: what their instruction must agree with."""
+"""Rows that are X2I samples already: what a published record says, and what its instruction must agree with."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from x2i.corpus.sample import PLACEHOLDER
 from x2i.pipelines.sources.base import Problem
@@ -21,3 +21,29 @@ def check(task_type: Any, instruction: Any, inputs: int) -> Problem | None:
     if numbers != list(range(1, inputs + 1)):
         return Problem("bad_instruction", f"{inputs} input images, but the placeholders' numbers are {numbers}")
     return None
+
+
+class Published(NamedTuple):
+    """A record of OmniGen's, taken apart; `meta` is all but the names of its pictures, `text` the instruction."""
+
+    meta: dict[str, Any]
+    text: str | None = None
+    inputs: tuple[str, ...] = ()
+    output: str | None = None
+    problem: Problem | None = None
+
+
+def parsed(record: dict[str, Any]) -> Published:
+    """What a published record says, {"task_type", "instruction", "input_images", "output_image"}, and what is wrong."""
+    instruction, inputs, output = (record.get(k) for k in ("instruction", "input_images", "output_image"))
+    meta = {k: v for k, v in record.items() if k not in ("input_images", "output_image")}
+    text = (instruction.strip() or None) if isinstance(instruction, str) else None
+    inputs = inputs or []
+    if not isinstance(inputs, list) or not all(isinstance(p, str) and p for p in inputs):
+        return Published(meta, text, problem=Problem("bad_metadata", "'input_images' is not a list of paths"))
+    problem = check(record.get("task_type"), instruction, len(inputs))
+    if output is not None and not isinstance(output, str):
+        problem, output = problem or Problem("bad_metadata", "'output_image' is not a path"), None
+    elif not output:
+        problem = Problem("no_output_image", "a record with no output image (an understanding task)")
+    return Published(meta, text, tuple(inputs), output or None, problem)

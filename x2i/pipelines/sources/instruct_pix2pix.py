@@ -21,7 +21,7 @@ from x2i.pipelines.sources._cells import Record
 from x2i.pipelines.sources._files import Root
 from x2i.pipelines.sources._pairs import EDIT, Draft, TableConfig, edit
 from x2i.pipelines.sources._pairs_lists import PairTableOrList
-from x2i.pipelines.sources._text import Malformed, parse_object
+from x2i.pipelines.sources._text import Malformed, parse_list, parse_object
 from x2i.pipelines.sources.base import Problem
 
 
@@ -40,7 +40,7 @@ class InstructPix2Pix(PairTableOrList):
     kind = "instruct_pix2pix"
     Config = InstructPix2PixConfig
     source, output = "original_image", "edited_image"
-    listing = "seeds.json"
+    list_file = "seeds.json"
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)
@@ -52,14 +52,8 @@ class InstructPix2Pix(PairTableOrList):
 
     def entries(self, name: str, data: bytes) -> list[Any]:
         """See `PairLists.entries`. An entry is a folder and one of its seeds, or what is no such pair as it stands."""
-        try:
-            listed = json.loads(data)
-        except ValueError as error:
-            raise Malformed("bad_metadata", f"{name}: not JSON: {error}") from None
-        if not isinstance(listed, list):
-            raise Malformed("bad_metadata", f"{name}: expected a list")
         entries: list[Any] = []
-        for item in listed:
+        for item in parse_list(data):
             match item:
                 case [str(folder), list(seeds)]:
                     entries += [[folder, str(seed)] for seed in seeds]

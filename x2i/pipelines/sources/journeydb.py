@@ -20,10 +20,10 @@ from typing import IO, Any, Literal
 from pydantic import Field
 
 from x2i.base.errors import RecipeError
+from x2i.pipelines.sources._filed import FiledSource
 from x2i.pipelines.sources._files import Root, why
-from x2i.pipelines.sources._groups import Rows, groups
-from x2i.pipelines.sources._published import PlacedSource
-from x2i.pipelines.sources._tar import BROKEN, Damaged, open_tar
+from x2i.pipelines.sources._groups import Rows
+from x2i.pipelines.sources._tar import BROKEN
 from x2i.pipelines.sources._text import Malformed, parse_object, pick
 from x2i.pipelines.sources.base import Problem, Row, SourceConfig, Unit
 
@@ -45,7 +45,7 @@ class JourneyDBConfig(SourceConfig):
     )
 
 
-class JourneyDB(PlacedSource):
+class JourneyDB(FiledSource):
     """One row per picture, then one for each annotation whose picture is not in its archive."""
 
     kind = "journeydb"
@@ -56,7 +56,7 @@ class JourneyDB(PlacedSource):
 
     @property
     def listing(self) -> str | list[str]:
-        """See `PlacedSource.listing`."""
+        """See `FiledSource.listing`."""
         return f"{self.config.path.rstrip('/')}/imgs/*"
 
     @cached_property
@@ -90,21 +90,14 @@ class JourneyDB(PlacedSource):
         path = unit.spec["tar"][0]
         rows = Rows(path, None, only)
         known = _Annotated(self._folder, unit.spec["annotations"][0], posixpath.basename(path).partition(".")[0])
-        try:
-            file, tar = open_tar(self._root, path)
-        except Damaged as damaged:
-            yield from rows.lost(path, damaged.problem, {})
-        else:
-            with file:
-                for group in groups(tar):
-                    for row in rows.of(group, broken=tar.ended is not None):
-                        self._describe(row, known, posixpath.basename(group.key))
-                        yield row
-            if tar.ended and not rows.cut:
-                yield from rows.lost(f"{path}#(end)", tar.ended, {})
-        for stem in sorted(known.records.keys() - rows.keys):
+        for stem, row in rows.read(self._root):
+            if stem is not None:
+                self._describe(row, known, stem)
+            yield row
+        for absent in sorted(known.records.keys() - rows.keys):
+            record = known.records[absent]
             missing = Problem("missing_image", "annotated, but not in the archive")
-            yield from rows.lost(f"{path}#{known.records[stem]['img_path']}", missing, known.records[stem])
+            yield from rows.lost(f"{path}#{record['img_path']}", missing, record)
         for number, problem in known.faults:
             yield from rows.lost(f"{path}#(annotation {number})", problem, {})
 

@@ -24,7 +24,7 @@ from x2i.pipelines.sources._cells import Record
 from x2i.pipelines.sources._files import Root
 from x2i.pipelines.sources._pairs import EDIT, Draft, Get, TableConfig, edit
 from x2i.pipelines.sources._pairs_lists import PairTableOrList
-from x2i.pipelines.sources._text import Malformed
+from x2i.pipelines.sources._text import Malformed, parse_list
 from x2i.pipelines.sources.base import Problem, Row
 
 DESCRIPTIONS = ("global_descriptions", "local_descriptions")
@@ -45,7 +45,7 @@ class MagicBrush(PairTableOrList):
     kind = "magicbrush"
     Config = MagicBrushConfig
     source, output, masks = "source_img", "target_img", "mask_img"
-    listing = "edit_turns.json"
+    list_file = "edit_turns.json"
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)
@@ -65,13 +65,7 @@ class MagicBrush(PairTableOrList):
 
     def entries(self, name: str, data: bytes) -> list[Any]:
         """See `PairLists.entries`."""
-        try:
-            turns = json.loads(data)
-        except ValueError as error:
-            raise Malformed("bad_metadata", f"{name}: not JSON: {error}") from None
-        if not isinstance(turns, list):
-            raise Malformed("bad_metadata", f"{name}: expected a list")
-        return turns
+        return parse_list(data)
 
     def draft(self, root: Root, name: str, number: int, entry: Any) -> Draft:
         """See `PairLists.draft`."""

@@ -65,7 +65,7 @@ class MultiGen20M(RecordSource):
 
     @property
     def listing(self) -> str | list[str]:
-        """See `PlacedSource.listing`."""
+        """See `FiledSource.listing`."""
         folder = self.config.path.rstrip("/")
         return [f"{folder}/json_files/aesthetics_plus_all_group_{t}_all.json*" for t in self.config.tasks or ["*"]]
 

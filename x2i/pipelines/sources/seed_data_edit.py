@@ -36,6 +36,7 @@ class SeedDataEdit(PairLines):
     """Edits of all three parts. `meta` has `session`, `turn` and `turns` where there are several turns."""
 
     kind = "seed_data_edit"
+    version = 2
     Config = SeedDataEditConfig
     turns = True
     place = "../images"

@@ -48,7 +48,7 @@ class SynCD(RecordSource):
 
     @property
     def listing(self) -> str | list[str]:
-        """See `PlacedSource.listing`."""
+        """See `FiledSource.listing`."""
         return f"{self.config.path.rstrip('/')}/*metadata*.json"
 
     def count(self, data: bytes) -> int:

@@ -22,8 +22,7 @@ from typing import Literal
 from pydantic import Field
 
 from x2i.pipelines.sources._filed import FiledSource
-from x2i.pipelines.sources._groups import Rows, groups
-from x2i.pipelines.sources._tar import Damaged, open_tar
+from x2i.pipelines.sources._groups import Rows
 from x2i.pipelines.sources._text import jsonable
 from x2i.pipelines.sources.base import Problem, Row, SourceConfig, Unit
 
@@ -67,16 +66,7 @@ class WebDataset(FiledSource):
         """See `Source.read`. First what the tar holds, then what is wrong with it, then what should be in it."""
         path = unit.spec["tar"][0]
         rows = Rows(path, self.config.text_key, only)
-        try:
-            file, tar = open_tar(self._root, path)
-        except Damaged as damaged:
-            yield from rows.lost(path, damaged.problem, {})
-        else:
-            with file:
-                for group in groups(tar):
-                    yield from rows.of(group, broken=tar.ended is not None)
-            if tar.ended and not rows.cut:
-                yield from rows.lost(f"{path}#(end)", tar.ended, {})
+        yield from (row for _, row in rows.read(self._root))
         if "table" in unit.spec:
             yield from self._missing(unit.spec["table"][0], rows)
 

@@ -15,8 +15,6 @@ from typing import Any, Literal
 from x2i.pipelines.sources import _x2i
 from x2i.pipelines.sources._pairs import Draft
 from x2i.pipelines.sources._pairs_lines import LinesConfig, PairLines
-from x2i.pipelines.sources._text import Malformed
-from x2i.pipelines.sources.base import Problem
 
 
 class X2IConfig(LinesConfig):
@@ -29,25 +27,13 @@ class X2I(PairLines):
     """Published X2I samples, from plain files and archives. Image paths start at the folder of the JSON lines."""
 
     kind = "x2i"
+    version = 2
     Config = X2IConfig
 
     def drafts(self, record: dict[str, Any], location: str) -> Iterator[Draft]:
         """See `PairLines.drafts`."""
-        task_type, instruction = record.get("task_type"), record.get("instruction")
-        inputs, output = record.get("input_images") or [], record.get("output_image")
-        draft = Draft(
-            location, task_type, meta={k: v for k, v in record.items() if k not in ("input_images", "output_image")}
-        )
-        if not isinstance(inputs, list) or not all(isinstance(p, str) and p for p in inputs):
-            raise Malformed("bad_metadata", "'input_images' is not a list of paths")
-        draft.problem = _x2i.check(task_type, instruction, len(inputs))
-        if isinstance(instruction, str) and instruction.strip():
-            draft.text = instruction.strip()
-        draft.inputs = [self.path(p) for p in inputs]
-        if isinstance(output, str) and output:
-            draft.output = self.path(output)
-        else:
-            draft.problem = draft.problem or Problem(
-                "no_output_image", "a record with no output image (an understanding task)"
-            )
+        said = _x2i.parsed(record)
+        draft = Draft(location, record.get("task_type"), said.text, said.meta, problem=said.problem)
+        draft.inputs = [self.path(p) for p in said.inputs]
+        draft.output = self.path(said.output) if said.output else None
         yield draft

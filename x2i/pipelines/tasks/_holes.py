@@ -1,4 +1,4 @@
-"""What is missing from pictures: rectangles, brush strokes, objects. A hole is bool [height, width], true where missing."""
+"""What is missing from pictures: rectangles, brush strokes. A hole is bool [height, width], true where missing."""
 
 from __future__ import annotations
 
@@ -9,10 +9,6 @@ from typing import Any
 import cv2
 import numpy as np
 
-from x2i.corpus.sample import Picture
-from x2i.pipelines.annotators._need import need
-from x2i.pipelines.tasks.base import picture_of
-
 #: Brush strokes after which a hole is large enough, whatever was asked.
 _MOST_STROKES = 64
 
@@ -22,11 +18,6 @@ def cut(pixels: np.ndarray, hole: np.ndarray) -> np.ndarray:
     out = pixels.copy()
     out[hole] = 0
     return out
-
-
-def mask_of(hole: np.ndarray) -> Picture:
-    """A sample's mask: white is the hole."""
-    return picture_of(np.where(hole, 255, 0).astype(np.uint8))
 
 
 def rectangle(size: tuple[int, int], box: Sequence[int]) -> np.ndarray:
@@ -75,20 +66,3 @@ def painted_strokes(size: tuple[int, int], strokes: Sequence[Mapping[str, Any]])
 def _stroke(hole: np.ndarray, stroke: Mapping[str, Any]) -> None:
     points = np.array(stroke["points"], np.int32)
     cv2.polylines(hole, [points], False, 1, stroke["width"])  # OpenCV rounds the ends and the corners of thick lines
-
-
-def decoded(code: Mapping[str, Any], size: tuple[int, int]) -> np.ndarray:
-    """A COCO run-length code of the annotator `masks` at another size (width, height): bool [height, width]."""
-    coco = need("pycocotools.mask", "pycocotools", "masks")
-    there = coco.decode({"size": list(code["size"]), "counts": code["counts"].encode("ascii")})
-    if there.shape[::-1] != size:
-        there = cv2.resize(there, size, interpolation=cv2.INTER_NEAREST_EXACT)
-    return there > 0
-
-
-def grown(hole: np.ndarray, pixels: int) -> np.ndarray:
-    """A hole with so many pixels more all round (a disc's dilation), so that no rim of the object stays."""
-    if pixels < 1:
-        return hole
-    disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * pixels + 1, 2 * pixels + 1))
-    return cv2.dilate(hole.astype(np.uint8), disc) > 0

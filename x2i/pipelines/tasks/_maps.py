@@ -15,6 +15,7 @@ import numpy as np
 
 from x2i.base.seeds import digest
 from x2i.pipelines.annotators._palette import palette
+from x2i.pipelines.boxes import pixel_box
 
 #: OpenPose's 18 parts are numbered as in `annotators._openpose.PARTS`; limbs in the order in which they are drawn.
 LIMBS = (
@@ -199,15 +200,6 @@ def painted_boxes(
         x1, y1, x2, y2 = pixel_box(boxes[i], size)
         canvas[y1:y2, x1:x2] = colours[i]
     return canvas
-
-
-def pixel_box(box: Sequence[float], size: tuple[int, int]) -> tuple[int, int, int, int]:
-    """A box of shares in whole pixels, x1, y1, x2, y2 (the last two excluded), at least one pixel large."""
-    (x1, x2), (y1, y2) = (
-        (min(round(box[i] * n), n - 1), max(round(box[i + 2] * n), min(round(box[i] * n), n - 1) + 1))
-        for i, n in enumerate(size)
-    )
-    return x1, y1, x2, y2
 
 
 def hex_colour(colour: Sequence[int]) -> str:

@@ -12,6 +12,14 @@ _NUMBERS = frozenset({"one", "two", "three", "four", "five", "six", "seven", "ei
 #: Plurals without an s, and words with one that are none.
 _PLURALS = frozenset({"men", "women", "people", "children", "feet", "teeth", "mice", "geese", "sheep", "police"})
 _SINGULARS = ("ss", "us", "is")
+#: First words of phrases that only a sentence's beginning makes large.
+_FIRST = _ARTICLES | _OWNERS | {"several", "many", "few", "two", "three", "four"}
+
+
+def inside(phrase: str) -> str:
+    """A phrase as it stands within a sentence: "a cat" for "A cat"; names keep their capitals."""
+    first = phrase.partition(" ")[0]
+    return first.lower() + phrase[len(first) :] if first.lower() in _FIRST else phrase
 
 
 def bare(phrase: str) -> str:

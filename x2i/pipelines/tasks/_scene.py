@@ -10,9 +10,9 @@ import numpy as np
 from pydantic import Field
 
 from x2i.corpus.sample import Picture
+from x2i.pipelines.ranges import Shares
+from x2i.pipelines.regions import Region, numbered, read, things
 from x2i.pipelines.tasks import _maps
-from x2i.pipelines.tasks._objects import Thing, things
-from x2i.pipelines.tasks._ranges import Shares
 from x2i.pipelines.tasks._styles import STYLES
 from x2i.pipelines.tasks.base import Selected, TaskConfig, holds_placeholder
 
@@ -92,30 +92,34 @@ class Scene:
         self.size = (row.picture.width, row.picture.height)
 
     @cached_property
-    def things(self) -> list[Thing] | None:
+    def things(self) -> list[Region] | None:
         """What has a phrase and masks; None where the annotators did not see the row."""
         config, row = self.config, self.row
         columns = (config.phrases, f"{config.masks}.masks", f"{config.masks}.box_index")
         phrases, codes, index = (row.value(c) for c in columns)
         if phrases is None or codes is None or index is None:
             return None
-        found = things(phrases, codes, index, self.size)
-        return [t for t in found if not holds_placeholder(t.phrase)]
+        found = read(self.size, None, phrases, numbered(codes, index))
+        return [t for t in things(found) if not holds_placeholder(t.phrase)]
 
     @cached_property
-    def subject(self) -> Thing | str:
+    def subject(self) -> Region | str:
         """The largest thing that may be one, or why there is none."""
         found = self.things if self.config.semantic is None else self._classes()
         if found is None:
             return "not_annotated"
         least, most = self.config.subject
-        fits = [t for t in found if least <= t.area <= most]
-        return max(fits, key=lambda t: t.area) if fits else "no_subject"
+        fits = [t for t in found if least <= t.share <= most]
+        return max(fits, key=lambda t: t.share) if fits else "no_subject"
 
-    def _classes(self) -> list[Thing] | None:
+    def _classes(self) -> list[Region] | None:
         stored, labels = (self.row.value(f"{self.config.semantic}.{c}") for c in ("map", "labels"))
         if stored is None or labels is None:
             return None
         classes = _maps.sized(_maps.stored(stored), self.size, labels=True)
         named = [(i["id"], i["name"].split(",")[0].split(";")[0].strip()) for i in labels]
-        return [Thing(name, [], classes == number) for number, name in named if name in self.config.subjects]
+        return [
+            Region(self.size, name, codes=(classes == number,))
+            for number, name in named
+            if name in self.config.subjects
+        ]

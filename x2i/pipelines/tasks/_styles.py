@@ -13,7 +13,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from x2i.pipelines.tasks._ranges import real
+from x2i.pipelines.ranges import real
 
 #: Photoshop's and the W3C's sepia (CSS filter effects, "sepia"): rows are the new red, green and blue.
 _SEPIA = np.array([[0.393, 0.769, 0.189], [0.349, 0.686, 0.168], [0.272, 0.534, 0.131]], np.float32)

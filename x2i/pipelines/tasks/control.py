@@ -15,10 +15,11 @@ from pydantic import Field, field_validator, model_validator
 
 from x2i.corpus.sample import Picture, Sample
 from x2i.pipelines.annotators._palette import paint, palette
+from x2i.pipelines.boxes import pixel_box
+from x2i.pipelines.ranges import Whole, whole
 from x2i.pipelines.tasks import _maps
 from x2i.pipelines.tasks._captions import sentence
 from x2i.pipelines.tasks._instructions import Instructions
-from x2i.pipelines.tasks._ranges import Whole, whole
 from x2i.pipelines.tasks.base import Selected, Skipped, Task, TaskConfig, caption, holds_placeholder, picture_of
 
 #: The maps, each with what a wording may say besides {image} and {text}.
@@ -242,7 +243,7 @@ class Control(Task):
             return "text_has_placeholders"
         by_phrase = _maps.phrase_colours(phrases)
         drawn = _maps.painted_boxes(boxes, [by_phrase[p] for p in phrases], _size(row))
-        places = [list(_maps.pixel_box(b, _size(row))) for b in boxes]
+        places = [list(pixel_box(b, _size(row))) for b in boxes]
         colours = {p: _maps.hex_colour(by_phrase[p]) for p in dict.fromkeys(phrases)}
         parameters = {"boxes": places, "phrases": phrases, "colours": colours}
         return Map(drawn, parameters, boxes=_listed(colours))

@@ -8,19 +8,20 @@ changed; outside it, input and output have the same pixels, exactly. (Published 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, get_args
+from dataclasses import replace
+from typing import TYPE_CHECKING, ClassVar, get_args
 
 import numpy as np
 
 from x2i.base.errors import RecipeError
-from x2i.base.sql import literal
 from x2i.corpus.sample import Picture, Sample
+from x2i.pipelines.ranges import real
+from x2i.pipelines.regions import Region
 from x2i.pipelines.tasks import _backgrounds, _maps, _recolour
 from x2i.pipelines.tasks._captions import sentence
-from x2i.pipelines.tasks._holes import mask_of
+from x2i.pipelines.tasks._masks import mask_of, place_of, solid
+from x2i.pipelines.tasks._neighbours import neighbours
 from x2i.pipelines.tasks._nouns import bare, definite, indefinite
-from x2i.pipelines.tasks._objects import place_of, solid
-from x2i.pipelines.tasks._ranges import real
 from x2i.pipelines.tasks._scene import Edit, EditingConfig, Kind, Scene
 from x2i.pipelines.tasks._styles import STYLES
 from x2i.pipelines.tasks.base import (
@@ -99,25 +100,8 @@ class Editing(Task):
         for kind in GROUPED:
             if kind not in self.config.tasks:
                 continue
-            # the other background: that of the next row in the order of a hash, and after the last one the first
-            salt = literal(f"editing/1 {seed} {kind} ")
-            found = connection.execute(
-                f"""with shuffled as (
-                        select row_id, image_id, md5_number_lower({salt} || image_id) as place,
-                               md5_number_lower({salt} || 'share ' || image_id) / 18446744073709551616.0 as drawn
-                        from kept
-                    ), paired as (
-                        select *, coalesce(lead(row_id) over by_place, first(row_id) over by_place) as other,
-                               coalesce(lead(image_id) over by_place, first(image_id) over by_place) as other_image
-                        from shuffled
-                        window by_place as (order by place, image_id, row_id
-                                            rows between unbounded preceding and unbounded following)
-                    )
-                    select row_id, other from paired
-                    where drawn < {self.config.share} and image_id <> other_image order by row_id"""
-            )
-            while some := found.fetchmany(10_000):
-                yield from (Group(anchor, kind, (other,)) for anchor, other in some)
+            for anchor, other in neighbours(connection, f"editing/1 {seed} {kind} ", self.config.share):
+                yield Group(anchor, kind, (other,))
 
     def build(self, row: Selected) -> Iterator[Sample | Skipped]:
         scene = Scene(row, self.config)
@@ -159,14 +143,6 @@ class Editing(Task):
     # whole pictures
 
     def _style(self, scene: Scene, rng: np.random.Generator) -> Edit | str:
-        made = self._styled(scene, rng)
-        return made if isinstance(made, str) else Edit(made[1], [scene.row.picture], made[2], output=made[0])
-
-    def _unstyle(self, scene: Scene, rng: np.random.Generator) -> Edit | str:
-        made = self._styled(scene, rng)
-        return made if isinstance(made, str) else Edit(made[1], [made[0]], made[2])
-
-    def _styled(self, scene: Scene, rng: np.random.Generator) -> tuple[Picture, dict[str, str], dict[str, Any]] | str:
         from x2i.pipelines.annotators.quality import colourfulness
 
         pixels = scene.row.pixels
@@ -180,7 +156,10 @@ class Editing(Task):
         if np.abs(after.astype(np.int16) - pixels).mean() <= self.config.changed:
             return "nothing_changed"
         words = {"style": self.instructions.draw(f"name.{name}", rng)}
-        return picture_of(after, "jpg"), words, {"style": name} | parameters
+        return Edit(words, [scene.row.picture], {"style": name} | parameters, output=picture_of(after, "jpg"))
+
+    def _unstyle(self, scene: Scene, rng: np.random.Generator) -> Edit | str:
+        return _back(self._style(scene, rng))
 
     def _recolour_all(self, scene: Scene, rng: np.random.Generator) -> Edit | str:
         made = _recolour.everywhere(scene.row.pixels, self.config.everywhere, [int(i) for i in rng.permutation(99)])
@@ -193,7 +172,7 @@ class Editing(Task):
 
     # objects
 
-    def _erased(self, scene: Scene) -> tuple[Picture, np.ndarray, str, dict[str, Any]] | str:
+    def _remove_object(self, scene: Scene, rng: np.random.Generator) -> Edit | str:
         row, name = scene.row, self.config.erase
         status = row.value(f"{name}.status")
         if status != "erased":
@@ -205,31 +184,27 @@ class Editing(Task):
         hole = _maps.sized(_maps.stored(row.value(f"{name}.mask")), scene.size, labels=True) > 0
         picture, mask = self._edited(scene, _maps.sized(image, scene.size), hole)
         area = round(float(row.value(f"{name}.area")), 4)
-        return picture, mask, phrase, {"object": phrase, "area": area, "by": row.value(f"{name}.by")}
-
-    def _remove_object(self, scene: Scene, rng: np.random.Generator) -> Edit | str:
-        made = self._erased(scene)
-        if isinstance(made, str):
-            return made
-        picture, mask, phrase, parameters = made
-        return Edit({"object": definite(phrase)}, [scene.row.picture], parameters, output=picture, mask=mask)
+        parameters = {"object": phrase, "area": area, "by": row.value(f"{name}.by")}
+        return Edit({"object": definite(phrase)}, [row.picture], parameters, output=picture, mask=mask)
 
     def _add_object(self, scene: Scene, rng: np.random.Generator) -> Edit | str:
-        made = self._erased(scene)
+        made = self._remove_object(scene, rng)
         if isinstance(made, str):
             return made
-        picture, mask, phrase, parameters = made
-        if not mask.any():
+        if made.mask is None or not made.mask.any():
             return "nothing_changed"
-        place = place_of(mask)
-        words = {"object": indefinite(phrase), "place": self.instructions.draw(f"place.{place}", rng)}
-        return Edit(words, [picture], parameters | {"place": place}, mask=mask)
+        place = place_of(made.mask)
+        words = {
+            "object": indefinite(made.parameters["object"]),
+            "place": self.instructions.draw(f"place.{place}", rng),
+        }
+        return _back(replace(made, parameters=made.parameters | {"place": place}), words)
 
     def _recolour(self, scene: Scene, rng: np.random.Generator) -> Edit | str:
         if scene.things is None:
             return "not_annotated"
         least, most = self.config.object
-        fits = [t for t in scene.things if least <= t.area <= most]
+        fits = [t for t in scene.things if least <= t.share <= most]
         reason = "no_coloured_object" if fits else "no_fitting_object"
         for i in rng.permutation(len(fits)):
             thing = fits[i]
@@ -256,25 +231,6 @@ class Editing(Task):
     # backgrounds
 
     def _background_plain(self, scene: Scene, rng: np.random.Generator) -> Edit | str:
-        made = self._plain(scene, rng)
-        if isinstance(made, str):
-            return made
-        picture, mask, words, parameters = made
-        return Edit(words, [scene.row.picture], parameters, output=picture, mask=mask)
-
-    def _background_scene(self, scene: Scene, rng: np.random.Generator) -> Edit | str:
-        text = caption(scene.row, self.config.text)
-        if text is None or holds_placeholder(text):
-            return "no_text" if text is None else "text_has_placeholders"
-        made = self._plain(scene, rng)
-        if isinstance(made, str):
-            return made
-        picture, mask, _, parameters = made
-        return Edit({"text": sentence(text)}, [picture], parameters, mask=mask)
-
-    def _plain(
-        self, scene: Scene, rng: np.random.Generator
-    ) -> tuple[Picture, np.ndarray, dict[str, str], dict[str, Any]] | str:
         subject = scene.subject
         if isinstance(subject, str):
             return subject
@@ -282,37 +238,35 @@ class Editing(Task):
         kind = "solid" if rng.random() >= self.config.gradient else ("across", "down")[int(rng.integers(2))]
         drawn = drawn[:1] if kind == "solid" else drawn
         background = _backgrounds.plain(scene.size, [_backgrounds.PLAIN[c] for c in drawn], kind == "across")
-        after = _backgrounds.before(scene.row.pixels, _backgrounds.cover_of(subject.mask), background)
-        picture, mask = self._edited(scene, after, np.ones_like(subject.mask))
-        said = self.instructions.draw(f"background.{kind}", rng, colour=drawn[0], other=drawn[-1])
-        words = {"object": definite(subject.phrase), "background": said}
-        return picture, mask, words, {"subject": subject.phrase, "background": kind, "colours": drawn}
+        made = self._before(scene, subject, background)
+        made.words["background"] = self.instructions.draw(f"background.{kind}", rng, colour=drawn[0], other=drawn[-1])
+        made.parameters |= {"background": kind, "colours": drawn}
+        return made
+
+    def _background_scene(self, scene: Scene, rng: np.random.Generator) -> Edit | str:
+        text = caption(scene.row, self.config.text)
+        if text is None or holds_placeholder(text):
+            return "no_text" if text is None else "text_has_placeholders"
+        return _back(self._background_plain(scene, rng), {"text": sentence(text)})
 
     def _background_blur(self, scene: Scene, rng: np.random.Generator) -> Edit | str:
-        made = self._blurred(scene, rng)
-        if isinstance(made, str):
-            return made
-        picture, mask, words, parameters = made
-        return Edit(words, [scene.row.picture], parameters, output=picture, mask=mask)
-
-    def _background_focus(self, scene: Scene, rng: np.random.Generator) -> Edit | str:
-        made = self._blurred(scene, rng)
-        if isinstance(made, str):
-            return made
-        picture, mask, words, parameters = made
-        return Edit(words, [picture], parameters, mask=mask)
-
-    def _blurred(
-        self, scene: Scene, rng: np.random.Generator
-    ) -> tuple[Picture, np.ndarray, dict[str, str], dict[str, Any]] | str:
         subject = scene.subject
         if isinstance(subject, str):
             return subject
         sigma = round(real(rng, self.config.blur) * min(scene.size), 2)
-        soft = _backgrounds.blurred(scene.row.pixels, subject.mask, max(0.5, sigma))
-        after = _backgrounds.before(scene.row.pixels, _backgrounds.cover_of(subject.mask), soft)
+        made = self._before(scene, subject, _backgrounds.blurred(scene.row.pixels, subject.mask, max(0.5, sigma)))
+        made.parameters["sigma"] = sigma
+        return made
+
+    def _background_focus(self, scene: Scene, rng: np.random.Generator) -> Edit | str:
+        return _back(self._background_blur(scene, rng))
+
+    def _before(self, scene: Scene, subject: Region, background: np.ndarray) -> Edit:
+        """The subject before another background: uint8 [height, width, 3] of the picture's size."""
+        after = _backgrounds.before(scene.row.pixels, _backgrounds.cover_of(subject.mask), background)
         picture, mask = self._edited(scene, after, np.ones_like(subject.mask))
-        return picture, mask, {"object": definite(subject.phrase)}, {"subject": subject.phrase, "sigma": sigma}
+        words, parameters = {"object": definite(subject.phrase)}, {"subject": subject.phrase}
+        return Edit(words, [scene.row.picture], parameters, output=picture, mask=mask)
 
     def _grouped(self, kind: str, scene: Scene, rng: np.random.Generator) -> Edit | str:
         group = next((g for g in scene.row.groups if g.task_type == kind), None)
@@ -324,15 +278,19 @@ class Editing(Task):
         if isinstance(subject, str):
             return subject
         (other,) = group.others
-        background = _backgrounds.fitted(other.pixels, scene.size)
-        after = _backgrounds.before(scene.row.pixels, _backgrounds.cover_of(subject.mask), background)
-        picture, mask = self._edited(scene, after, np.ones_like(subject.mask))
-        words, parameters = {"object": definite(subject.phrase)}, {"subject": subject.phrase}
+        made = self._before(scene, subject, _backgrounds.fitted(other.pixels, scene.size))
         if kind == "background_swap":
-            inputs, output = [scene.row.picture, other.picture], picture
-            return Edit(words, inputs, parameters, output=output, mask=mask, others=group.others)
+            return replace(made, inputs=[scene.row.picture, other.picture], others=group.others)
         alone = picture_of(_backgrounds.without(scene.row.pixels, subject.mask), "jpg")
-        return Edit(words, [picture, alone], parameters, mask=mask, others=group.others)
+        inputs = [p for p in (made.output, alone) if p is not None]
+        return replace(made, inputs=inputs, output=None, others=group.others)
+
+
+def _back(made: Edit | str, words: dict[str, str] | None = None) -> Edit | str:
+    """The way back: what was made is the input, the row's own picture the answer. With other words, if they are given."""
+    if isinstance(made, str) or made.output is None:
+        return made
+    return replace(made, words=words or made.words, inputs=[made.output], output=None)
 
 
 assert set(get_args(Kind)) <= Editing.words.keys()

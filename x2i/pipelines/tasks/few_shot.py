@@ -10,10 +10,10 @@ from pydantic import Field
 
 from x2i.base.config import parse_config
 from x2i.base.errors import RecipeError
-from x2i.base.sql import literal
 from x2i.corpus.sample import Sample
 from x2i.pipelines import registry
 from x2i.pipelines import tasks as task_files
+from x2i.pipelines.tasks._neighbours import neighbours
 from x2i.pipelines.tasks.base import Group, Selected, Skipped, Task, TaskConfig
 
 if TYPE_CHECKING:
@@ -67,25 +67,8 @@ class FewShot(Task):
 
     def groups(self, connection: duckdb.DuckDBPyConnection, seed: int) -> Iterable[Group]:
         for task_type in self.task_types():
-            # the example: the next row in the order of a hash, and after the last one the first
-            salt = literal(f"few_shot/1 {seed} {task_type} ")
-            found = connection.execute(
-                f"""with shuffled as (
-                        select row_id, image_id, md5_number_lower({salt} || image_id) as place,
-                               md5_number_lower({salt} || 'share ' || image_id) / 18446744073709551616.0 as drawn
-                        from kept
-                    ), paired as (
-                        select *, coalesce(lead(row_id) over by_place, first(row_id) over by_place) as example,
-                               coalesce(lead(image_id) over by_place, first(image_id) over by_place) as example_image
-                        from shuffled
-                        window by_place as (order by place, image_id, row_id
-                                            rows between unbounded preceding and unbounded following)
-                    )
-                    select row_id, example from paired
-                    where drawn < {self.config.share} and image_id <> example_image order by row_id"""
-            )
-            while some := found.fetchmany(10_000):
-                yield from (Group(anchor, task_type, (example,)) for anchor, example in some)
+            for anchor, example in neighbours(connection, f"few_shot/1 {seed} {task_type} ", self.config.share):
+                yield Group(anchor, task_type, (example,))
 
     def build(self, row: Selected) -> Iterator[Sample | Skipped]:
         asked = {g.task_type for g in row.groups}

@@ -15,9 +15,11 @@ from pydantic import Field
 
 from x2i.corpus.sample import Picture, Sample
 from x2i.pipelines.images import encode
+from x2i.pipelines.masks import decoded, grown
+from x2i.pipelines.ranges import Positive, Range, Shares, Whole, real, whole
 from x2i.pipelines.tasks import _damage, _holes
 from x2i.pipelines.tasks._instructions import Instructions
-from x2i.pipelines.tasks._ranges import Positive, Range, Shares, Whole, real, whole
+from x2i.pipelines.tasks._masks import mask_of
 from x2i.pipelines.tasks.base import Selected, Skipped, Task, TaskConfig, picture_of
 
 Kind = Literal[
@@ -94,7 +96,7 @@ class Damaged:
 
     def __init__(self, picture: Picture, parameters: dict[str, Any], hole: np.ndarray | None = None) -> None:
         self.picture, self.parameters = picture, parameters
-        self.mask = None if hole is None else _holes.mask_of(hole)
+        self.mask = None if hole is None else mask_of(hole)
 
 
 class Restoration(Task):
@@ -223,7 +225,7 @@ class Restoration(Task):
             return "no_fitting_object"
         number = fits[int(rng.integers(len(fits)))]
         grow = round(float(rng.uniform(*self.config.grow)) * _shorter(row))
-        hole = _holes.grown(_holes.decoded(codes[number], _size(row)), grow)
+        hole = grown(decoded(codes[number], _size(row)), grow)
         return _with_hole(row, hole, {"object": number, "grow": grow, "share": round(float(hole.mean()), 4)})
 
     def _outpaint(self, row: Selected, rng: np.random.Generator) -> Damaged:

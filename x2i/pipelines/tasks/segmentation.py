@@ -13,10 +13,12 @@ import numpy as np
 from pydantic import Field, field_validator, model_validator
 
 from x2i.corpus.sample import Sample
+from x2i.pipelines.ranges import Shares
+from x2i.pipelines.regions import VAGUE, Region, alike, is_vague, together
 from x2i.pipelines.tasks import _maps
-from x2i.pipelines.tasks._holes import mask_of
-from x2i.pipelines.tasks._ranges import Shares
-from x2i.pipelines.tasks._regions import VAGUE, Region, inside, is_vague, painted, regions, told
+from x2i.pipelines.tasks._masks import mask_of, painted
+from x2i.pipelines.tasks._nouns import inside
+from x2i.pipelines.tasks._regions import regions, told
 from x2i.pipelines.tasks.base import Selected, Skipped, Task, TaskConfig, holds_placeholder, picture_of
 
 Kind = Literal["referring_segmentation", "semantic_segmentation", "reasoning_segmentation"]
@@ -175,13 +177,13 @@ class Segmentation(Task):
         kind = "referring_segmentation"
         return [
             Target(
-                kind if len(members) == 1 else f"{kind}.several",
-                inside(members[0].phrase),
-                _together(members, _size(row)),
-                _noted(members),
-                members[0].phrase,
+                kind if len(region.index) == 1 else f"{kind}.several",
+                inside(region.phrase),
+                region.mask,
+                _noted(region),
+                region.phrase,
             )
-            for members in found
+            for region in found
         ]
 
     def _reasoning(self, row: Selected) -> list[Target] | str:
@@ -194,12 +196,12 @@ class Segmentation(Task):
         if isinstance(questions, str) and len(found) > 1:
             return "several_objects"  # the question does not say which of them is meant
         out = []
-        for members in found:
-            asked = questions if isinstance(questions, str) else _at(questions, [r.index for r in members])
+        for region in found:
+            asked = questions if isinstance(questions, str) else _at(questions, region.index)
             if asked and asked.strip() and not holds_placeholder(asked):
-                noted = _noted(members) | {"question": self.config.question}
+                noted = _noted(region) | {"question": self.config.question}
                 asked = asked.strip()
-                out.append(Target("reasoning_segmentation", asked, _together(members, _size(row)), noted, asked))
+                out.append(Target("reasoning_segmentation", asked, region.mask, noted, asked))
         return out or "no_question"
 
     def _semantic(self, row: Selected) -> list[Target] | str:
@@ -216,27 +218,25 @@ class Segmentation(Task):
                 out.append(Target("semantic_segmentation", name, mask, noted, str(label["id"])))
         return out or "no_class"
 
-    def _phrases(self, row: Selected) -> list[list[Region]] | str:
-        """The boxes of each phrase that is fit, in the annotator's order; or why there is none."""
+    def _phrases(self, row: Selected) -> list[Region] | str:
+        """Each phrase that is fit, with all its boxes, in the annotator's order; or why there is none."""
         found = regions(row, self.config.boxes, masks=self.config.masks)
         if found is None:
             return "not_annotated"
         if not found:
             return "no_box"
-        by_phrase: dict[str, list[Region]] = {}
-        for region in found:
-            by_phrase.setdefault(region.phrase.casefold(), []).append(region)
         reason = "vague_phrase"
         out = []
-        for phrase, members in by_phrase.items():
+        for phrase, members in alike(found, lambda r: r.phrase.casefold()).items():
+            region = together(members)
             if is_vague(phrase, self.config.unwanted) or holds_placeholder(phrase):
                 continue
-            if min(r.score for r in members) < self.config.min_score:
+            if region.score < self.config.min_score:
                 reason = "unsure_box"
-            elif any(r.code is None or (r.quality or 0.0) < self.config.min_iou for r in members):
+            elif not region.masked or (region.quality or 0.0) < self.config.min_iou:
                 reason = "poor_mask"
             else:
-                out.append(members)
+                out.append(region)
         return out or reason
 
 
@@ -244,18 +244,9 @@ def _size(row: Selected) -> tuple[int, int]:
     return row.picture.width, row.picture.height
 
 
-def _together(members: Iterable[Region], size: tuple[int, int]) -> np.ndarray:
-    out = np.zeros(size[::-1], bool)
-    for region in members:
-        mask = region.mask(size)
-        if mask is not None:
-            out |= mask
-    return out
-
-
-def _noted(members: list[Region]) -> dict[str, Any]:
-    boxes = [[round(v, 4) for v in r.box] for r in members]
-    return {"object": members[0].phrase, "boxes": boxes, "box_index": [r.index for r in members]}
+def _noted(region: Region) -> dict[str, Any]:
+    boxes = [[round(v, 4) for v in box] for box in region.boxes]
+    return {"object": region.phrase, "boxes": boxes, "box_index": list(region.index)}
 
 
 def _at(questions: Any, indices: Iterable[int]) -> str | None:

@@ -16,23 +16,15 @@ from pydantic import Field, field_validator, model_validator
 
 from x2i.base.errors import RecipeError
 from x2i.corpus.sample import Picture, Sample, placeholder
+from x2i.pipelines.boxes import area, edges
 from x2i.pipelines.images import decode, read_header
+from x2i.pipelines.masks import bounded, cut_out
+from x2i.pipelines.ranges import Shares
+from x2i.pipelines.regions import VAGUE, Region, alike, apart, is_vague
 from x2i.pipelines.tasks import _spans
 from x2i.pipelines.tasks._captions import sentence
-from x2i.pipelines.tasks._ranges import Shares
-from x2i.pipelines.tasks._regions import (
-    VAGUE,
-    Region,
-    apart,
-    area,
-    bounded,
-    cut_out,
-    edges,
-    inside,
-    is_vague,
-    regions,
-    told,
-)
+from x2i.pipelines.tasks._nouns import inside
+from x2i.pipelines.tasks._regions import regions, told
 from x2i.pipelines.tasks.base import Selected, Skipped, Task, TaskConfig, holds_placeholder, picture_of
 
 Kind = Literal["subject_to_image", "subjects_to_image"]
@@ -235,9 +227,7 @@ class Subject(Task):
             least = config.of_largest * max((area(r.box) for r in sure), default=0.0)
             sure = [r for r in sure if area(r.box) >= least]
         # a box in another of the same phrase is the same thing found twice
-        by_phrase: dict[object, list[Region]] = {}
-        for region in sure:
-            by_phrase.setdefault(_phrase(region), []).append(region)
+        by_phrase = alike(sure, _phrase)
         alone = {p for p, members in by_phrase.items() if len(apart(members, 0.8)) == 1}
         reasons: list[tuple[int, str]] = []
         out = []
@@ -263,7 +253,7 @@ class Subject(Task):
             ("too_small", area(region.box) < config.area[0]),
             ("too_large", area(region.box) > config.area[1]),
             ("at_the_edge", edges(region.box) > config.max_edges),
-            ("no_mask", config.masks is not None and region.code is None),
+            ("no_mask", config.masks is not None and not region.masked),
             ("poor_mask", config.masks is not None and (region.quality or 0.0) < config.min_iou),
         ]
         return next(((i, reason) for i, (reason, holds) in enumerate(rules) if holds), (len(rules), None))
@@ -283,7 +273,7 @@ class Subject(Task):
             said = told(row, self.config.spans)
             places = row.value(f"{self.config.boxes.rpartition('.')[0]}.phrase_index")
             if said and places:
-                span = said[places[region.index]]
+                span = said[places[region.number]]
                 start, end = int(span["start"]), int(span["end"])
                 if text[start:end].strip() == region.phrase:
                     return start, end
@@ -294,12 +284,12 @@ class Subject(Task):
         flipped = bool(rng.random() < config.flip)
         if config.repaint is not None:
             images = row.value(config.repaint)
-            data = images[region.index] if images is not None and region.index < len(images) else None
+            data = images[region.number] if images is not None and region.number < len(images) else None
             if data is None:
                 return "not_repainted"
             pixels = decode(data, read_header(data))
         else:
-            mask = region.mask((row.picture.width, row.picture.height))
+            mask = region.mask if region.masked else None
             cut = cut_out(row.pixels, region.box, mask, config.margin)
             if cut is None:
                 return "empty_mask"
@@ -331,7 +321,7 @@ class Subject(Task):
             "masked": self.config.masks is not None,
             "repainted": self.config.repaint is not None,
         }
-        variant = "" if task_type == "subjects_to_image" else f"box {cuts[0].region.index}"
+        variant = "" if task_type == "subjects_to_image" else f"box {cuts[0].region.number}"
         return row.sample(task_type, instruction, [c.picture for c in cuts], parameters, variant=variant)
 
     def _placed(self, key: str, number: int, rng: np.random.Generator, phrase: str) -> str:
@@ -351,7 +341,7 @@ def _best(by_phrase: Mapping[object, list[Region]]) -> list[Region]:
 def _noted(cut: Cut) -> dict[str, Any]:
     region = cut.region
     box = [round(v, 4) for v in region.box]
-    noted = {"object": region.phrase, "box": box, "box_index": region.index, "score": round(region.score, 4)}
+    noted = {"object": region.phrase, "box": box, "box_index": region.number, "score": round(region.score, 4)}
     return noted | ({"flipped": True} if cut.flipped else {})
 
 

@@ -18,9 +18,9 @@ from pydantic import Field, field_validator
 from x2i.base.seeds import generator
 from x2i.base.sql import identifier
 from x2i.corpus.sample import Sample
+from x2i.pipelines.ranges import Range
 from x2i.pipelines.select.mdp3 import mdp3
 from x2i.pipelines.tasks._captions import sentence
-from x2i.pipelines.tasks._ranges import Range
 from x2i.pipelines.tasks.base import Group, Selected, Skipped, Task, TaskConfig, caption, holds_placeholder
 
 if TYPE_CHECKING:

@@ -1,4 +1,6 @@
-"""Packages that only some annotators need are asked for where they are used."""
+"""Packages that only some annotators and tasks need are asked for where they are used."""
+
+from __future__ import annotations
 
 import importlib
 import importlib.metadata
