@@ -73,3 +73,5 @@ def test_a_file_of_ones_own_changes_what_is_said_and_the_fingerprint(tmp_path: P
 def test_few_shot_refuses_a_family_of_groups() -> None:
     with pytest.raises(RecipeError, match="looks at several rows itself"):
         FewShot(FewShot.Config(of={"few_shot": {"of": {"control": None}}}))
+    with pytest.raises(RecipeError, match="an instruction of its own"):
+        FewShot(FewShot.Config(of={"published": None}))

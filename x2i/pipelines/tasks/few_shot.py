@@ -15,6 +15,7 @@ from x2i.pipelines import registry
 from x2i.pipelines import tasks as task_files
 from x2i.pipelines.tasks._neighbours import neighbours
 from x2i.pipelines.tasks.base import Group, Selected, Skipped, Task, TaskConfig
+from x2i.pipelines.tasks.published import Published
 
 if TYPE_CHECKING:
     import duckdb
@@ -50,6 +51,10 @@ class FewShot(Task):
             family = registry.find(task_files, given.pop("kind", name), Task, key)
             if family is FewShot or family.groups is not Task.groups:
                 raise RecipeError(f"{key}: {name} looks at several rows itself; name a task of one picture")
+            if family is Published:
+                raise RecipeError(
+                    f"{key}: a published pair has an instruction of its own, which no other pair explains"
+                )
             self._families.append(family(parse_config(family.Config, given, key)))
 
     @property
