@@ -200,10 +200,10 @@ def test_a_phrase_that_says_another_colour_is_not_believed() -> None:
 def test_names_are_those_of_the_web() -> None:
     """The colours that HTML calls by these words, and by these with dark, light, medium or deep before them."""
     known = ("red", "orange", "yellow", "green", "turquoise", "blue", "pink", "black", "white")
-    for html, value in ImageColor.colormap.items():
+    for html in list(ImageColor.colormap):  # whose values turn from text to tuples as colours are asked for
         word = re.sub(r"^(dark|light|medium|deep|pale|dim|royal|sky|midnight|forest|lime|hot)+", "", html)
         if word in known and html not in ("lightyellow",) and "slate" not in html:
-            rgb = np.array([[ImageColor.getrgb(value)]], np.uint8)
+            rgb = np.array([[ImageColor.getrgb(html)]], np.uint8)
             assert _recolour.NAMES[_recolour.names_of(rgb)[0, 0]] == word, html
     rgb = np.array([[(90, 55, 25), (130, 60, 170), (128, 128, 128)]], np.uint8)
     assert [_recolour.NAMES[i] for i in _recolour.names_of(rgb)[0]] == ["brown", "purple", "grey"]
