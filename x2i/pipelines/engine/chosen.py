@@ -20,11 +20,13 @@ import pyarrow.parquet as pq
 from x2i.base.errors import X2IError
 from x2i.corpus.lake import Lake
 from x2i.corpus.sample import Picture
-from x2i.pipelines.engine.groups import GROUPED
 from x2i.pipelines.images import BadImage, Header, decode, encode, fit, read_header, resize
 from x2i.pipelines.recipe import Plan
 from x2i.pipelines.sources.base import Row, Unit
 from x2i.pipelines.tasks.base import Found, Selected
+
+#: The column of a row's groups, under a name that no annotator can have.
+GROUPED = "x2i groups"
 
 
 def read_rows(

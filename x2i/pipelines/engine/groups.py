@@ -17,6 +17,7 @@ import pyarrow as pa
 from x2i.base.seeds import canonical_json
 from x2i.base.sql import connect, identifier, literal
 from x2i.corpus.lake import Lake, create_views
+from x2i.pipelines.engine.chosen import GROUPED, read_rows
 from x2i.pipelines.recipe import Plan
 from x2i.pipelines.sources.base import Unit
 from x2i.pipelines.tasks.base import Task
@@ -24,8 +25,8 @@ from x2i.pipelines.tasks.base import Task
 if TYPE_CHECKING:
     import duckdb
 
-#: Columns beside the annotators', under names that no annotator can have.
-GROUPED, PLACE = "x2i groups", "x2i place"
+#: A column beside the annotators', under a name that no annotator can have: the order of the rows.
+PLACE = "x2i place"
 
 GROUPS = pa.schema(
     [
@@ -82,8 +83,6 @@ def find_groups(
 
 def _pictures(plan: Plan, units: Mapping[str, Unit], verdicts: Path, ids: Sequence[str]) -> dict[str, bytes]:
     """The files of some kept rows by row id, as their sources give them; those that cannot be had are left out."""
-    from x2i.pipelines.engine.chosen import read_rows  # which knows this module
-
     connection = connect()
     found = connection.sql(
         f'select row_id, unit, "index" from read_parquet({literal(verdicts)}) where row_id in $ids order by unit, "index"',

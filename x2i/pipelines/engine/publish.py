@@ -34,7 +34,8 @@ from x2i.corpus.manifest import SCHEMA, corpus_digest
 from x2i.corpus.takeout import link, take_out
 from x2i.pipelines.annotators.base import Annotator
 from x2i.pipelines.engine.assemble import OUTCOME, PART
-from x2i.pipelines.engine.groups import GROUPED, PLACE, join_groups
+from x2i.pipelines.engine.chosen import GROUPED
+from x2i.pipelines.engine.groups import PLACE, join_groups
 from x2i.pipelines.recipe import Plan
 from x2i.pipelines.select.query import STAGES
 from x2i.pipelines.select.quotas import NOT_DRAWN
