@@ -236,6 +236,8 @@ def test_what_cannot_be_exported_is_refused_and_leaves_nothing(built: Built, tmp
     (tmp_path / "full" / "a").write_text("mine")
     with pytest.raises(RecipeError, match="holds something already"):
         export(built.corpus, "llava", tmp_path / "full")
+    with pytest.raises(RecipeError, match="lies in the corpus's folder"):
+        export(built.corpus, "llava", Path(built.corpus) / "exported")
     assert [p.name for p in tmp_path.iterdir()] == ["full"]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -121,6 +122,17 @@ def test_deduplication_can_be_off(root: Path, tmp_path: Path) -> None:
         ({"tasks": {"kontrol": {}}}, ["tasks.kontrol", "did you mean 'control'"]),
         ({"taskz": {}}, ["taskz", "did you mean 'tasks'"]),
         ({"output": {"scores": ["quality.x"]}}, ["output.scores", "quality.sharpness"]),
+        ({"output": {"scores": ["image.format"]}}, ["output.scores", "of numbers", "image.width"]),
+        ({"select": {"where": {"x": "count(*) > 3"}}}, ["select.where.x", "a function over all rows"]),
+        ({"select": {"dedup": {"best": ["max(image.width)"]}}}, ["select.dedup.best", "a function over all rows"]),
+        (
+            {"select": {"quotas": {"q": {"by": "count(*)", "most": 3}}}},
+            ["select.quotas.q.by", "a function over all rows"],
+        ),
+        (
+            {"tasks": {"restoration": {"tasks": ["derain"]}, "more": {"kind": "restoration", "tasks": ["derain"]}}},
+            ["'derain' is made by tasks.", "`tasks` of each"],
+        ),
         ({"sources": [{"kind": "foldr", "path": "x"}]}, ["sources.0.kind", "did you mean 'folder'"]),
         ({"sources": []}, ["sources"]),
         ({"name": "a b"}, ["name"]),
@@ -136,6 +148,30 @@ def test_a_wrong_recipe_is_refused_with_file_key_and_remedy(
     assert str(path) in str(refused.value)
     for part in told:
         assert part in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "changes"),
+    [
+        ("lake", {"lake": "{root}/corpus"}),
+        ("lake", {"lake": "{root}/corpus/lake"}),
+        ("sources.0.path", {"out": "{root}/photos"}),
+        ("sources.0.path", {"sources": [{"kind": "webdataset", "path": "{root}/corpus/in/*.tar"}]}),
+        ("sources.0.path", {"sources": [{"kind": "parquet", "path": ["{root}/a.parquet", "{root}/corpus/b.parquet"]}]}),
+    ],
+)
+def test_what_a_build_would_wipe_out_is_refused(tmp_path: Path, key: str, changes: dict[str, Any]) -> None:
+    path = recipe(tmp_path, **json.loads(json.dumps(changes).replace("{root}", str(tmp_path))))
+    with pytest.raises(RecipeError, match="give `out` a folder of its own") as refused:
+        recipes.load(path)
+    assert f"{path}: {key}: " in str(refused.value)
+
+
+def test_a_source_that_cannot_be_listed_is_named_with_recipe_and_place(tmp_path: Path) -> None:
+    path = recipe(tmp_path)
+    with pytest.raises(RecipeError, match=r"sources\.0 \(folder\): .*photos: no such folder") as refused:
+        plan_units(recipes.load(path), None, Quiet())
+    assert str(path) in str(refused.value)
 
 
 def test_conditions_cannot_smuggle_comments_or_quotes(root: Path, tmp_path: Path) -> None:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from tests.trainer import corpora
 from x2i import corpus
 from x2i.base.errors import RecipeError, X2IError
+from x2i.corpus.manifest import SCHEMA
 from x2i.trainer.config import Reading, Stage
 from x2i.trainer.data import DamagedSample, Example, Loader, SampleReader
 from x2i.trainer.plan import StagePlan
@@ -49,6 +52,35 @@ def test_images_are_held_out_with_all_their_samples(corpus_folder: Path) -> None
     assert sum(map(len, (*table.train.values(), *table.held_out.values()))) == len(table) == 108
     smaller = SampleTable([opened], held_out=0.1)  # a smaller share is a part of the larger one
     assert {ids[smaller[i].key] for rows in smaller.held_out.values() for i in rows} <= held
+
+
+def test_no_training_sample_holds_a_held_out_image_of_another_row(corpus_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(corpus_folder, tmp_path / "mixed")
+    file = tmp_path / "mixed" / "manifest.parquet"
+    rows = pq.read_table(file).to_pylist()
+    for row, partner in zip(rows, rows[60:] + rows[:60], strict=True):  # as few-shot samples have an example
+        row["images"] = [row["image_id"], partner["image_id"]]
+        if row["task_type"] == "deblur":
+            row["output_size"] = None  # as samples of understanding
+    pq.write_table(pa.Table.from_pylist(rows, SCHEMA), file)
+    table = SampleTable([corpus.open(tmp_path / "mixed")], held_out=0.2)
+    of = {r["key"]: r for r in rows}
+    held = {of[table[int(i)].key]["image_id"] for places in table.held_out.values() for i in places}
+    trained = [of[table[int(i)].key] for places in table.train.values() for i in places]
+    assert trained and not any(held.intersection(r["images"]) for r in trained)
+    apart = [r for r in rows if r["image_id"] not in held and held.intersection(r["images"]) and r["output_size"]]
+    assert table.apart == len(apart) > 0
+    assert table.unfit == {"deblur": 36}
+
+
+def test_a_corpus_of_before_there_were_groups_can_be_trained_on(corpus_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(corpus_folder, tmp_path / "old")
+    file = tmp_path / "old" / "manifest.parquet"
+    pq.write_table(pq.read_table(file).drop_columns("images"), file)
+    old, new = (SampleTable([corpus.open(f)], held_out=0.2) for f in (tmp_path / "old", corpus_folder))
+    assert old.apart == new.apart == 0
+    for task in new.tasks:
+        assert (old.train[task] == new.train[task]).all() and (old.held_out[task] == new.held_out[task]).all()
 
 
 def test_the_order_does_not_depend_on_how_samples_are_spread_over_shards(corpus_folder: Path, tmp_path: Path) -> None:

@@ -94,6 +94,7 @@ def exclusive(target: str | Path, what: str) -> Iterator[None]:
 
     Raises:
         X2IError: another process holds it; `what` says in the message what that one is doing.
+        OSError: no file can be made beside it.
     """
     from filelock import FileLock, Timeout
 
@@ -103,6 +104,7 @@ def exclusive(target: str | Path, what: str) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except Timeout:
+        Path(lock.lock_file).touch()  # FileLock waits as well where no file can be made
         raise X2IError(f"{target}: another process is {what} here. Wait for it, or stop it first.") from None
     try:
         yield

@@ -149,6 +149,8 @@ def export(corpus: str | Path, format_: str, out: str | Path, tasks: Iterable[st
     opened, out, layout = Corpus(corpus), Path(out), FORMATS[format_]
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise RecipeError(f"{out}: holds something already; name another folder, or remove it")
+    if "://" not in str(corpus) and out.resolve().is_relative_to(Path(corpus).resolve()):
+        raise RecipeError(f"{out}: lies in the corpus's folder, which a build replaces whole; name another folder")
     wanted = list(dict.fromkeys(tasks))
     if unknown := [t for t in wanted if t not in opened.tasks]:
         raise RecipeError(f"{corpus}: no task {', '.join(unknown)}; it has {', '.join(opened.tasks)}")

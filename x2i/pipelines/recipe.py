@@ -218,10 +218,28 @@ def load(path: str | Path, changes: Sequence[str] = (), **overrides: Any) -> Pla
     # the text as it stands, comments and all, unless it no longer says what is built
     text = "" if changes else Path(path).read_text(encoding="utf-8")
     plan = make(recipe, str(path), text)
+    _apart(plan)
     from x2i.pipelines.select.query import check
 
     check(plan)
     return plan
+
+
+def _apart(plan: Plan) -> None:
+    """Raise RecipeError if what a build reads or keeps lies in the corpus's folder, which it replaces whole."""
+    out = Path(plan.recipe.out).resolve()
+    inside = {"lake": [plan.recipe.lake]}
+    for number, source in enumerate(plan.sources):
+        path = getattr(source.config, "path", None)
+        inside[f"sources.{number}.path"] = path if isinstance(path, list) else [path] if isinstance(path, str) else []
+    for key, paths in inside.items():
+        for path in paths:
+            # `path` may be a pattern: what stands before it says where it is
+            if "://" not in path and Path(re.split(r"[*?\[{]", path)[0]).expanduser().resolve().is_relative_to(out):
+                raise RecipeError(
+                    f"{plan.where}: {key}: {path} lies in the corpus's folder ({plan.recipe.out}), which every build "
+                    "replaces: give `out` a folder of its own"
+                )
 
 
 def make(recipe: Recipe, where: str = "recipe", text: str = "") -> Plan:
@@ -259,7 +277,10 @@ def make(recipe: Recipe, where: str = "recipe", text: str = "") -> Plan:
     made = [t for task in tasks for t in task.task_types()]
     for task_type in made:
         if made.count(task_type) > 1:
-            raise RecipeError(f"{where}: tasks: {task_type!r} is made by two families")
+            both = " and ".join(f"tasks.{task.name}" for task in tasks if task_type in task.task_types())
+            raise RecipeError(
+                f"{where}: tasks: {task_type!r} is made by {both}; name in the `tasks` of each what it alone is to make"
+            )
     if not any(type(task).name == "published" for task in tasks):  # whose task types the rows bring with them
         for task_type in recipe.select.tasks.keys() - set(made):
             there = ", ".join(sorted(made))

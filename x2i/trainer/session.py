@@ -235,6 +235,13 @@ class Session:
             f"{self._run.output}: {where} on {self._device}; {parameters / 1e6:.1f} million parameters, "
             f"{training} samples to train on, {held} held out"
         )
+        if self._table.apart:
+            self._progress.note(
+                f"{self._table.apart} samples are on neither side: a held-out image is among their inputs"
+            )
+        if self._table.unfit:
+            unfit = ", ".join(f"{task} ({count})" for task, count in sorted(self._table.unfit.items()))
+            self._progress.note(f"left out, for they have no output image to train on: {unfit}")
         unused = sorted(set(self._table.tasks) - {t for s in self._run.stages for t in s.mixture})
         if unused:
             self._progress.note(f"tasks of the corpora that no stage trains: {', '.join(unused)}")

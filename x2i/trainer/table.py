@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -33,11 +34,15 @@ class SampleTable:
 
     The order comes from the manifests' content, not from how samples are spread over shards. An image,
     with every sample made from it, is either for training or held out: decided by a digest of its id alone,
-    so growing a corpus moves no image from one side to the other.
+    so growing a corpus moves no image from one side to the other. Samples of other images that hold a held-out one
+    too, as the example of a few-shot sequence, are on neither side: `apart`.
+
+    `unfit` counts the samples without an output image (of understanding) by task.
     """
 
     def __init__(self, corpora: Sequence[Corpus], held_out: float) -> None:
         self.corpora = list(corpora)
+        self.unfit: Counter[str] = Counter()
         parts = []
         for place, corpus in enumerate(corpora):
             manifest = corpus.manifest
@@ -48,9 +53,12 @@ class SampleTable:
                     "key": manifest["key"],
                     "task": manifest["task_type"],
                     "image_id": manifest["image_id"],
+                    "images": _images(manifest),
                 }
             )
-            parts.append(rows.filter(manifest["output_size"].is_valid()))
+            fit = manifest["output_size"].is_valid()
+            self.unfit.update(rows.filter(pc.invert(fit))["task"].to_pylist())
+            parts.append(rows.filter(fit))
         table = pa.concat_tables(parts)
         table = table.sort_by([("task", "ascending"), ("key", "ascending"), ("corpus", "ascending")])
         if not len(table):
@@ -60,8 +68,10 @@ class SampleTable:
         self._row = table["row"].to_numpy()
         tasks = table["task"].to_numpy(zero_copy_only=False)
         held = _held_out(table["image_id"], held_out)
+        mixed = _holding(table["images"], table["image_id"].filter(pa.array(held))) & ~held
+        self.apart = int(mixed.sum())
         self.tasks: list[str] = sorted(set(tasks.tolist()))
-        self.train = {t: np.flatnonzero((tasks == t) & ~held) for t in self.tasks}
+        self.train = {t: np.flatnonzero((tasks == t) & ~held & ~mixed) for t in self.tasks}
         self.held_out = {t: np.flatnonzero((tasks == t) & held) for t in self.tasks}
 
     def __len__(self) -> int:
@@ -85,3 +95,22 @@ def _held_out(image_ids: pa.ChunkedArray, share: float) -> np.ndarray:
     if share > 0 and not chosen.any() and len(values) > 1:
         chosen[point.argmin()] = True
     return chosen[encoded.indices.to_numpy(zero_copy_only=False)]
+
+
+def _images(manifest: pa.Table) -> pa.ChunkedArray:
+    """All images of each sample; corpora of older builds name the one only that it is a sample of."""
+    if "images" in manifest.column_names:
+        return manifest["images"]
+    return pa.chunked_array(
+        [pa.ListArray.from_arrays(np.arange(len(c) + 1, dtype=np.int32), c) for c in manifest["image_id"].chunks],
+        pa.list_(pa.string()),
+    )
+
+
+def _holding(images: pa.ChunkedArray, sought: pa.ChunkedArray) -> np.ndarray:
+    """True for the samples that hold one of the sought images."""
+    images = images.combine_chunks()
+    found = pc.is_in(images.flatten(), value_set=sought.combine_chunks())
+    out = np.zeros(len(images), bool)
+    out[pc.list_parent_indices(images).to_numpy(zero_copy_only=False)[found.to_numpy(zero_copy_only=False)]] = True
+    return out

@@ -46,6 +46,7 @@ def test_images_are_numbered_and_words_filled_in(tmp_path: Path) -> None:
         ("edit: ['{image_1} {text}']", "lacks {image_2}"),
         ("edit: ['{image_1} {image_2} {colour}']", "has {colour}; there are image_1, image_2, text"),
         ("edit: ['{image_1} {image_2']", "expected '}'"),
+        ("edit: ['{image_1} {image_2} <img><|image_3|></img>']", "stands as {image_1}, {image_2}"),
         ("edit: []", "at least one"),
         ("edit: [3]", "expected a list of texts"),
         ("edits: ['{image_1} {image_2}']", "lacks edit; has 'edits', which means nothing here"),

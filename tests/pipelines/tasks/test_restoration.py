@@ -274,7 +274,7 @@ def test_specks_and_strips_break_nothing(size: tuple[int, int]) -> None:
     assert len(made) == len(ALL)
     for sample in made:
         if isinstance(sample, Skipped):
-            assert sample.task_type in ("super_resolution", "colorize")
+            assert sample.task_type in ("super_resolution", "colorize") or sample.reason == "nothing_changed"
         elif sample.mask is not None:
             assert (sample.mask.width, sample.mask.height) == size[::-1]
 
@@ -284,3 +284,17 @@ def test_ranges_the_wrong_way_round_are_refused() -> None:
         RestorationConfig(jpeg_quality=(30, 5))
     with pytest.raises(ValueError, match="hole"):
         RestorationConfig(hole=(0.2, 1.5))
+
+
+@pytest.mark.parametrize("colour", [(0, 0, 0), (255, 255, 255), (40, 90, 200)])
+def test_what_a_damage_leaves_as_it_was_is_no_sample(colour: tuple[int, int, int]) -> None:
+    plain = np.full((48, 64, 3), colour, np.uint8)
+    made = {
+        m.task_type: m for m in of(*ALL).build(row(picture=Picture(encode(plain, "png"), "png", 64, 48), values={}))
+    }
+    for kind in ("deblur", "motion_deblur", "jpeg_artifacts"):  # nothing to blur, nothing to lose
+        assert made[kind] == Skipped(kind, "nothing_changed")
+    for kind, sample in made.items():
+        if isinstance(sample, Sample) and kind != "super_resolution":
+            (given,) = sample.input_images
+            assert abs(pixels(given).astype(int) - plain).max() > 3, kind

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from x2i.base.errors import X2IError
+from x2i.base.errors import RecipeError, X2IError
 from x2i.base.files import exclusive, remove_leftovers, write_text
 from x2i.base.seeds import canonical_json
 from x2i.base.sql import plainly
@@ -123,11 +123,18 @@ def build(
 
 
 def plan_units(plan: Plan, lake: Lake | None, progress: Progress) -> list[Unit]:
-    """List the units of all sources, and write each source's plan to the lake (if one is given), a line per unit."""
+    """List the units of all sources, and write each source's plan to the lake (if one is given), a line per unit.
+
+    Raises:
+        RecipeError: a source cannot be listed; names the recipe, the source and the reason.
+    """
     units: list[Unit] = []
     progress.start("plan", len(plan.sources), "sources")
-    for source in plan.sources:
-        found = list(source.plan())
+    for number, source in enumerate(plan.sources):
+        try:
+            found = list(source.plan())
+        except RecipeError as error:
+            raise RecipeError(f"{plan.where}: sources.{number} ({source.kind}): {error}") from None
         units += found
         if lake is not None:
             _write_plan(source, found, lake)

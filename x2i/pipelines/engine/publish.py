@@ -201,7 +201,7 @@ def _units(table: pa.Table) -> list[str]:
 
 def _scores(plan: Plan) -> list[str]:
     if plan.recipe.output.scores is not None:
-        return sorted(plan.recipe.output.scores)
+        return sorted(set(plan.recipe.output.scores))
     return sorted(f"{a.name}.{c.name}" for a in plan.annotators for c in a.columns if pa.types.is_floating(c.type))
 
 

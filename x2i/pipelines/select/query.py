@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -103,25 +103,25 @@ def check(plan: Plan) -> None:
     for name, quota in recipe.select.quotas.items():
         if quota.by is not None:
             _try(connection, plan, quota.by, f"{where}: select.quotas.{name}.by", plan.annotators)
-    known = {a.name: a for a in plan.annotators}
     near.check(plan)
-    for score in recipe.output.scores or ():
-        name, _, column = score.partition(".")
-        if name not in known or column not in known[name].columns.names:
-            there = sorted(f"{a.name}.{c}" for a in plan.annotators for c in a.columns.names)
-            raise RecipeError(f"{where}: output.scores: no column {score!r}; there are {', '.join(there)}")
-    there = sorted(f"{a.name}.{c}" for a in plan.annotators for c in light(a) if _plain(a.columns.field(c).type))
-    for column in recipe.output.carry:
+    _known(plan, recipe.output.scores or (), _countable, f"{where}: output.scores", "numbers, or yes or no")
+    _known(plan, recipe.output.carry, _plain, f"{where}: output.carry", "texts, numbers, or yes or no")
+
+
+def _known(plan: Plan, asked: Sequence[str], fits: Callable[[pa.DataType], bool], key: str, of: str) -> None:
+    there = sorted(f"{a.name}.{c}" for a in plan.annotators for c in light(a) if fits(a.columns.field(c).type))
+    for column in asked:
         if column not in there:
-            raise RecipeError(
-                f"{where}: output.carry: no column {column!r} of texts, numbers, or yes or no; there are {', '.join(there)}"
-            )
+            raise RecipeError(f"{key}: no column {column!r} of {of}; there are {', '.join(there)}")
+
+
+def _countable(kind: pa.DataType) -> bool:
+    return pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)
 
 
 def _plain(kind: pa.DataType) -> bool:
     """Whether values of this type are texts, numbers, or yes or no."""
-    number = pa.types.is_integer(kind) or pa.types.is_floating(kind)
-    return number or pa.types.is_string(kind) or pa.types.is_boolean(kind)
+    return _countable(kind) or pa.types.is_string(kind)
 
 
 def _empty(columns: pa.Schema) -> pa.Table:
@@ -166,9 +166,15 @@ def _try(
         relation = connection.sql(f"select ({expression}\n) as x from {joined}")
         kind = str(relation.types[0])
         relation.fetchall()  # constants that cannot be converted are met only here
+        if clause == "select":  # beside a column of its row: no aggregate over all rows can stand there
+            connection.sql(f"select rows.row_id, ({expression}\n) as x from {joined}").fetchall()
         if clause == "where" and kind == "BOOLEAN":
             connection.sql(f"select 1 from {joined} where ({expression}\n)").fetchall()
     except duckdb.Error as error:
+        if "must appear in the GROUP BY clause" in str(error):
+            raise RecipeError(
+                f"{key}: {expression!r} has a function over all rows, such as count or max, but each row is judged by itself"
+            ) from None
         raise RecipeError(f"{key}: {expression!r}: {brief(error)}{_hint(plan, str(error))}") from None
     if moody := _moody(connection, expression):
         raise RecipeError(

@@ -11,7 +11,7 @@ import numpy as np
 from x2i.base.config import load_yaml
 from x2i.base.configs import config
 from x2i.base.errors import RecipeError
-from x2i.corpus.sample import placeholder
+from x2i.corpus.sample import PLACEHOLDER, placeholder
 
 
 class Instructions:
@@ -23,7 +23,8 @@ class Instructions:
         path: the file; None: the one that x2i brings for this family, or `texts` where it brings none.
 
     Raises:
-        RecipeError: the file lacks a key, has one too many, or a text has another word in braces, or lacks an image.
+        RecipeError: the file lacks a key, has one too many, or a text has another word in braces, lacks an image, or has
+            a placeholder that is written out.
     """
 
     def __init__(
@@ -72,6 +73,9 @@ def _check(where: str, key: str, texts: object, words: tuple[str, ...]) -> None:
         if found - set(words):
             odd = ", ".join(sorted(found - set(words)))
             raise RecipeError(f"{where}: {key}: {text!r} has {{{odd}}}; there are {', '.join(words) or 'none'}")
+        if PLACEHOLDER.search(text):
+            wanted = ", ".join(f"{{{w}}}" for w in words if _is_image(w)) or "no word in braces"
+            raise RecipeError(f"{where}: {key}: {text!r} has a placeholder written out; an image stands as {wanted}")
         if needed - found:
             raise RecipeError(f"{where}: {key}: {text!r} lacks {{{', '.join(sorted(needed - found))}}}")
 

@@ -100,7 +100,7 @@ class Damaged:
 
 
 class Restoration(Task):
-    """One sample per row and task.
+    """One sample per row and task; none ("nothing_changed") where a damage does not show, as on a picture of one colour.
 
     Inputs are JPEGs of quality 95, but those with holes, and small ones, which must stay exact, are PNGs. Holes are
     black; their sample has a mask. Rectangles are [x, y, width, height] in pixels. Super-resolution's input is stored at
@@ -108,6 +108,7 @@ class Restoration(Task):
     """
 
     name = "restoration"
+    version = 2  # samples in which nothing is damaged are left out
     Config = RestorationConfig
     config: RestorationConfig
     words: ClassVar = dict.fromkeys(get_args(Kind), ("image",))
@@ -138,24 +139,24 @@ class Restoration(Task):
             instruction = self.instructions.draw(kind, rng)
             yield row.sample(kind, instruction, [made.picture], made.parameters, mask=made.mask)
 
-    def _deblur(self, row: Selected, rng: np.random.Generator) -> Damaged:
+    def _deblur(self, row: Selected, rng: np.random.Generator) -> Damaged | str:
         kernel = 2 * max(1, round(float(rng.uniform(*self.config.blur)) * _shorter(row))) + 1
-        return _jpeg(cv2.GaussianBlur(row.pixels, (kernel, kernel), 0), {"kernel": kernel})
+        return _jpeg(row, cv2.GaussianBlur(row.pixels, (kernel, kernel), 0), {"kernel": kernel})
 
-    def _motion_deblur(self, row: Selected, rng: np.random.Generator) -> Damaged:
+    def _motion_deblur(self, row: Selected, rng: np.random.Generator) -> Damaged | str:
         length = round(max(3.0, float(rng.uniform(*self.config.motion)) * _shorter(row)), 2)
         angle = real(rng, (0.0, 180.0), 1)
-        return _jpeg(_damage.motion_blur(row.pixels, length, angle), {"length": length, "angle": angle})
+        return _jpeg(row, _damage.motion_blur(row.pixels, length, angle), {"length": length, "angle": angle})
 
-    def _denoise(self, row: Selected, rng: np.random.Generator) -> Damaged:
+    def _denoise(self, row: Selected, rng: np.random.Generator) -> Damaged | str:
         if self.config.poisson and rng.random() < self.config.poisson:
             low, high = np.log(self.config.photons)
             peak = round(float(np.exp(rng.uniform(low, high))), 1)
-            return _jpeg(_damage.poisson_noise(row.pixels, peak, rng), {"photons": peak})
+            return _jpeg(row, _damage.poisson_noise(row.pixels, peak, rng), {"photons": peak})
         sigma = real(rng, self.config.noise, 2)
-        return _jpeg(_damage.gaussian_noise(row.pixels, sigma, rng), {"sigma": sigma})
+        return _jpeg(row, _damage.gaussian_noise(row.pixels, sigma, rng), {"sigma": sigma})
 
-    def _derain(self, row: Selected, rng: np.random.Generator) -> Damaged:
+    def _derain(self, row: Selected, rng: np.random.Generator) -> Damaged | str:
         tilt = real(rng, self.config.tilt, 1)
         layers: list[_damage.Streaks] = []
         for _ in range(whole(rng, self.config.rain_layers)):
@@ -168,9 +169,9 @@ class Restoration(Task):
                     "strength": real(rng, self.config.rain_strength),
                 }
             )
-        return _jpeg(_damage.rain(row.pixels, tilt, layers, rng), {"tilt": tilt, "layers": layers})
+        return _jpeg(row, _damage.rain(row.pixels, tilt, layers, rng), {"tilt": tilt, "layers": layers})
 
-    def _low_light(self, row: Selected, rng: np.random.Generator) -> Damaged:
+    def _low_light(self, row: Selected, rng: np.random.Generator) -> Damaged | str:
         config = self.config
         drawn = {
             "gamma": real(rng, config.gamma),
@@ -178,10 +179,12 @@ class Restoration(Task):
             "peak": real(rng, config.low_light_photons, 1),
             "read": real(rng, config.read_noise, 2),
         }
-        return _jpeg(_damage.low_light(row.pixels, **drawn, rng=rng), drawn)
+        return _jpeg(row, _damage.low_light(row.pixels, **drawn, rng=rng), drawn)
 
-    def _jpeg_artifacts(self, row: Selected, rng: np.random.Generator) -> Damaged:
+    def _jpeg_artifacts(self, row: Selected, rng: np.random.Generator) -> Damaged | str:
         quality = whole(rng, self.config.jpeg_quality)
+        if (row.pixels == row.pixels[0, 0]).all():  # of one colour: no quality leaves a trace
+            return "nothing_changed"
         data = encode(row.pixels, "jpg", quality)  # the file itself is the damage
         return Damaged(Picture(data, "jpg", row.picture.width, row.picture.height), {"quality": quality})
 
@@ -201,16 +204,16 @@ class Restoration(Task):
 
         if colourfulness(row.pixels) < self.config.min_colourfulness:
             return "already_grey"
-        return _jpeg(cv2.cvtColor(row.pixels, cv2.COLOR_RGB2GRAY), {})
+        return Damaged(picture_of(cv2.cvtColor(row.pixels, cv2.COLOR_RGB2GRAY), "jpg"), {})
 
-    def _inpaint(self, row: Selected, rng: np.random.Generator) -> Damaged:
+    def _inpaint(self, row: Selected, rng: np.random.Generator) -> Damaged | str:
         width, height = _sides(row, rng, self.config.hole)
         y = int(rng.integers(0, row.picture.height - height + 1))
         x = int(rng.integers(0, row.picture.width - width + 1))
         box = [x, y, width, height]
         return _with_hole(row, _holes.rectangle(_size(row), box), {"hole": box})
 
-    def _inpaint_freeform(self, row: Selected, rng: np.random.Generator) -> Damaged:
+    def _inpaint_freeform(self, row: Selected, rng: np.random.Generator) -> Damaged | str:
         strokes = _holes.drawn_strokes(_size(row), real(rng, self.config.strokes), self.config.brush, rng)
         hole = _holes.painted_strokes(_size(row), strokes)
         return _with_hole(row, hole, {"strokes": strokes, "share": round(float(hole.mean()), 4)})
@@ -228,19 +231,29 @@ class Restoration(Task):
         hole = grown(decoded(codes[number], _size(row)), grow)
         return _with_hole(row, hole, {"object": number, "grow": grow, "share": round(float(hole.mean()), 4)})
 
-    def _outpaint(self, row: Selected, rng: np.random.Generator) -> Damaged:
+    def _outpaint(self, row: Selected, rng: np.random.Generator) -> Damaged | str:
         width, height = _sides(row, rng, self.config.centre)
         y, x = (row.picture.height - height) // 2, (row.picture.width - width) // 2
         box = [x, y, width, height]
         return _with_hole(row, ~_holes.rectangle(_size(row), box), {"kept": box})
 
 
-def _jpeg(pixels: np.ndarray, parameters: dict[str, Any]) -> Damaged:
+def _jpeg(row: Selected, pixels: np.ndarray, parameters: dict[str, Any]) -> Damaged | str:
+    if _same(row.pixels, pixels):
+        return "nothing_changed"
     return Damaged(picture_of(pixels, "jpg"), parameters)
 
 
-def _with_hole(row: Selected, hole: np.ndarray, parameters: dict[str, Any]) -> Damaged:
-    return Damaged(picture_of(_holes.cut(row.pixels, hole)), parameters, hole)
+def _same(one: np.ndarray, other: np.ndarray) -> bool:
+    """Whether no eye could tell them apart."""
+    return int(cv2.absdiff(one, other).max()) <= 3
+
+
+def _with_hole(row: Selected, hole: np.ndarray, parameters: dict[str, Any]) -> Damaged | str:
+    cut = _holes.cut(row.pixels, hole)
+    if _same(row.pixels, cut):
+        return "nothing_changed"
+    return Damaged(picture_of(cut), parameters, hole)
 
 
 def _sides(row: Selected, rng: np.random.Generator, share: tuple[float, float]) -> tuple[int, int]:
