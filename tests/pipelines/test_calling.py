@@ -11,8 +11,8 @@ import pytest
 
 from x2i.base.errors import X2IError
 from x2i.pipelines.annotators.base import Annotator, AnnotatorConfig, Batch, Item
+from x2i.pipelines.calling import call, out_of_memory
 from x2i.pipelines.engine.ahead import ahead, in_threads
-from x2i.pipelines.engine.calling import call, out_of_memory
 
 
 class Cramped(Annotator):

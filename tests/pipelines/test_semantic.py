@@ -13,10 +13,10 @@ import pytest
 
 from tests.pipelines.annotating import photo
 from x2i.base.errors import X2IError
-from x2i.pipelines.engine.pool import Job, Pool, ray_session
+from x2i.pipelines.engine.pool import Job, Pool, ray_session, through
 from x2i.pipelines.images import decode, encode, read_header
 from x2i.pipelines.select import semantic
-from x2i.pipelines.select.semantic import Caller, Part, parts, semantic_duplicates, similar, through
+from x2i.pipelines.select.semantic import Part, parts, semantic_duplicates, similar
 
 Fallen = dict[int, int]
 
@@ -130,6 +130,10 @@ def test_the_same_on_ray(tmp_path: Path) -> None:
     expected = fallen(made, tmp_path / "inline", 0.85, clusters=10)
     with ray_session(1, None):
         import ray
+
+        class Caller:
+            def call(self, function: Any, *arguments: Any) -> Any:
+                return function(*arguments)
 
         actor = ray.remote(Caller).options(num_cpus=0.5)
         pool = Pool(lambda: actor.remote(), 2)

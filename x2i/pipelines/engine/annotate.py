@@ -19,8 +19,8 @@ from x2i.base.files import atomic, in_turn
 from x2i.base.seeds import canonical_json, digest
 from x2i.corpus.lake import ERRORS, KEYS, ROWS, Column, Lake, read_table
 from x2i.pipelines.annotators.base import Annotator, Item
+from x2i.pipelines.calling import call
 from x2i.pipelines.engine.ahead import ahead, in_threads
-from x2i.pipelines.engine.calling import call
 from x2i.pipelines.engine.known import Known
 from x2i.pipelines.images import BadImage, decode, read_header
 from x2i.pipelines.sources.base import Problem, Row, Source, Unit

@@ -22,14 +22,13 @@ from x2i.base.weights import missing
 from x2i.corpus.lake import Lake, mentioned
 from x2i.pipelines.engine import publish
 from x2i.pipelines.engine.groups import find_groups, has_groups
-from x2i.pipelines.engine.pool import Job
+from x2i.pipelines.engine.pool import Job, through
 from x2i.pipelines.engine.progress import Progress, Quiet
 from x2i.pipelines.engine.resources import ASSEMBLE, Engine
 from x2i.pipelines.engine.sweep import annotate
 from x2i.pipelines.engine.todo import by_source
 from x2i.pipelines.recipe import Plan
 from x2i.pipelines.select.query import select
-from x2i.pipelines.select.semantic import through
 from x2i.pipelines.sources.base import Source, Unit
 
 log = logging.getLogger(__name__)

@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -160,3 +160,12 @@ def _explain(error: Any) -> X2IError:
     if isinstance(cause, X2IError):
         return X2IError(str(cause))
     return X2IError(f"a worker failed:\n{error}")
+
+
+def through(work: Callable[[list[Job]], Iterator[tuple[Job, Any]]]) -> Callable[..., Iterator[Any]]:
+    """By workers that have a method `call(function, *arguments)`."""
+
+    def run(function: Callable[..., Any], jobs: Sequence[tuple[Any, ...]]) -> Iterator[Any]:
+        return (result for _, result in work([Job("call", (function, *job)) for job in jobs]))
+
+    return run

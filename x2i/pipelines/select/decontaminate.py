@@ -25,7 +25,7 @@ from x2i.base.errors import RecipeError, X2IError
 from x2i.base.files import atomic
 from x2i.corpus.lake import ERRORS, SHORT
 from x2i.pipelines.annotators.base import Annotator, Item
-from x2i.pipelines.engine.calling import call
+from x2i.pipelines.calling import call
 from x2i.pipelines.images import BadImage, decode, read_header
 from x2i.pipelines.select.hamming import pairs_between
 from x2i.pipelines.select.semantic import Part, Run, cosines, inline, read_embeddings, similar_pairs

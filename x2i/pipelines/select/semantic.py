@@ -28,7 +28,6 @@ from pydantic import Field
 
 from x2i.base.config import Config
 from x2i.base.errors import X2IError
-from x2i.pipelines.engine.pool import Job
 from x2i.pipelines.select.dedup import STAYS_HERE, down_the_order
 
 #: Up to so many rows there is one cluster, and so nothing is missed; beyond, the square root of their number.
@@ -89,23 +88,6 @@ class SemanticDuplicates:
 def inline(function: Callable[..., Any], jobs: Sequence[tuple[Any, ...]]) -> Iterator[Any]:
     """One job after another, in this process."""
     return (function(*job) for job in jobs)
-
-
-def through(work: Callable[[list[Job]], Iterator[tuple[Job, Any]]]) -> Run:
-    """By workers that have a method `call(function, *arguments)`, e.g. a `Pool` of actors of `Caller`."""
-
-    def run(function: Callable[..., Any], jobs: Sequence[tuple[Any, ...]]) -> Iterator[Any]:
-        return (result for _, result in work([Job("call", (function, *job)) for job in jobs]))
-
-    return run
-
-
-class Caller:
-    """A worker that calls what it is given."""
-
-    def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """The function's result."""
-        return function(*arguments)
 
 
 def parts(standing: pa.Table, scratch: Path) -> list[Part]:
