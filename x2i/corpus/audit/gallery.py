@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from x2i.corpus.corpus import Corpus
 
 #: Galleries in one report; published corpora may hold task types by the hundred.
-TASKS = 40
+TASKS = 80
 #: Input pictures shown of one sample.
 INPUTS = 8
 #: Samples of a row that are read in search of its own picture.
@@ -105,7 +106,7 @@ def _example(corpus: Corpus, row: dict[str, Any], side: int) -> Example:
         output=data_uri(shrink(output.data, side)) if output else None,
         has_output=output is not None,
         mask=data_uri(shrink(sample.mask.data, side)) if sample.mask else None,
-        messages=[(str(m.get("role", "")), _content(m.get("content"))) for m in sample.messages[:INPUTS]],
+        messages=_told(sample),
         parameters=_parameters(sample),
     )
 
@@ -126,6 +127,19 @@ def _boxes(sample: Sample) -> list[list[float]]:
     return [
         b for b in boxes if isinstance(b, list) and len(b) == 4 and 0 <= b[0] <= b[2] <= 1 and 0 <= b[1] <= b[3] <= 1
     ]
+
+
+def _told(sample: Sample) -> list[tuple[str, str]]:
+    """Who says what, with the objects and the boxes that are spoken of in their places."""
+    spoken = {
+        mark: iter(values if isinstance(values := sample.objects.get(key), list) else [])
+        for mark, key in (("<ref-object>", "ref"), ("<bbox>", "bbox"))
+    }
+
+    def filled(text: str) -> str:
+        return re.sub("<ref-object>|<bbox>", lambda m: str(next(spoken[m[0]], m[0])), text)
+
+    return [(str(m.get("role", "")), filled(_content(m.get("content")))) for m in sample.messages[:INPUTS]]
 
 
 def _content(content: Any) -> str:

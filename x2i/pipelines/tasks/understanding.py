@@ -33,8 +33,9 @@ class UnderstandingConfig(TaskConfig):
     ocr: str = Field("ocr", description="annotator whose `texts` and `confidence` `read` answers with, e.g. ocr")
     classes: str = Field("classes", description="annotator whose `top` and `top_score` `classify` answers with")
     min_score: float = Field(
-        0.5, ge=0, le=1, description="boxes and classes that are less sure are not asked for, e.g. 0.5"
+        0.5, ge=0, le=1, description="boxes that are less sure are not asked for, e.g. 0.95 for those of `faces`"
     )
+    min_class: float = Field(0.5, ge=0, le=1, description="`top_score` that a class must have, e.g. 0.5")
     min_confidence: float = Field(
         0.9, ge=0, le=1, description="pictures with a line of text that is read with less are not asked for, e.g. 0.9"
     )
@@ -123,7 +124,7 @@ class Understanding(Task):
         top, score = row.value(f"{self.config.classes}.top"), row.value(f"{self.config.classes}.top_score")
         if top is None:
             return "not_annotated"
-        if score < self.config.min_score:
+        if score < self.config.min_class:
             return "unsure_class"
         return self._ask("classify", rng, str(top)), None, {"score": round(float(score), 4)}
 
