@@ -7,6 +7,9 @@
     LAKE/<annotator>/<fingerprint>/some         a mark: a `where` was in force, so files may lack rows of their units
     LAKE/plans/<source>-<fingerprint>.jsonl               the plan of units, a line each
     LAKE/recipes/<recipe>.json                            which fingerprints a recipe's last build read
+    LAKE/benchmarks/<annotator's fingerprint>/<folder's digest>.parquet    what an annotator says of a benchmark's images
+    LAKE/judgements/<fingerprint>.parquet                 what a judge said of names
+    LAKE/forgotten.jsonl                                  images that no corpus of this lake may hold again
 
 A file that is there is never computed again: "done" is a file's existence. An annotator with a `where` has
 in its file the rows for which it held in any recipe so far, and is done when those for which it holds now are
