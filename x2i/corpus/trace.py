@@ -1,7 +1,7 @@
 """Where a sample comes from: from the source's file through every value and rule to a byte range in a shard.
 
     from x2i.corpus.trace import trace, trace_image, trace_row
-    trace("runs/quickstart/corpus", "0b1c6a")["row"]["location"]     # a key, or the beginning of one
+    trace("runs/quickstart/corpus", "596aa1e7cb875eb7-fda7cb4e-deblur")["row"]["location"]  # a key, or its beginning
     trace_row("runs/quickstart/corpus", "broken.jpg")["rows"][0]["verdict"]["reason"]
 
 All of it is read from the corpus itself; the lake and the sources are pointed at where they are still there.
