@@ -18,6 +18,7 @@ class Inner(Config):
 
 class Outer(Config):
     name: str
+    stages: tuple[Inner, ...] = Field((Inner(),), min_length=1)
     inner: Inner = Field(Inner())
     several: dict[str, Inner] = Field({})
 
@@ -35,7 +36,7 @@ def refusal(text: str, tmp_path: Path) -> str:
     [
         ("nam: x\nname: y", "FILE: nam: unknown key; did you mean 'name'?"),
         ("name: x\ninner: {treshold: 0.1}", "FILE: inner.treshold: unknown key; did you mean 'threshold'?"),
-        ("name: x\nzzzzz: 1", "FILE: zzzzz: unknown key; known keys: inner, name, several"),
+        ("name: x\nzzzzz: 1", "FILE: zzzzz: unknown key; known keys: inner, name, several, stages"),
         ("name: x\nseveral: {q: {word: []}}", "FILE: several.q.word: unknown key; did you mean 'words'?"),
         ("inner: {}", "FILE: name: required, but not given"),
         ("", "FILE: name: required, but not given"),
@@ -51,6 +52,12 @@ def test_all_faults_are_told_at_once(tmp_path: Path) -> None:
     lines = refusal("inner: {threshold: x}\nother: 1", tmp_path).splitlines()
     assert len(lines) == 3
     assert all(line.startswith("FILE: ") for line in lines)
+
+
+def test_a_list_is_not_called_too_short_for_an_entry_that_is_wrong(tmp_path: Path) -> None:
+    message = refusal("name: x\nstages: [{threshold: 3}]", tmp_path)
+    assert message == "FILE: stages.0.threshold: Input should be less than or equal to 1 (given: 3)"
+    assert "stages: Tuple should have at least 1 item" in refusal("name: x\nstages: []", tmp_path)
 
 
 def test_broken_yaml_is_told_with_line_and_column(tmp_path: Path) -> None:

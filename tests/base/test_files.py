@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from x2i.base.errors import X2IError
-from x2i.base.files import atomic, exclusive, remove, remove_leftovers, write_text
+from x2i.base.files import atomic, exclusive, remove, remove_leftovers, write_text, writing
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
@@ -88,3 +88,13 @@ def test_removing_what_is_not_there_is_no_fault(tmp_path: Path) -> None:
     for name in ("folder", "folder", "file"):
         remove(tmp_path / name)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_is_named_though_the_writer_counts_bytes_only(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match=r"12 requested and 3 written.*here\.npy"), writing(tmp_path / "here.npy"):
+        raise OSError("12 requested and 3 written")  # as numpy says it
+
+
+def test_a_lock_that_cannot_be_made_is_no_other_process() -> None:
+    with pytest.raises(OSError, match="proc"), exclusive("/proc/corpus", "building"):
+        pass

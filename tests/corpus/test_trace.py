@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 
 from tests.corpora import Built, build
 from x2i import corpus
 from x2i.base.errors import RecipeError, X2IError
+from x2i.corpus.audit import audit
 from x2i.corpus.trace import trace, trace_image, trace_row
 
 
@@ -174,3 +177,14 @@ def test_conditions_mean_what_they_meant_to_the_selection(tmp_path: Path, monkey
     from x2i.corpus.verify import verify
 
     assert verify("corpus").ok
+
+
+def test_a_corpus_that_does_not_say_which_images_are_in_its_samples_is_refused_with_the_remedy(
+    here: Built, tmp_path: Path
+) -> None:
+    old = shutil.copytree("corpus", tmp_path / "old")
+    manifest = pq.read_table(old / "manifest.parquet")
+    pq.write_table(manifest.drop_columns("images"), old / "manifest.parquet")
+    for ask in (lambda: trace(old, manifest["key"][0].as_py()), lambda: audit(old)):
+        with pytest.raises(X2IError, match="an earlier x2i built it. Run `x2i build`"):
+            ask()

@@ -133,6 +133,7 @@ def test_deduplication_can_be_off(root: Path, tmp_path: Path) -> None:
             {"tasks": {"restoration": {"tasks": ["derain"]}, "more": {"kind": "restoration", "tasks": ["derain"]}}},
             ["'derain' is made by tasks.", "`tasks` of each"],
         ),
+        ({"tasks": {"fs": {"kind": "few_shot", "of": {"kontrol": {}}}}}, ["tasks.fs: of.kontrol", "mean 'control'"]),
         ({"sources": [{"kind": "foldr", "path": "x"}]}, ["sources.0.kind", "did you mean 'folder'"]),
         ({"sources": []}, ["sources"]),
         ({"name": "a b"}, ["name"]),

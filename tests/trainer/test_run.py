@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +12,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
@@ -20,6 +23,7 @@ from tests.trainer import corpora
 from x2i.base.config import parse_config
 from x2i.base.errors import RecipeError, Stopped, X2IError
 from x2i.base.files import exclusive
+from x2i.corpus.manifest import SCHEMA
 from x2i.trainer import checkpoint
 from x2i.trainer.config import RunConfig
 from x2i.trainer.progress import Silent
@@ -209,6 +213,19 @@ def test_a_wrong_run_file_is_refused_with_the_key(
     assert not checkpoint.all_of(tmp_path / "run")
     corrected = train(config(corpus_folder, tmp_path / "run", preview={"per_task": 0})) if "device" in change else None
     assert corrected is None or corrected.finished  # a run that never began leaves no claim on its folder
+
+
+def test_tasks_that_have_no_pictures_to_learn_are_refused_and_the_reason_named(
+    corpus_folder: Path, tmp_path: Path
+) -> None:
+    mute = shutil.copytree(corpus_folder, tmp_path / "mute")
+    rows = pq.read_table(mute / "manifest.parquet").to_pylist()
+    for row in rows:
+        if row["task_type"] == "deblur":
+            row["output_size"] = None
+    pq.write_table(pa.Table.from_pylist(rows, SCHEMA), mute / "manifest.parquet")
+    with pytest.raises(RecipeError, match=r"stages\.\w+\.mixture: samples of deblur have no output image"):
+        train(config(mute, tmp_path / "run"))
 
 
 def test_a_run_may_start_from_given_weights(straight: Result, corpus_folder: Path, tmp_path: Path) -> None:

@@ -104,8 +104,17 @@ def parse_config(model: type[C], data: Any, where: str) -> C:
     try:
         return model.model_validate(data)
     except ValidationError as error:
-        lines = [_explain(model, e) for e in error.errors(include_url=False)]
+        faults = error.errors(include_url=False)
+        # an entry that is wrong is not counted, so that its list may seem too short
+        within = [e["loc"][:-1] for e in faults]
+        faults = [e for e in faults if e["type"] != "too_short" or e["loc"] not in _above(within)]
+        lines = [_explain(model, e) for e in faults]
         raise RecipeError("\n".join(f"{where}: {line}" for line in lines)) from None
+
+
+def _above(places: list[tuple[Any, ...]]) -> set[tuple[Any, ...]]:
+    """These places and all that they lie in."""
+    return {p[:n] for p in places for n in range(1, len(p) + 1)}
 
 
 def _explain(model: type[BaseModel], error: Any) -> str:

@@ -1,6 +1,7 @@
 """Atomic files: written aside, flushed to disk, then renamed. A killed writer leaves no half file."""
 
 import contextlib
+import errno
 import os
 import shutil
 import time
@@ -48,8 +49,10 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def _name(error: BaseException, path: Path) -> None:
-    if isinstance(error, OSError) and error.errno and error.filename is None:
-        error.filename = str(path)  # a full disk does not say where it was met
+    if isinstance(error, OSError) and error.filename is None:  # a full disk does not say where it was met
+        if error.errno is None:  # numpy counts bytes only
+            error.errno, error.strerror = errno.EIO, str(error)
+        error.filename = str(path)
 
 
 def write_text(path: str | Path, text: str) -> None:

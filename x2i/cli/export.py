@@ -31,10 +31,10 @@ def export(
 
     Example: x2i export runs/quickstart/corpus --format omnigen --out runs/x2i
 
-    Dialogues for LLaVA: x2i export runs/quickstart/corpus --format llava --out runs/llava
+    Dialogues for LLaVA: x2i export runs/offline/corpus --format llava --out runs/llava
 
     Captions and counting alone, for ms-swift:
-    x2i export runs/quickstart/corpus --format ms-swift --task describe --task count --out runs/swift
+    x2i export runs/offline/corpus --format ms-swift --task describe --task count --out runs/swift
 
     Control maps as MultiGen-20M: x2i export runs/quickstart/corpus --format multigen --out runs/multigen
     """

@@ -55,7 +55,7 @@ def forget(
     bringing the images back. Sources and annotations are left alone: delete those files yourself. Stop runs that train
     on the corpus first: they cannot go on with another one.
 
-    Example: x2i forget runs/quickstart/corpus --sha256 0b1c6a52d7
+    Example: x2i forget runs/quickstart/corpus --sha256 596aa1e7cb
 
     What would go: x2i forget runs/quickstart/corpus --near cat.jpg --bits 8 --dry-run
 

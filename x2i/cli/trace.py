@@ -21,7 +21,7 @@ def trace(
 ) -> None:
     """Tell a sample's lineage: source file and hash, each annotator's values, the rules that let it in, its bytes.
 
-    Example: x2i trace runs/quickstart/corpus 0b1c6a
+    Example: x2i trace runs/quickstart/corpus 596aa1e7cb875eb7-fda7cb4e-deblur
 
     Why a file is not in the corpus: x2i trace runs/quickstart/corpus --row trouble_html.jpg
     """

@@ -1,7 +1,7 @@
 """`forget`: take images out of a corpus, with everything that was made of them, and leave tombstones.
 
     from x2i.corpus import forget
-    found = forget.find("runs/quickstart/corpus", sha256=["0b1c6a52d7"])
+    found = forget.find("runs/quickstart/corpus", sha256=["596aa1e7cb"])
     forget.forget("runs/quickstart/corpus", [m.image_id for m in found])
 
 Crops, maps, pairs and few-shot sequences go with the image: the manifest says of every sample which originals are in

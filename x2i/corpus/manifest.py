@@ -5,11 +5,12 @@ tar header. `scores` are the annotators' values that the selection saw, named `a
 """
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from typing import Any
 
 import pyarrow as pa
 
+from x2i.base.errors import X2IError
 from x2i.base.seeds import canonical_json, digest
 
 SIZE = pa.struct([("width", pa.int32()), ("height", pa.int32())])
@@ -43,6 +44,15 @@ def originals(provenance: dict[str, Any]) -> list[str]:
     """SHA-256 of every original image that a sample derives from, the row's own first, each once."""
     others = [i for o in provenance.get("others", ()) for i in (o["image_id"], *o.get("input_ids", ()))]
     return list(dict.fromkeys([provenance["image_id"], *provenance.get("input_ids", ()), *others]))
+
+
+def refuse_older(columns: Container[str], manifest: object) -> None:
+    """Raise X2IError if a manifest with these columns was written before they said which images a sample holds."""
+    if "images" not in columns:
+        raise X2IError(
+            f"{manifest}: does not say which images are in a sample: an earlier x2i built it. "
+            "Run `x2i build` on its recipe, then this command again."
+        )
 
 
 def corpus_digest(shards: Iterable[dict[str, Any]], batches: Iterable[pa.RecordBatch]) -> str:

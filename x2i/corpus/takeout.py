@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from x2i.base.errors import X2IError
 from x2i.base.sql import connect, literal
 from x2i.corpus.corpus import MANIFEST, SELECTION
-from x2i.corpus.manifest import SCHEMA
+from x2i.corpus.manifest import SCHEMA, refuse_older
 from x2i.corpus.shard import ShardWriter
 from x2i.corpus.tombstones import find_hits
 
@@ -67,11 +67,7 @@ def effect_on(corpus: Path, info: dict[str, Any], image_ids: Collection[str]) ->
         X2IError: the manifest does not say which images a sample holds.
     """
     manifest = corpus / MANIFEST
-    if "images" not in pq.read_schema(manifest).names:
-        raise X2IError(
-            f"{manifest}: does not say which images are in a sample: an earlier x2i built it. "
-            "Run `x2i build` on its recipe, then this command again."
-        )
+    refuse_older(pq.read_schema(manifest).names, manifest)
     with connect() as connection:
         connection.execute(
             f"""create view m as select * from read_parquet({literal(manifest)});

@@ -1,7 +1,7 @@
 """Where a sample comes from: from the source's file through every value and rule to a byte range in a shard.
 
     from x2i.corpus.trace import trace, trace_image, trace_row
-    trace("runs/quickstart/corpus", "0b1c6a")["row"]["location"]     # a key, or the beginning of one
+    trace("runs/quickstart/corpus", "596aa1e7cb875eb7-fda7cb4e-deblur")["row"]["location"]  # a key, or its beginning
     trace_row("runs/quickstart/corpus", "broken.jpg")["rows"][0]["verdict"]["reason"]
 
 All of it is read from the corpus itself; the lake and the sources are pointed at where they are still there.
@@ -16,12 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
+import pyarrow as pa
 
 from x2i.base.errors import RecipeError, X2IError
 from x2i.base.seeds import digest
 from x2i.base.sql import connect, identifier, literal
 from x2i.corpus.corpus import Corpus
 from x2i.corpus.lake import Column, Lake
+from x2i.corpus.manifest import refuse_older
 from x2i.corpus.rules import columns_in, quota_said, scope
 from x2i.corpus.tombstones import FORGOTTEN
 
@@ -106,11 +108,15 @@ class _Tracer:
         self._recipe = self._info["recipe"]
         self._lake = Lake(self._info["lake"])
         self._expressions = connect()  # parses, reads nothing
+        refuse_older(self._asked("from samples limit 0").schema.names, corpus.path)
 
     def ask(self, query: str) -> list[dict[str, Any]]:
         """Rows of a query over `samples` and `selection`. Raises BinderException if it names what is not there."""
+        return list(self._asked(query).to_pylist())
+
+    def _asked(self, query: str) -> pa.Table:
         try:
-            return list(self._corpus.sql(query).to_arrow_table().to_pylist())
+            return self._corpus.sql(query).to_arrow_table()
         except duckdb.BinderException:
             raise
         except duckdb.Error as error:

@@ -269,7 +269,11 @@ def make(recipe: Recipe, where: str = "recipe", text: str = "") -> Plan:
         key = f"{where}: tasks.{name}"
         given = dict(parameters or {})
         family = registry.find(task_files, given.pop("kind", name), Task, key)
-        task = family(parse_config(family.Config, given, key))
+        config = parse_config(family.Config, given, key)
+        try:
+            task = family(config)
+        except RecipeError as error:
+            raise RecipeError(f"{key}: {error}") from None
         task.name = name
         for read, remedy in task.reads.items():
             _check_read(read, annotators, key, remedy)
@@ -277,7 +281,9 @@ def make(recipe: Recipe, where: str = "recipe", text: str = "") -> Plan:
     made = [t for task in tasks for t in task.task_types()]
     for task_type in made:
         if made.count(task_type) > 1:
-            both = " and ".join(f"tasks.{task.name}" for task in tasks if task_type in task.task_types())
+            both = " and ".join(
+                f"tasks.{t.name}" for t in tasks for made_here in t.task_types() if made_here == task_type
+            )
             raise RecipeError(
                 f"{where}: tasks: {task_type!r} is made by {both}; name in the `tasks` of each what it alone is to make"
             )

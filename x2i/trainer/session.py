@@ -53,6 +53,12 @@ class Session:
         if run.cpu_threads is not None:
             torch.set_num_threads(run.cpu_threads)
         self._table = SampleTable(corpora, run.held_out)
+        for stage in run.stages:
+            if mute := sorted(self._table.unfit.keys() & stage.mixture.keys() - set(self._table.tasks)):
+                raise RecipeError(
+                    f"stages.{stage.name}.mixture: samples of {', '.join(mute)} have no output image, and only pictures are "
+                    "learned here: leave it out"
+                )
         self._plans = [StagePlan(self._table.train, s.mixture, s.batch, run.seed, s.name) for s in run.stages]
         self._device = _device(run.device)
         self._reader = SampleReader(self._table, run.reading.cache_mib << 20)

@@ -99,6 +99,14 @@ def pixels(data: bytes) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
 
 
+def test_a_shard_whose_tar_was_lost_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = published.grit(tmp_path / "grit")
+    assert list(source("grit", path=str(folder)).plan()) and not caplog.text
+    (folder / "00000.tar").unlink()
+    assert len(list(source("grit", path=str(folder)).plan())) == 1
+    assert "1 Parquet files have no tar beside them (00000.parquet" in caplog.text
+
+
 def test_subjects200k_cuts_composites_into_tiles_both_ways(tmp_path: Path) -> None:
     found = rows("subjects200k", published.subjects200k(tmp_path / "data"))
     assert len(found) == 14

@@ -119,8 +119,10 @@ def gather(corpus: Corpus, thumbnails: Thumbnails | None, limits: Limits, say: C
     from x2i.corpus.audit.scores import scores
     from x2i.corpus.audit.seen import seen
     from x2i.corpus.audit.thresholds import conditions
+    from x2i.corpus.manifest import refuse_older
     from x2i.corpus.tombstones import FORGOTTEN
 
+    refuse_older(corpus.sql("from samples limit 0").columns, corpus.path)
     say("counting the rows again")
     found = conditions(corpus)
     checks, steps, sources = _funnel(corpus, {c.name: c.text for c in found})

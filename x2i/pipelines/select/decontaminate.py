@@ -22,7 +22,7 @@ from pydantic import Field, model_validator
 from x2i.base.config import Config
 from x2i.base.digests import remembered
 from x2i.base.errors import RecipeError, X2IError
-from x2i.base.files import atomic
+from x2i.base.files import atomic, writing
 from x2i.corpus.lake import ERRORS, SHORT
 from x2i.pipelines.annotators.base import Annotator, Item
 from x2i.pipelines.calling import call
@@ -107,7 +107,7 @@ def benchmark(folder: str | Path, annotator: Annotator, lake: str | Path) -> pa.
         if extension(p.name) in IMAGE_EXTENSIONS and p.is_file() and not p.name.startswith(".")
     )
     if not names:
-        raise RecipeError(f"{folder}: no image in it; `benchmarks` names folders of images")
+        raise RecipeError(f"select.decontaminate: {folder}: no image in it; `benchmarks` names folders of images")
     digest = remembered(folder, cache / "digests", names)
     path = cache / annotator.fingerprint[:SHORT] / f"{digest}.parquet"
     if not path.is_file():
@@ -200,7 +200,8 @@ def by_embedding(
     """
     names, files, values = _known(benchmarks, column)
     scratch.mkdir(parents=True, exist_ok=True)
-    np.save(scratch / "benchmarks.npy", values)
+    with writing(scratch / "benchmarks.npy"):
+        np.save(scratch / "benchmarks.npy", values)
     jobs = [(part, column, scratch / "benchmarks.npy", similarity) for part in parts]
     found = list(run(_near, jobs)) if len(values) else []
     ranks, images, nearness = (

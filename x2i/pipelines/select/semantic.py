@@ -28,6 +28,7 @@ from pydantic import Field
 
 from x2i.base.config import Config
 from x2i.base.errors import X2IError
+from x2i.base.files import writing
 from x2i.pipelines.select.dedup import STAYS_HERE, down_the_order
 
 #: Up to so many rows there is one cluster, and so nothing is missed; beyond, the square root of their number.
@@ -150,7 +151,7 @@ def semantic_duplicates(
         return SemanticDuplicates(none, none, np.empty(0), 0, rows)
     centroids = _learn([s[1] for s in sampled if s[0]], count)
     del sampled
-    np.save(scratch / "centroids.npy", centroids)
+    _save(scratch / "centroids.npy", centroids)
 
     jobs = [(p, column, scratch / "centroids.npy", scratch / f"part-{i}") for i, p in enumerate(parts)]
     sizes = np.zeros(len(centroids), np.int64)
@@ -273,10 +274,15 @@ def _assign(part: Part, column: str, centroids: Path, out: Path) -> np.ndarray:
         of, embeddings = np.empty(0, np.int64), np.empty((0, known.shape[1]), np.float16)
     order = np.argsort(of, kind="stable")
     sizes = np.bincount(of, minlength=len(known))
-    np.save(f"{out}.embeddings.npy", embeddings[order])
-    np.save(f"{out}.ranks.npy", ranks[order])
-    np.save(f"{out}.ends.npy", np.cumsum(sizes))
+    _save(Path(f"{out}.embeddings.npy"), embeddings[order])
+    _save(Path(f"{out}.ranks.npy"), ranks[order])
+    _save(Path(f"{out}.ends.npy"), np.cumsum(sizes))
     return sizes
+
+
+def _save(path: Path, values: np.ndarray) -> None:
+    with writing(path):
+        np.save(path, values)
 
 
 def _judge(

@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import abc
+import logging
 from collections.abc import Collection, Iterator
 from typing import Any
 
@@ -21,6 +22,8 @@ from x2i.pipelines.sources._published import Tables
 from x2i.pipelines.sources._text import Malformed
 from x2i.pipelines.sources.base import Problem, Row, SourceConfig, Unit
 from x2i.pipelines.sources.parquet import ParquetConfig
+
+log = logging.getLogger(__name__)
 
 
 class Img2DatasetConfig(SourceConfig):
@@ -57,7 +60,17 @@ class Img2Dataset(FiledSource):
     def plan(self) -> Iterator[Unit]:
         """See `Source.plan`; units are those of the sources `webdataset` and `parquet`."""
         found = self._find()
-        tars = any(f.path.lower().endswith(webdataset.ENDINGS) for f in found.files)
+        tars = {webdataset.stem(f.path) for f in found.files if f.path.lower().endswith(webdataset.ENDINGS)}
+        tables = [f.path for f in found.files if f.path.lower().endswith(".parquet")]
+        alone = [path for path in tables if tars and path[: -len(".parquet")] not in tars]
+        if alone:
+            log.warning(
+                "%s: %d Parquet files have no tar beside them (%s …), so that their images are not here: copy those tars, "
+                "or fetch them again",
+                self.name,
+                len(alone),
+                alone[0],
+            )
         inner = self._tars if tars else self._tables
         try:
             yield from inner.plan()

@@ -57,7 +57,7 @@ class WebDataset(FiledSource):
     def plan(self) -> Iterator[Unit]:
         """See `Source.plan`. A unit's `tar`, and `table` beside it, are [path, size, version]."""
         found = self._find()
-        tables = found.root.stat_many([_stem(f.path) + ".parquet" for f in found.files])
+        tables = found.root.stat_many([stem(f.path) + ".parquet" for f in found.files])
         self._ignored -= Counter(parquet=sum(t in found.others for t in tables))
         for file, table in zip(found.files, tables, strict=True):
             yield Unit(self.name, {"tar": list(file)} | ({"table": list(table)} if table else {}), size=file.size or 0)
@@ -93,5 +93,6 @@ class WebDataset(FiledSource):
             yield from rows.lost(f"{rows.path}#{key}", problem, jsonable(record))
 
 
-def _stem(path: str) -> str:
+def stem(path: str) -> str:
+    """A tar's path without its ending."""
     return next((path[: -len(e)] for e in ENDINGS if path.lower().endswith(e)), path)

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from x2i.base.errors import X2IError
+from x2i.base.errors import RecipeError, X2IError
 from x2i.base.seeds import canonical_json
 from x2i.base.sql import identifier, literal
 from x2i.pipelines.select.lookalikes import lookalikes
@@ -152,11 +152,17 @@ def alike(
 def _matrix(lists: pa.ChunkedArray, column: str) -> np.ndarray:
     """A column of embeddings as float32 [N, D]."""
     whole = lists.combine_chunks()
+    if not (_is_list(lists.type) and pa.types.is_floating(lists.type.value_type)):
+        raise RecipeError(f"features: {column} is no embedding, but {lists.type}; e.g. classes.embedding is one")
     widths = pc.unique(pc.list_value_length(whole)).to_pylist()
     if len(widths) > 1 or widths == [0]:
         raise X2IError(f"features: {column} holds embeddings of different lengths: {widths}")
     flat = pc.list_flatten(whole).to_numpy(zero_copy_only=False).astype(np.float32)
     return np.asarray(flat.reshape(len(whole), widths[0] if widths else 1))
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
 
 
 def _none_together(connection: duckdb.DuckDBPyConnection) -> None:

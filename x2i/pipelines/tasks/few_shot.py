@@ -46,7 +46,7 @@ class FewShot(Task):
         super().__init__(config)
         self._families: list[Task] = []
         for name, parameters in config.of.items():
-            key = f"tasks.{type(self).name}.of.{name}"
+            key = f"of.{name}"
             given = dict(parameters or {})
             family = registry.find(task_files, given.pop("kind", name), Task, key)
             if family is FewShot or family.groups is not Task.groups:
