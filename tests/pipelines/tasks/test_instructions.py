@@ -74,5 +74,8 @@ def test_a_file_of_ones_own_changes_what_is_said_and_the_fingerprint(tmp_path: P
 def test_few_shot_refuses_a_family_of_groups() -> None:
     with pytest.raises(RecipeError, match="looks at several rows itself"):
         FewShot(FewShot.Config(of={"few_shot": {"of": {"control": None}}}))
+    with pytest.raises(RecipeError, match="of.editing: background_swap: looks at several rows itself"):
+        FewShot(FewShot.Config(of={"editing": {"tasks": ["style", "background_swap"]}}))
+    assert FewShot(FewShot.Config(of={"editing": {"tasks": ["style"]}})).task_types() == ["few_shot_style"]
     with pytest.raises(RecipeError, match="an instruction of its own"):
         FewShot(FewShot.Config(of={"published": None}))

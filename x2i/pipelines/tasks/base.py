@@ -243,6 +243,10 @@ class Task(abc.ABC):
         """
         return ()
 
+    def of_groups(self) -> list[str]:
+        """Those of `task_types()` that are made of groups, and not of a row by itself."""
+        return self.task_types() if type(self).groups is not Task.groups else []
+
     @abc.abstractmethod
     def build(self, row: Selected) -> Iterator[Sample | Skipped]:
         """Samples, or `Skipped` with a reason, of a row and of the groups that it is the anchor of.

@@ -96,6 +96,9 @@ class Editing(Task):
             out[config.text] = f"{config.text.partition('.')[0]}: {{kind: caption}}"
         return out
 
+    def of_groups(self) -> list[str]:
+        return [kind for kind in GROUPED if kind in self.config.tasks]
+
     def groups(self, connection: duckdb.DuckDBPyConnection, seed: int) -> Iterable[Group]:
         for kind in GROUPED:
             if kind not in self.config.tasks:

@@ -49,13 +49,16 @@ class FewShot(Task):
             key = f"of.{name}"
             given = dict(parameters or {})
             family = registry.find(task_files, given.pop("kind", name), Task, key)
-            if family is FewShot or family.groups is not Task.groups:
-                raise RecipeError(f"{key}: {name} looks at several rows itself; name a task of one picture")
             if family is Published:
                 raise RecipeError(
                     f"{key}: a published pair has an instruction of its own, which no other pair explains"
                 )
-            self._families.append(family(parse_config(family.Config, given, key)))
+            made: Task = family(parse_config(family.Config, given, key))
+            if several := made.of_groups():
+                raise RecipeError(
+                    f"{key}: {', '.join(several)}: looks at several rows itself; name tasks of one picture"
+                )
+            self._families.append(made)
 
     @property
     def reads(self) -> Mapping[str, str]:
