@@ -39,7 +39,7 @@ def recipe(folder: Path, name: str, annotators: tuple[str, ...], lake: str) -> P
     """A recipe that annotates and assembles next to nothing."""
     content = {
         "name": name,
-        "lake": str(BENCH / lake),
+        "lake": str(BENCH / "lakes" / lake),
         "out": str(BENCH / name),
         "sources": [{"kind": "folder", "name": "photos", "path": str(folder), "unit_files": 64}],
         "annotators": dict.fromkeys(annotators),
@@ -68,7 +68,7 @@ def annotating(result: dict[str, Any]) -> float:
 def compare(folder: Path, names: tuple[str, ...], workers: int, label: str, table: Table) -> None:
     """Together against apart; a line of the table."""
     for lake in ("together", "apart"):
-        shutil.rmtree(BENCH / lake, ignore_errors=True)
+        shutil.rmtree(BENCH / "lakes" / lake, ignore_errors=True)
     at_once, cost = build(recipe(folder, "at_once", names, "together"), "--workers", str(workers))
     seconds, cpu, decoded = 0.0, 0.0, 0
     for name in names:
