@@ -18,6 +18,7 @@ from x2i.pipelines.tasks.few_shot import FewShot
 from x2i.pipelines.tasks.understanding import Understanding
 
 WORDS = {"edit": ("image_1", "image_2", "text")}
+TEXTS = {"edit": ["{image_1} {image_2}"]}
 
 
 def file(folder: Path, text: str) -> str:
@@ -35,7 +36,7 @@ def test_every_family_brings_its_wordings(family: str) -> None:
 
 
 def test_images_are_numbered_and_words_filled_in(tmp_path: Path) -> None:
-    words = Instructions(WORDS, file(tmp_path, 'edit: "{image_2} after {image_1}: {text} {{so}}"'), "x")
+    words = Instructions(WORDS, file(tmp_path, 'edit: "{image_2} after {image_1}: {text} {{so}}"'), "x", TEXTS)
     said = words.draw("edit", np.random.default_rng(0), text="{image_1} {odd}")
     assert said == "<img><|image_2|></img> after <img><|image_1|></img>: {image_1} {odd} {so}"
 
@@ -49,22 +50,23 @@ def test_images_are_numbered_and_words_filled_in(tmp_path: Path) -> None:
         ("edit: ['{image_1} {image_2} <img><|image_3|></img>']", "stands as {image_1}, {image_2}"),
         ("edit: []", "at least one"),
         ("edit: [3]", "expected a list of texts"),
-        ("edits: ['{image_1} {image_2}']", "lacks edit; has 'edits', which means nothing here"),
-        ("- edit", "Its keys are edit"),
+        ("edits: ['{image_1} {image_2}']", "has 'edits', which means nothing here; did you mean edit?"),
+        ("- edit", "Its keys may be edit"),
     ],
 )
 def test_a_bad_file_is_refused_with_its_name_key_and_remedy(tmp_path: Path, text: str, told: str) -> None:
     path = file(tmp_path, text)
     with pytest.raises(RecipeError, match=r"words\.yaml") as error:
-        Instructions(WORDS, path, "x")
+        Instructions(WORDS, path, "x", TEXTS)
     assert told in str(error.value)
 
 
 def test_a_file_of_ones_own_changes_what_is_said_and_the_fingerprint(tmp_path: Path) -> None:
-    own = "\n".join(f"{key}: ['Was?']" for key in ("describe", "read", "classify"))
-    own += "\nlocate: ['Wo? {object}']\ncount: ['Wieviele? {object}']\n"
     shipped = Understanding(Understanding.Config())
-    task = Understanding(Understanding.Config(instructions=file(tmp_path, own)))
+    task = Understanding(Understanding.Config(instructions=file(tmp_path, "describe: Was?")))
+    assert task.instructions.texts["read"] == shipped.instructions.texts["read"], (
+        "a key that it lacks keeps its wordings"
+    )
     (sample,) = (s for s in task.build(row()) if isinstance(s, Sample))
     assert sample.messages[0]["content"] == "<image>Was?"
     assert task.fingerprint != shipped.fingerprint

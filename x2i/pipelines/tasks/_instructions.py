@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 import string
 from collections.abc import Mapping
@@ -20,10 +21,11 @@ class Instructions:
     Args:
         words: the keys that there must be, each with the words in braces that its texts may have; those that
             stand for images (`image`, `image_1` …) must be in every text.
-        path: the file; None: the one that x2i brings for this family, or `texts` where it brings none.
+        path: a file of one's own; keys that it lacks keep the wordings that x2i brings for this family: in its file, or
+            `texts` where there is none.
 
     Raises:
-        RecipeError: the file lacks a key, has one too many, or a text has another word in braces, lacks an image, or has
+        RecipeError: the file has a key too many, or a text has another word in braces, lacks an image, or has
             a placeholder that is written out.
     """
 
@@ -39,17 +41,22 @@ class Instructions:
             if path is not None:
                 raise RecipeError(f"tasks.{family}.instructions: this family has no instructions of its own")
             return
-        given: object = texts
-        where = f"tasks.{family}.texts"
-        if path is not None or not texts:
-            where = str(path or config(f"instructions/{family}.yaml"))
-            given = load_yaml(where)
-        if not isinstance(given, dict) or set(given) != set(words):
-            there = set(given) if isinstance(given, dict) else set()
-            wrong = [f"lacks {k}" for k in sorted(words.keys() - there)]
-            wrong += [f"has {k!r}, which means nothing here" for k in sorted(map(str, there - words.keys()))]
-            raise RecipeError(f"{where}: {'; '.join(wrong)}. Its keys are {', '.join(words)}")
+        shipped = f"tasks.{family}.texts" if texts else str(config(f"instructions/{family}.yaml"))
+        self._take(texts or load_yaml(shipped), words, shipped)
+        if path is not None:
+            self._take(load_yaml(path), words, path, f"; {shipped} has x2i's own wordings of each" if not texts else "")
+        if lacking := sorted(words.keys() - self.texts.keys()):
+            raise RecipeError(f"{shipped}: lacks {', '.join(lacking)}")
+
+    def _take(self, given: object, words: Mapping[str, tuple[str, ...]], where: str, hint: str = "") -> None:
+        keys = f"Its keys may be {', '.join(words)}{hint}"
+        if not isinstance(given, dict):
+            raise RecipeError(f"{where}: expected a mapping of keys to texts. {keys}")
         for key, said in given.items():
+            if key not in words:
+                near = difflib.get_close_matches(str(key), words, n=1)
+                right = f"; did you mean {near[0]}?" if near else f". {keys}"
+                raise RecipeError(f"{where}: has {key!r}, which means nothing here{right}")
             self.texts[key] = [said] if isinstance(said, str) else said
             _check(where, key, self.texts[key], words[key])
 

@@ -194,7 +194,8 @@ class TaskConfig(Config):
     """What every family's configuration has."""
 
     instructions: str | None = Field(
-        None, description="YAML file of wordings, e.g. my_words.yaml; null: configs/instructions/FAMILY.yaml"
+        None,
+        description="YAML file of wordings, e.g. my_words.yaml; what it lacks, and null: configs/instructions/FAMILY.yaml",
     )
 
 
