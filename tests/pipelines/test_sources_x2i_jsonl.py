@@ -108,3 +108,11 @@ def test_a_file_that_shrinks_after_the_plan_is_rows_with_a_problem(images: Path)
 def test_no_records_is_a_mistake_of_the_recipe(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="no JSONL files"):
         list(source(tmp_path).plan())
+
+
+def test_a_file_without_a_record_is_a_row_that_says_so(images: Path) -> None:
+    write(images / "a.jsonl", [edit(0)])
+    (images / "b.jsonl").write_text("\n")
+    rows = read(source(images / "*.jsonl"))
+    assert [r.problem.reason if r.problem else None for r in rows] == [None, "empty_file"]
+    assert rows[1].location == "b.jsonl#(file)"

@@ -123,6 +123,7 @@ class Records(FiledSource):
             )
             opened.seek(0)
             pieces = elements(opened) if listed else lines(opened)
+            empty = True
             while True:
                 run: list[Piece] = []
                 broken: Malformed | None = None
@@ -132,6 +133,7 @@ class Records(FiledSource):
                 except Malformed as error:
                     broken = error
                 if run:
+                    empty = False
                     spec = {"file": file.path, "start": run[0].start, "end": run[-1].start + len(run[-1].data)}
                     spec |= {"number": run[0].number, "list": listed}
                     spec["sha256"] = hashlib.sha256(b"\n".join(p.data for p in run)).hexdigest()
@@ -139,7 +141,9 @@ class Records(FiledSource):
                 if broken:
                     yield self._fault(file, broken.problem)
                 if broken or not run:
-                    return
+                    break
+            if empty and not broken:
+                yield self._fault(file, Problem("empty_file", "no record in it"))
 
     def _fault(self, file: File, problem: Problem) -> Unit:
         spec = {"file": file.path, "version": list(file[1:]), "problem": [problem.reason, problem.detail]}
