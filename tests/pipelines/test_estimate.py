@@ -43,7 +43,7 @@ def test_nothing_is_written_and_everything_is_to_run(root: Path) -> None:
     assert steps["quality"].seconds_per_row is not None
     assert found.kept == share_of(12, 12)
     assert found.samples_per_row is not None
-    assert 3.5 <= found.samples_per_row <= 4
+    assert 2.5 <= found.samples_per_row <= 4, "four tasks; flat crops give less"
     assert found.seconds is not None
     assert found.seconds.low < found.seconds.value < found.seconds.high
     assert 1 < found.decodes / 12 <= 2, "a cascade looks twice at what it lets through"
