@@ -86,34 +86,10 @@ def write_photos(folder: Path) -> None:
 
 def build(root: Path, recipe: str = RECIPE) -> Built:
     """Write the photographs and the recipe, and take the steps of `x2i.pipelines.engine.build` in this process."""
-    from x2i.corpus.lake import Lake
-    from x2i.pipelines import recipe as recipes
-    from x2i.pipelines.engine import publish
-    from x2i.pipelines.engine.assemble import assemble_group
-    from x2i.pipelines.engine.build import plan_units, record
-    from x2i.pipelines.engine.inline import Inline
-    from x2i.pipelines.engine.progress import Quiet
-    from x2i.pipelines.engine.sweep import annotate
-    from x2i.pipelines.engine.todo import by_source
-    from x2i.pipelines.select.query import select
+    from tests.pipelines.tasks import inline
 
     write_photos(root / "photos")
     (root / "recipe.yaml").write_text(recipe)
     with contextlib.chdir(root):
-        plan = recipes.load("recipe.yaml")
-        lake = Lake(plan.recipe.lake)
-        units = plan_units(plan, lake, Quiet())
-        annotate(plan, lake, units, Inline(plan), Quiet())
-        record(plan, lake, units)
-        ids = by_source(plan, units)
-        staging = publish.Staging(Path(plan.recipe.out))
-        select(plan, lake, ids, staging.verdicts)
-        groups = staging.group(plan)
-        import pyarrow.parquet as pq
-
-        with pq.ParquetFile(groups.rows) as file:
-            for number, wanted in enumerate(groups.units):
-                rows = file.read_row_group(number).to_pylist()
-                assemble_group(plan, {u.id: u for u in units if u.id in wanted}, rows, groups.folder(number))
-        publish.publish(plan, lake, staging, groups, ids)
+        inline.build(Path("recipe.yaml"))
     return Built(root)

@@ -30,7 +30,7 @@ def build(recipe: Path) -> Corpus:
     ids = by_source(plan, units)
     staging = publish.Staging(Path(plan.recipe.out))
     select(plan, lake, ids, staging.verdicts)
-    found = find_groups(plan, lake, ids, staging.verdicts) if has_groups(plan) else None
+    found = find_groups(plan, lake, ids, staging.verdicts, {u.id: u for u in units}) if has_groups(plan) else None
     groups = staging.group(plan, found)
     with pq.ParquetFile(groups.rows) as file:
         for number, wanted in enumerate(groups.units):

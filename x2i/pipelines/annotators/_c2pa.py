@@ -20,10 +20,11 @@ _BOXES = 1000
 
 def assertions(store: bytes) -> Iterator[tuple[str, Any]]:
     """The assertions of all manifests in a store: label and content. What is damaged is passed over."""
-    yield from _boxes(store, "", 0)
+    yield from _assertions(store, "", 0)
 
 
-def _boxes(data: bytes, label: str, depth: int) -> Iterator[tuple[str, Any]]:
+def boxes(data: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """The boxes of an ISO file (ISO 14496-12) beside each other: kind and content, as far as they are sound."""
     at = 0
     for _ in range(_BOXES):
         if len(data) < at + 8:
@@ -32,18 +33,23 @@ def _boxes(data: bytes, label: str, depth: int) -> Iterator[tuple[str, Any]]:
         head = 8
         if size == 1 and len(data) >= at + 16:
             (size,), head = struct.unpack(">Q", data[at + 8 : at + 16]), 16
-        body = data[at + head : at + size] if size else data[at + head :]
+        size = size or len(data) - at
+        if size < head:
+            return
+        yield kind, data[at + head : at + size]
+        at += size
+
+
+def _assertions(data: bytes, label: str, depth: int) -> Iterator[tuple[str, Any]]:
+    for kind, body in boxes(data):
         if kind == b"jumb" and depth < _DEPTH:
-            yield from _boxes(body, _label(body), depth + 1)
+            yield from _assertions(body, _label(body), depth + 1)
         elif kind in (b"cbor", b"json") and label:
             try:
                 content = _Cbor(body).value() if kind == b"cbor" else json.loads(body)
             except (ValueError, RecursionError, struct.error, IndexError, TypeError):
                 content = None
             yield label, content
-        if size < head:
-            return
-        at += size
 
 
 def _label(body: bytes) -> str:

@@ -17,6 +17,8 @@ from dataclasses import dataclass, field
 
 from PIL import Image
 
+from x2i.pipelines.annotators._c2pa import boxes
+
 #: Bytes of one block that are looked at. A manifest of C2PA with its thumbnails is some 100 kB.
 MOST = 16 * 2**20
 
@@ -172,21 +174,9 @@ def _webp(data: bytes, out: Blocks) -> None:
 
 def _uuid_box(data: bytes) -> bytes:
     """The manifests in a C2PA box: after the id a version and flags, a purpose, an offset of 8 bytes."""
-    at = 0
-    for _ in range(_MANY):
-        if len(data) < at + 8:
-            break
-        size, kind = struct.unpack(">I4s", data[at : at + 8])
-        head = 8
-        if size == 1 and len(data) >= at + 16:
-            (size,), head = struct.unpack(">Q", data[at + 8 : at + 16]), 16
-        size = size or len(data) - at
-        if size < head:
-            break
-        if kind == b"uuid" and data[at + head : at + head + 16] == _C2PA_UUID:
-            box = data[at + head + 16 : at + min(size, MOST)]
-            return box[4:].partition(b"\0")[2][8:]
-        at += size
+    for kind, body in boxes(data):
+        if kind == b"uuid" and body[:16] == _C2PA_UUID:
+            return body[20:MOST].partition(b"\0")[2][8:]
     return b""
 
 

@@ -12,6 +12,7 @@ import email.utils
 import http.client
 import json
 import math
+import os
 import threading
 import time
 import urllib.error
@@ -48,6 +49,19 @@ class Client:
     quality: int
     temperature: float
     options: dict[str, Any]
+
+    @classmethod
+    def of(cls, config: Any, who: str, quality: int, temperature: float) -> Client:
+        """As a configuration says that has a server, a model and the rest by these names; `who` opens the message.
+
+        Raises:
+            X2IError: the environment variable that should hold the key is not set.
+        """
+        key = os.environ.get(config.api_key_env) if config.api_key_env else None
+        if config.api_key_env and not key:
+            raise X2IError(f"{who}: the environment variable {config.api_key_env} (api_key_env) is not set")
+        names = ("server", "model", "concurrency", "retries", "timeout", "max_pixels", "options")
+        return cls(key=key, quality=quality, temperature=temperature, **{n: getattr(config, n) for n in names})
 
 
 class Gone(Exception):

@@ -13,14 +13,12 @@ depends on what else is in a batch, up to rounding of half-precision arithmetic 
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
 from typing import Any, Literal
 
 import pyarrow as pa
 from pydantic import Field, model_validator
 
-from x2i.base.errors import X2IError
 from x2i.base.seeds import generator
 from x2i.base.weights import Weights
 from x2i.pipelines.annotators import _prompts
@@ -167,22 +165,7 @@ class Caption(Annotator):
             return
         from x2i.pipelines.annotators._openai import Client, Server
 
-        key = os.environ.get(config.api_key_env) if config.api_key_env else None
-        if config.api_key_env and not key:
-            raise X2IError(f"annotator caption: the environment variable {config.api_key_env} (api_key_env) is not set")
-        client = Client(
-            server=config.server,
-            model=config.model,
-            key=key,
-            concurrency=config.concurrency,
-            retries=config.retries,
-            timeout=config.timeout,
-            max_pixels=config.max_pixels,
-            quality=config.jpeg_quality,
-            temperature=config.temperature,
-            options=config.options,
-        )
-        self._model = Server(client)
+        self._model = Server(Client.of(config, "annotator caption", config.jpeg_quality, config.temperature))
         self._model.check()
 
     def __call__(self, batch: Sequence[Item]) -> pa.Table:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
@@ -99,23 +98,8 @@ def connect(config: ChatConfig, who: str) -> Model:
     """
     if config.backend == "transformers":
         return LocalChat(config, who)
-    key = os.environ.get(config.api_key_env) if config.api_key_env else None
-    if config.api_key_env and not key:
-        raise X2IError(f"{who}: the environment variable {config.api_key_env} (api_key_env) is not set")
     assert config.server is not None and config.model is not None
-    client = Client(
-        server=config.server,
-        model=config.model,
-        key=key,
-        concurrency=config.concurrency,
-        retries=config.retries,
-        timeout=config.timeout,
-        max_pixels=config.max_pixels,
-        quality=90,
-        temperature=0.0,
-        options=config.options,
-    )
-    server = Chat(client, who)
+    server = Chat(Client.of(config, who, quality=90, temperature=0.0), who)
     server.check()
     return server
 

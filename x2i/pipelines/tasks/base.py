@@ -88,6 +88,11 @@ class Selected:
         """uint8 [height, width, 3] of the stored picture, so that what derives from it fits what a reader sees."""
         return decode(self.picture.data, read_header(self.picture.data))
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height of the stored picture, in pixels."""
+        return self.picture.width, self.picture.height
+
     def value(self, column: str) -> Any:
         """A value by its column's name: `hed.map`, or `rows.text`. None where there is none."""
         name, _, part = column.partition(".")

@@ -196,14 +196,14 @@ class Control(Task):
         return Map(edges, {"low": low, "high": high}, low=str(low), high=str(high))
 
     def _hed(self, row: Selected, rng: np.random.Generator, kind: str = "hed") -> Map | str:
-        edges = _maps.sized(_maps.stored(self._value(kind, "map", row)), _size(row))
+        edges = _maps.sized(_maps.stored(self._value(kind, "map", row)), row.size)
         return Map(edges) if edges.mean() >= 255 * self.config.min_edges else "too_few_edges"
 
     def _soft_edges(self, row: Selected, rng: np.random.Generator) -> Map | str:
         return self._hed(row, rng, "soft_edges")
 
     def _sketch(self, row: Selected, rng: np.random.Generator) -> Map | str:
-        edges = _maps.sized(_maps.stored(self._value("sketch", "map", row)), _size(row))
+        edges = _maps.sized(_maps.stored(self._value("sketch", "map", row)), row.size)
         for _ in range(1 + _RETRIES):
             threshold = whole(rng, self.config.sketch)
             if (edges >= threshold).mean() > self.config.min_dark:
@@ -219,19 +219,19 @@ class Control(Task):
 
     def _depth(self, row: Selected, rng: np.random.Generator) -> Map | str:
         inverse = self._inverse_depth(row)
-        return "flat_depth" if inverse is None else Map(_maps.depth(_maps.sized(inverse, _size(row))))
+        return "flat_depth" if inverse is None else Map(_maps.depth(_maps.sized(inverse, row.size)))
 
     def _normals(self, row: Selected, rng: np.random.Generator) -> Map | str:
         inverse = self._inverse_depth(row)
         if inverse is None:
             return "flat_depth"
         z, background = self.config.normal_z, self.config.background
-        return Map(_maps.normals(inverse, z, background, _size(row)), {"z": z, "background": background})
+        return Map(_maps.normals(inverse, z, background, row.size), {"z": z, "background": background})
 
     def _skeleton(self, row: Selected, rng: np.random.Generator) -> Map | str:
         layout = self._value("skeleton", "layout", row)
         people = [_maps.joints(person, layout) for person in self._value("skeleton", "people", row)]
-        return Map(_maps.skeletons(people, _size(row)), {"people": len(people)}) if people else "no_people"
+        return Map(_maps.skeletons(people, row.size), {"people": len(people)}) if people else "no_people"
 
     def _boxes(self, row: Selected, rng: np.random.Generator) -> Map | str:
         phrases, boxes = (self._value("boxes", c, row) for c in ("phrases", "boxes"))
@@ -242,14 +242,14 @@ class Control(Task):
         if any(holds_placeholder(p) for p in phrases):
             return "text_has_placeholders"
         by_phrase = _maps.phrase_colours(phrases)
-        drawn = _maps.painted_boxes(boxes, [by_phrase[p] for p in phrases], _size(row))
-        places = [list(pixel_box(b, _size(row))) for b in boxes]
+        drawn = _maps.painted_boxes(boxes, [by_phrase[p] for p in phrases], row.size)
+        places = [list(pixel_box(b, row.size)) for b in boxes]
         colours = {p: _maps.hex_colour(by_phrase[p]) for p in dict.fromkeys(phrases)}
         parameters = {"boxes": places, "phrases": phrases, "colours": colours}
         return Map(drawn, parameters, boxes=_listed(colours))
 
     def _semantic(self, row: Selected, rng: np.random.Generator) -> Map | str:
-        labels = _maps.sized(_maps.stored(self._value("semantic", "map", row)), _size(row), labels=True)
+        labels = _maps.sized(_maps.stored(self._value("semantic", "map", row)), row.size, labels=True)
         if labels.min() == labels.max():
             return "one_class"
         name = self._value("semantic", "palette", row)
@@ -261,10 +261,6 @@ class Control(Task):
 
 def _kind(task_type: str) -> str:
     return task_type.removesuffix("_to_image").removeprefix("image_to_")
-
-
-def _size(row: Selected) -> tuple[int, int]:
-    return row.picture.width, row.picture.height
 
 
 def _listed(colours: Mapping[str, str]) -> str:

@@ -211,11 +211,11 @@ class Restoration(Task):
         y = int(rng.integers(0, row.picture.height - height + 1))
         x = int(rng.integers(0, row.picture.width - width + 1))
         box = [x, y, width, height]
-        return _with_hole(row, _holes.rectangle(_size(row), box), {"hole": box})
+        return _with_hole(row, _holes.rectangle(row.size, box), {"hole": box})
 
     def _inpaint_freeform(self, row: Selected, rng: np.random.Generator) -> Damaged | str:
-        strokes = _holes.drawn_strokes(_size(row), real(rng, self.config.strokes), self.config.brush, rng)
-        hole = _holes.painted_strokes(_size(row), strokes)
+        strokes = _holes.drawn_strokes(row.size, real(rng, self.config.strokes), self.config.brush, rng)
+        hole = _holes.painted_strokes(row.size, strokes)
         return _with_hole(row, hole, {"strokes": strokes, "share": round(float(hole.mean()), 4)})
 
     def _inpaint_object(self, row: Selected, rng: np.random.Generator) -> Damaged | str:
@@ -228,14 +228,14 @@ class Restoration(Task):
             return "no_fitting_object"
         number = fits[int(rng.integers(len(fits)))]
         grow = round(float(rng.uniform(*self.config.grow)) * _shorter(row))
-        hole = grown(decoded(codes[number], _size(row)), grow)
+        hole = grown(decoded(codes[number], row.size), grow)
         return _with_hole(row, hole, {"object": number, "grow": grow, "share": round(float(hole.mean()), 4)})
 
     def _outpaint(self, row: Selected, rng: np.random.Generator) -> Damaged | str:
         width, height = _sides(row, rng, self.config.centre)
         y, x = (row.picture.height - height) // 2, (row.picture.width - width) // 2
         box = [x, y, width, height]
-        return _with_hole(row, ~_holes.rectangle(_size(row), box), {"kept": box})
+        return _with_hole(row, ~_holes.rectangle(row.size, box), {"kept": box})
 
 
 def _jpeg(row: Selected, pixels: np.ndarray, parameters: dict[str, Any]) -> Damaged | str:
@@ -259,13 +259,9 @@ def _with_hole(row: Selected, hole: np.ndarray, parameters: dict[str, Any]) -> D
 def _sides(row: Selected, rng: np.random.Generator, share: tuple[float, float]) -> tuple[int, int]:
     """Width and height of a part of the picture."""
     shares = rng.uniform(share[0], share[1], 2)  # the height's first
-    height, width = (max(1, round(float(s) * n)) for s, n in zip(shares, _size(row)[::-1], strict=True))
+    height, width = (max(1, round(float(s) * n)) for s, n in zip(shares, row.size[::-1], strict=True))
     return width, height
 
 
-def _size(row: Selected) -> tuple[int, int]:
-    return row.picture.width, row.picture.height
-
-
 def _shorter(row: Selected) -> int:
-    return min(_size(row))
+    return min(row.size)

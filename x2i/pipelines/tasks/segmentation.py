@@ -208,7 +208,7 @@ class Segmentation(Task):
         data, labels = (row.value(f"{self.config.semantic}.{c}") for c in ("map", "labels"))
         if data is None or labels is None:
             return "not_annotated"
-        classes = _maps.sized(_maps.stored(data), _size(row), labels=True)
+        classes = _maps.sized(_maps.stored(data), row.size, labels=True)
         out = []
         for label in labels:
             name = _class_name(label["name"])
@@ -238,10 +238,6 @@ class Segmentation(Task):
             else:
                 out.append(region)
         return out or reason
-
-
-def _size(row: Selected) -> tuple[int, int]:
-    return row.picture.width, row.picture.height
 
 
 def _noted(region: Region) -> dict[str, Any]:
