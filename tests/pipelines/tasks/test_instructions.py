@@ -15,6 +15,7 @@ from x2i.pipelines import tasks as task_files
 from x2i.pipelines.tasks._instructions import Instructions
 from x2i.pipelines.tasks.base import Task
 from x2i.pipelines.tasks.few_shot import FewShot
+from x2i.pipelines.tasks.restoration import Restoration
 from x2i.pipelines.tasks.understanding import Understanding
 
 WORDS = {"edit": ("image_1", "image_2", "text")}
@@ -71,6 +72,14 @@ def test_a_file_of_ones_own_changes_what_is_said_and_the_fingerprint(tmp_path: P
     assert sample.messages[0]["content"] == "<image>Was?"
     assert task.fingerprint != shipped.fingerprint
     assert Understanding(Understanding.Config()).fingerprint == shipped.fingerprint
+
+
+def test_wordings_that_x2i_brings_go_by_their_name() -> None:
+    plain = Restoration(Restoration.Config(instructions="restoration_plain"))
+    assert len(plain.instructions.texts["deblur"]) == 1
+    assert len(plain.instructions.texts["derain"]) > 1
+    with pytest.raises(RecipeError, match="no wordings named 'restoration_plane'"):
+        Restoration(Restoration.Config(instructions="restoration_plane"))
 
 
 def test_few_shot_refuses_a_family_of_groups() -> None:

@@ -21,7 +21,7 @@ class Instructions:
     Args:
         words: the keys that there must be, each with the words in braces that its texts may have; those that
             stand for images (`image`, `image_1` …) must be in every text.
-        path: a file of one's own; keys that it lacks keep the wordings that x2i brings for this family: in its file, or
+        path: a file of one's own, or the name of one that x2i brings; keys that it lacks keep the wordings that x2i brings for this family: in its file, or
             `texts` where there is none.
 
     Raises:
@@ -44,6 +44,7 @@ class Instructions:
         shipped = f"tasks.{family}.texts" if texts else str(config(f"instructions/{family}.yaml"))
         self._take(texts or load_yaml(shipped), words, shipped)
         if path is not None:
+            path = _shipped(path, family) if re.fullmatch(r"\w+", path) else path
             self._take(load_yaml(path), words, path, f"; {shipped} has x2i's own wordings of each" if not texts else "")
         if lacking := sorted(words.keys() - self.texts.keys()):
             raise RecipeError(f"{shipped}: lacks {', '.join(lacking)}")
@@ -66,6 +67,15 @@ class Instructions:
         text = texts[int(rng.integers(len(texts)))]
         images = {name: placeholder(_number(name)) for name in _fields(text) if _is_image(name)}
         return text.format(**images, **words)
+
+
+def _shipped(name: str, family: str) -> str:
+    try:
+        return str(config(f"instructions/{name}.yaml"))
+    except FileNotFoundError:
+        raise RecipeError(
+            f"tasks.{family}.instructions: x2i brings no wordings named {name!r}; a file of one's own ends in .yaml"
+        ) from None
 
 
 def _check(where: str, key: str, texts: object, words: tuple[str, ...]) -> None:

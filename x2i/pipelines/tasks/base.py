@@ -200,7 +200,8 @@ class TaskConfig(Config):
 
     instructions: str | None = Field(
         None,
-        description="YAML file of wordings, e.g. my_words.yaml; what it lacks, and null: configs/instructions/FAMILY.yaml",
+        description="YAML file of wordings, e.g. my_words.yaml, or the name of one in configs/instructions, e.g. "
+        "restoration_plain; what it lacks, and null: configs/instructions/FAMILY.yaml",
     )
 
 
