@@ -4,10 +4,12 @@ import pytest
 import torch
 from torch import nn
 
-from x2i.model import weights
-from x2i.model.config import PRESETS, LongRope, OmniGenConfig
-from x2i.model.omnigen import OmniGen, hybrid_mask
-from x2i.model.prompt import Prompt, PromptBatch, collate
+from x2i.base.errors import X2IError
+from x2i.model.omnigen import names
+from x2i.model.omnigen.config import PRESETS, LongRope, OmniGenConfig
+from x2i.model.omnigen.masks import hybrid_mask
+from x2i.model.omnigen.model import OmniGen
+from x2i.model.omnigen.prompt import Prompt, PromptBatch, collate
 
 SMALL = OmniGenConfig(
     hidden_size=32,
@@ -23,6 +25,14 @@ SMALL = OmniGenConfig(
     time_dim=16,
     rope_scaling=LongRope(short_factor=(1.0, 1.1, 1.2, 1.3), long_factor=(2.0, 3.0, 4.0, 5.0), original=128),
 )
+
+
+#: The trunks that are tested: Phi-3 with its long-rope; Qwen3 with heads wider than their share; Llama with few keys.
+TRUNKS = {
+    "phi3": SMALL,
+    "qwen3": SMALL.model_copy(update={"trunk": "qwen3", "trunk_options": {"head_dim": 12}, "rope_scaling": None}),
+    "llama": SMALL.model_copy(update={"trunk": "llama", "kv_heads": 2, "rope_scaling": None}),
+}
 
 
 def randomised(config: OmniGenConfig = SMALL) -> OmniGen:
@@ -103,7 +113,7 @@ def test_outputs_equal_those_of_diffusers(sizes: tuple[int, ...], long: bool) ->
         pos_embed_max_size=16,
         time_step_dim=16,
     ).eval()
-    theirs.load_state_dict(weights.to_diffusers(ours.state_dict(), query_width=32, key_width=32))
+    theirs.load_state_dict(names.to_diffusers(ours.state_dict(), SMALL))
 
     # rows of unequal length; the first is the longest, since diffusers takes every row's positions from the first
     prompts = [with_images(1, 150 if long else 12, *sizes), text(7, seed=9)]
@@ -140,6 +150,55 @@ def test_outputs_equal_those_of_diffusers(sizes: tuple[int, ...], long: bool) ->
     torch.testing.assert_close(found, expected, rtol=2e-5, atol=2e-5)
 
 
+def test_names_of_diffusers_lead_back_to_ours() -> None:
+    model = OmniGen(SMALL.model_copy(update={"kv_heads": 2}))
+    state = model.state_dict()
+    there = names.to_diffusers(state, model.config)
+    assert {"patch_embedding.pos_embed", "layers.1.self_attn.to_k.weight", "norm_out.linear.bias"} <= there.keys()
+    back = names.from_diffusers(there, model.config)
+    assert back.keys() == state.keys()
+    assert all(torch.equal(back[name], state[name]) for name in state)
+
+    del there["layers.0.self_attn.to_v.weight"]
+    with pytest.raises(X2IError, match=r"missing layers.0.self_attn.to_v.weight"):
+        names.from_diffusers(there, model.config)
+    with pytest.raises(X2IError, match="not a weight of OmniGen: head.weight"):
+        names.to_diffusers({"head.weight": state["pos_embed"]}, model.config)
+    with pytest.raises(X2IError, match="phi3 trunk, this one llama"):
+        names.to_diffusers(state, TRUNKS["llama"])
+
+
+def test_published_names_become_those_of_the_whole_diffusers_model() -> None:
+    diffusers = pytest.importorskip("diffusers")
+    config = PRESETS["omnigen-3.8b"]
+    with torch.device("meta"):
+        ours = names.to_diffusers(OmniGen(config).state_dict(), config)
+        rope = {"short_factor": [1.0] * 48, "long_factor": [1.0] * 48}
+        theirs = diffusers.OmniGenTransformer2DModel(rope_scaling=rope).state_dict()
+    assert {n: t.shape for n, t in ours.items()} == {n: t.shape for n, t in theirs.items()}
+
+
+def test_other_trunks_are_what_transformers_counts() -> None:
+    with torch.device("meta"):
+        model = OmniGen(PRESETS["omnigen-qwen3-1.7b"])
+    assert sum(p.numel() for p in model.llm.parameters()) == 1_720_574_976  # Qwen3-1.7B without its tied head
+    assert not hasattr(model, "lm_head")
+    with pytest.raises(X2IError, match="trunk 'qwen33'"):
+        OmniGen(SMALL.model_copy(update={"trunk": "qwen33"}))
+
+
+def test_rotary_frequencies_survive_a_cast_and_the_meta_device() -> None:
+    model = OmniGen(SMALL)
+    kept = model.llm.rotary_emb.inv_freq.clone()
+    assert model.to(torch.bfloat16).llm.embed_tokens.weight.dtype == torch.bfloat16
+    assert torch.equal(model.llm.rotary_emb.inv_freq, kept)
+    x, t = torch.randn(1, 4, 4, 4), torch.tensor([0.5])
+    assert model(x, t, collate([with_images(1, 3, 4)], [[torch.randn(4, 4, 4)]])).dtype == torch.bfloat16
+    with torch.device("meta"):
+        empty = OmniGen(SMALL)
+    assert torch.equal(empty.to_empty(device="cpu").llm.rotary_emb.inv_freq, kept)
+
+
 def test_mask_of_a_padded_row_with_an_image() -> None:
     valid = torch.tensor([[False, True, True, True, True]])
     blocks = torch.tensor([[0, 0, 1, 1, 0]])
@@ -161,12 +220,13 @@ def changed(model: OmniGen, batch: PromptBatch, other: PromptBatch, x: torch.Ten
     """At which positions the trunk's output differs between two inputs."""
     t = torch.tensor([0.5])
     with torch.no_grad():
-        difference = model.hidden(x, t, batch) - model.hidden(y, t, other)
+        difference = model.hidden(x, t, model.condition(batch)) - model.hidden(y, t, model.condition(other))
     return (difference.abs().amax(dim=-1)[0] > 1e-6).tolist()
 
 
-def test_the_mask_is_what_acts_in_the_trunk() -> None:
-    model = randomised()
+@pytest.mark.parametrize("trunk", TRUNKS)
+def test_the_mask_is_what_acts_in_the_trunk(trunk: str) -> None:
+    model = randomised(TRUNKS[trunk])
     prompt = with_images(1, 3, 4, after=3)  # text 0-2, image 3-6, text 7-9, then time 10 and noisy 11-12
     image = torch.randn(4, 4, 4)
     batch, x = collate([prompt], [[image]]), torch.randn(1, 4, 2, 4)
@@ -186,8 +246,9 @@ def test_the_mask_is_what_acts_in_the_trunk() -> None:
     assert changed(model, batch, batch, x, noise) == [False] * 11 + [True] * 2
 
 
-def test_padding_changes_nothing() -> None:
-    model = randomised()
+@pytest.mark.parametrize("trunk", TRUNKS)
+def test_padding_changes_nothing(trunk: str) -> None:
+    model = randomised(TRUNKS[trunk])
     prompts, images = [with_images(1, 9, 4), text(5, seed=3)], [[torch.randn(4, 4, 4)], []]
     x, t = torch.randn(2, 4, 4, 4), torch.tensor([0.2, 0.9])
     with torch.no_grad():
@@ -208,7 +269,7 @@ def test_first_output_is_zero_and_gradients_reach_the_head() -> None:
 def test_an_image_that_does_not_fit_the_table_is_refused() -> None:
     model = OmniGen(SMALL)
     prompt = collate([text(4, seed=0)], [[]])
-    with pytest.raises(ValueError, match="at most 32"):
+    with pytest.raises(X2IError, match="at most 32"):
         model(torch.randn(1, 4, 34, 4), torch.tensor([0.5]), prompt)
-    with pytest.raises(ValueError, match="multiple of 2"):
+    with pytest.raises(X2IError, match="multiple of 2"):
         model(torch.randn(1, 4, 3, 4), torch.tensor([0.5]), prompt)

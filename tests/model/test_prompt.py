@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from x2i.base.errors import X2IError
-from x2i.model.prompt import BOS, HEAD, PAD, TAIL, PromptEncoder, collate, image_only, with_placeholders
+from x2i.model.omnigen.prompt import HEAD, PAD, TAIL, PromptEncoder, collate
+from x2i.model.placeholders import image_only, with_placeholders
 from x2i.trainer.config import TokenizerTraining
 from x2i.trainer.tokens import train
 

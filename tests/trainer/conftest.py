@@ -31,7 +31,14 @@ def trained(corpus_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tu
     content = corpora.run_content(
         corpus_folder,
         tmp_path_factory.mktemp("trained") / "run",
-        model={"preset": "omnigen-tiny", "hidden_size": 64, "layers": 3, "heads": 2, "intermediate_size": 128},
+        model={
+            "preset": "omnigen-tiny",
+            "hidden_size": 64,
+            "layers": 3,
+            "heads": 2,
+            "kv_heads": 2,
+            "intermediate_size": 128,
+        },
         vae={"kind": "pixels", "factor": 1},
         ema=0.99,
         checkpoint_every=100_000,

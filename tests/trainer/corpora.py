@@ -69,6 +69,23 @@ def samples(count: int) -> Iterator[Made]:
         yield Made(Sample(f"{short}-grey", "colorize", text, (picture(grey),), out), image_id)
 
 
+def chats(count: int) -> Iterator[Made]:
+    """From each crop a question with its answer, and a wrong answer."""
+    names = list(PHOTOGRAPHS)
+    for name, image in crops(count):
+        shown = picture(image)
+        image_id = hashlib.sha256(shown.data).hexdigest()
+        wrong = names[(names.index(name) + 1) % len(names)]
+        messages = (
+            {"role": "user", "content": "<image>What is this?"},
+            {"role": "assistant", "content": f"This is {name}."},
+        )
+        key = f"{image_id[:12]}-ask"
+        yield Made(
+            Sample(key, "describe", "", (shown,), None, messages, rejected_response=f"This is {wrong}."), image_id
+        )
+
+
 def write(folder: Path, made: list[Made], per_shard: int = 20) -> Path:
     """Write shards, manifest.parquet and corpus.json."""
     (folder / "shards").mkdir(parents=True)
@@ -90,7 +107,6 @@ def write(folder: Path, made: list[Made], per_shard: int = 20) -> Path:
 
 def _row(item: Made, shard: str, entry: Any) -> dict[str, Any]:
     out = item.sample.output_image
-    assert out is not None
     return {
         "key": item.sample.key,
         "shard": shard,
@@ -100,7 +116,7 @@ def _row(item: Made, shard: str, entry: Any) -> dict[str, Any]:
         "task_type": item.sample.task_type,
         "instruction_chars": len(item.sample.instruction),
         "input_sizes": [{"width": p.width, "height": p.height} for p in item.sample.input_images],
-        "output_size": {"width": out.width, "height": out.height},
+        "output_size": None if out is None else {"width": out.width, "height": out.height},
         "image_id": item.image_id,
         "images": [item.image_id],
         "row_id": item.image_id,
@@ -113,7 +129,14 @@ def _row(item: Made, shard: str, entry: Any) -> dict[str, Any]:
 
 def run_content(corpus: Path, output: Path, **changes: Any) -> dict[str, Any]:
     """A run of two tiny stages that takes a second or two; `changes` replace its top-level keys."""
-    tiny = {"preset": "omnigen-tiny", "hidden_size": 32, "layers": 1, "heads": 2, "intermediate_size": 48}
+    tiny = {
+        "preset": "omnigen-tiny",
+        "hidden_size": 32,
+        "layers": 1,
+        "heads": 2,
+        "kv_heads": 2,
+        "intermediate_size": 48,
+    }
     stage = {"batch": 4, "lr": 0.003, "condition_dropout": 0.2, "min_crop": 0.5}
     content: dict[str, Any] = {
         "corpora": [str(corpus)],

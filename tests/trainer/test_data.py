@@ -68,9 +68,9 @@ def test_no_training_sample_holds_a_held_out_image_of_another_row(corpus_folder:
     held = {of[table[int(i)].key]["image_id"] for places in table.held_out.values() for i in places}
     trained = [of[table[int(i)].key] for places in table.train.values() for i in places]
     assert trained and not any(held.intersection(r["images"]) for r in trained)
-    apart = [r for r in rows if r["image_id"] not in held and held.intersection(r["images"]) and r["output_size"]]
+    apart = [r for r in rows if r["image_id"] not in held and held.intersection(r["images"])]
     assert table.apart == len(apart) > 0
-    assert table.unfit == {"deblur": 36}
+    assert table.chats == {"deblur"}
 
 
 def test_a_corpus_of_before_there_were_groups_can_be_trained_on(corpus_folder: Path, tmp_path: Path) -> None:
@@ -168,14 +168,14 @@ def test_a_corpus_that_is_all_damaged_ends_the_run_with_a_remedy(tmp_path: Path)
     with pytest.raises(X2IError, match="x2i verify"):
         read(table, stage())
     with pytest.raises(DamagedSample, match="too early"):
-        SampleReader(table).instruction(0)
+        SampleReader(table).text(0)
 
 
-def test_a_corpus_without_output_images_is_refused(tmp_path: Path, corpus_folder: Path) -> None:
+def test_an_empty_corpus_is_refused(tmp_path: Path, corpus_folder: Path) -> None:
     table = pq.read_table(corpus_folder / "manifest.parquet")
     empty = table.slice(0, 0)
     (tmp_path / "corpus").mkdir()
     pq.write_table(empty, tmp_path / "corpus/manifest.parquet")
     (tmp_path / "corpus/corpus.json").write_text(json.dumps({"format": 1, "digest": "0"}))
-    with pytest.raises(RecipeError, match="no sample with an output image"):
+    with pytest.raises(RecipeError, match="no sample; nothing to train on"):
         SampleTable([corpus.open(tmp_path / "corpus")], 0.1)

@@ -40,9 +40,9 @@ def train(
 def show(result: Result) -> None:
     """Print what a run has made."""
     if result.held_out:
-        losses = table("Held-out loss of the velocity", "task", "loss", "of predicting the mean", "samples")
+        losses = table("Held-out loss: of the velocity, or per token", "task", "loss", "of a constant answer", "samples")
         for task, loss in result.held_out.items():
-            losses.add_row(task, f"{loss['loss']:.3f}", f"{loss['mean_velocity']:.3f}", f"{loss['samples']:,}")
+            losses.add_row(task, f"{loss['loss']:.3f}", f"{loss['baseline']:.3f}", f"{loss['samples']:,}")
         console.print(losses)
     done = table("The run", "what", "figure")
     done.add_row("steps", f"{result.step:,} of {result.total_steps:,}, {result.steps_now:,} of them now")

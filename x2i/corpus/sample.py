@@ -53,6 +53,7 @@ class Sample:
     provenance: dict[str, Any] = field(default_factory=dict)
     mask: Picture | None = None
     objects: dict[str, Any] = field(default_factory=dict)  # boxes that `messages` speak of, as ms-swift has them
+    rejected_response: str | None = None  # an answer worse than the last of `messages`, as ms-swift has it
 
     def __post_init__(self) -> None:
         numbers = sorted({int(n) for n in PLACEHOLDER.findall(self.instruction)})
@@ -72,6 +73,8 @@ class Sample:
         if self.messages:
             record["messages"] = list(self.messages)
             record["images"] = record["input_images"]
+        if self.rejected_response is not None:
+            record["rejected_response"] = self.rejected_response
         if self.objects:
             record["objects"] = self.objects
         record["provenance"] = self.provenance

@@ -33,6 +33,46 @@ def shrink(image: Image.Image, shorter: int) -> np.ndarray:
     return np.asarray(rgb.resize(size, Image.Resampling.BICUBIC, reducing_gap=3.0))
 
 
+def fit(image: Image.Image, largest: int, multiple: int = 16) -> np.ndarray:
+    """A picture at its own aspect for a model that reads whole tokens: uint8 [H, W, 3], sides multiples of `multiple`.
+
+    OmniGen's rule for input images (`crop_arr` of VectorSpaceLab/OmniGen): halve by box while the shorter side is twice
+    `largest` or more; scale down (bicubic) until the longer side is `largest`; scale up until the shorter side is
+    `multiple`; cut what is over from both ends. Of a picture much longer than wide a side may pass `largest`.
+    """
+    image = _halved(image, largest)
+    if max(image.size) > largest:
+        image = _scaled(image, largest / max(image.size))
+    if min(image.size) < multiple:
+        image = _scaled(image, multiple / min(image.size))
+    over_x, over_y = image.width % multiple, image.height % multiple
+    left, top = over_x // 2, over_y // 2
+    return np.asarray(image)[top : top + image.height - over_y, left : left + image.width - over_x]
+
+
+def centre_square(image: Image.Image, side: int) -> np.ndarray:
+    """The centre of a picture, uint8 [side, side, 3], as OmniGen trains with where it does not keep the aspect.
+
+    OpenAI's rule (ADM; `center_crop_arr` of VectorSpaceLab/OmniGen): halve by box, scale the whole picture (bicubic) to
+    the shorter side, cut.
+    """
+    image = _halved(image, side)
+    image = _scaled(image, side / min(image.size))
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    return np.asarray(image)[top : top + side, left : left + side]
+
+
+def _halved(image: Image.Image, side: int) -> Image.Image:
+    image = image if image.mode == "RGB" else image.convert("RGB")
+    while min(image.size) >= 2 * side:
+        image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
+    return image
+
+
+def _scaled(image: Image.Image, scale: float) -> Image.Image:
+    return image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
+
+
 def crop(pixels: np.ndarray, side: int, share: float, x: float, y: float) -> np.ndarray:
     """A square of the picture, scaled (bicubic) to uint8 [side, side, 3].
 

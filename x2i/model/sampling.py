@@ -1,20 +1,28 @@
-"""Draw images with a trained model: prompts in, pictures out, with two-way guidance by text and by image."""
+"""Draw pictures with any model that draws: requests in, pictures out, with guidance by text and by images.
+
+A guided step is a weighted sum of velocities, one for each branch (everything; the images only; nothing …): which
+branches there are, and what they are shown, the model's processor says. All branches go through the network in one
+batch, or kind by kind; what does not depend on the timestep is computed once a picture.
+
+Tensor names carry their axes: B pictures · C latent channels · H, W latent height and width.
+"""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
 from x2i.base.errors import X2IError
 from x2i.model import flow
-from x2i.model.omnigen import OmniGen
-from x2i.model.pixels import centre_crop, to_images, to_tensor
-from x2i.model.prompt import UNCONDITIONAL, Prompt, PromptEncoder, collate, image_only, with_placeholders
+from x2i.model.base import Model, Processor, Request
+from x2i.model.pixels import centre_crop, fit, to_images
+from x2i.model.placeholders import with_placeholders
 from x2i.model.vae import VAE
 
 
@@ -28,6 +36,11 @@ class Options:
         guidance: weight of the text; 1 is no guidance.
         image_guidance: weight of the input images; 1 is no guidance. Matters only with images.
         seed: of the noise; picture i of a batch draws from (seed, i).
+        shift: bends the timesteps (`flow.timesteps`); None: as the model does at this size.
+        separate: one pass through the network for each kind of branch: slower, less memory.
+        cache: keep keys and values of the condition, so that a step computes the picture alone.
+        offload_cache: keep them in host memory, layer by layer on the device: slower, less memory.
+        negative: instruction of the unconditional branch; None: the model's own.
     """
 
     height: int
@@ -36,28 +49,25 @@ class Options:
     guidance: float = 2.5
     image_guidance: float = 1.6
     seed: int = 0
-
-
-@dataclass(frozen=True)
-class Request:
-    """What to draw: an instruction, and its input images as uint8 [H, W, 3], in the order of the placeholders."""
-
-    instruction: str
-    images: tuple[np.ndarray, ...] = ()
+    shift: float | None = None
+    separate: bool = False
+    cache: bool = True
+    offload_cache: bool = False
+    negative: str | None = None
 
 
 class Painter:
-    """A model, its autoencoder and its tokenizer, ready to draw."""
+    """A model, its autoencoder and its processor, ready to draw."""
 
-    def __init__(self, model: OmniGen, vae: VAE, encoder: PromptEncoder) -> None:
+    def __init__(self, model: Model[Any], vae: VAE, processor: Processor[Any]) -> None:
         self.model = model
         self.vae = vae
-        self.encoder = encoder
+        self.processor = processor
 
     @property
     def token_side(self) -> int:
         """Pixels per side of one token."""
-        return self.vae.shrink * self.model.config.patch_size
+        return self.processor.token_side
 
     def generate(
         self,
@@ -66,81 +76,107 @@ class Painter:
         *,
         height: int,
         width: int,
-        seed: int = 0,
-        steps: int = 50,
-        guidance: float = 2.5,
-        image_guidance: float = 1.6,
+        max_input: int | None = None,
+        **options: Any,
     ) -> Image.Image:
-        """Draw one picture. Input images are cropped around their centre to the picture's size.
+        """Draw one picture.
+
+        Args:
+            instruction: one without any placeholder gets those of the images put in front.
+            images: cropped around their centre to the picture's size, or see `max_input`.
+            height, width: of the picture in pixels.
+            max_input: keep the input images' own aspect, no side longer than this (`pixels.fit`).
+            options: the others of `Options`.
 
         Raises:
             X2IError: sizes that are no multiples of a token, or placeholders that do not match the images.
-                An instruction without any placeholder gets them put in front.
         """
-        options = Options(height, width, steps, guidance, image_guidance, seed)
-        self.check(options)
-        arrays = tuple(centre_crop(image, height, width) for image in images)
-        return self.paint([Request(with_placeholders(instruction, len(arrays)), arrays)], options)[0]
+        wanted = Options(height, width, **options)
+        self.check(wanted)
+        if max_input is None:
+            arrays = tuple(centre_crop(image, height, width) for image in images)
+        else:
+            arrays = tuple(fit(image, max_input, self.token_side) for image in images)
+        return self.paint([Request(with_placeholders(instruction, len(arrays)), arrays)], wanted)[0]
 
     def check(self, options: Options) -> None:
         """Raise X2IError if these sizes or steps cannot be drawn."""
-        side, limit = self.token_side, self.token_side * self.model.config.pos_embed_max_size
-        for name, value in (("height", options.height), ("width", options.width)):
-            if value % side or not 0 < value <= limit:
-                raise X2IError(f"{name} {value}: must be a multiple of {side}, and at most {limit} pixels")
+        self.processor.check_size(options.height, options.width)
+        if options.offload_cache and "offload" not in inspect.signature(self.model.condition).parameters:
+            raise X2IError(f"{type(self.model).__name__} cannot keep its cache in host memory: leave offload_cache out")
         if options.steps < 1:
             raise X2IError(f"steps {options.steps}: must be at least 1")
 
+    def paint(
+        self, requests: Sequence[Request], options: Options, noise_BCHW: Tensor | None = None
+    ) -> list[Image.Image]:
+        """Draw one picture per request, all in one batch. Arguments and errors as `draw`."""
+        return to_images(self.draw(requests, options, noise_BCHW))
+
     @torch.no_grad()
-    def paint(self, requests: Sequence[Request], options: Options) -> list[Image.Image]:
-        """Draw one picture per request, all in one batch."""
+    def draw(self, requests: Sequence[Request], options: Options, noise_BCHW: Tensor | None = None) -> Tensor:
+        """As `paint`, but pixels: float32 [B, 3, height, width], about [-1, 1], not clipped.
+
+        Args:
+            requests: what to draw.
+            options: how.
+            noise_BCHW: where to start from, instead of noise from the seed: float [B, C, H, W] of latents.
+
+        Raises:
+            X2IError: sizes or steps that cannot be drawn, placeholders that do not match the images, noise of
+                another shape.
+        """
         self.check(options)
-        device = next(self.model.parameters()).device
-        latents = [self._encode(r.images, device) for r in requests]
-        branches = self._branches(requests, latents, options)
-        batch = collate([b.prompt for b in branches], [b.images for b in branches]).to(device)
-        rows = torch.tensor([b.row for b in branches], device=device)
-        weights = torch.tensor([b.weight for b in branches], device=device)
-
-        def velocity(x_BCHW: Tensor, t_B: Tensor) -> Tensor:
-            each = self.model(x_BCHW[rows], t_B[rows], batch)
-            return torch.zeros_like(x_BCHW).index_add_(0, rows, each * weights[:, None, None, None])
-
+        if not requests:
+            raise X2IError("nothing to draw: no request was given")
+        noise = self._noise(len(requests), options) if noise_BCHW is None else noise_BCHW
+        if tuple(noise.shape) != (len(requests), *self.latent_shape(options)):
+            expected = [len(requests), *self.latent_shape(options)]
+            raise X2IError(f"noise of shape {list(noise.shape)}: expected {expected} for these requests and options")
         training = self.model.training
         self.model.eval()
-        noise = self._noise(len(requests), options).to(device)
-        drawn = self.vae.decode(flow.euler(velocity, noise, options.steps))
-        self.model.train(training)
-        return to_images(drawn)
+        try:
+            latents = self._integrate(requests, options, noise.float())
+        finally:
+            self.model.train(training)
+        return self.vae.decode(latents).float()
 
-    def _encode(self, images: Sequence[np.ndarray], device: torch.device) -> list[Tensor]:
-        return [self.vae.encode(to_tensor([image]).to(device))[0] for image in images]
+    def latent_shape(self, options: Options) -> tuple[int, int, int]:
+        """Channels, height and width of the latents of one picture."""
+        return self.vae.channels, options.height // self.vae.shrink, options.width // self.vae.shrink
+
+    def _integrate(self, requests: Sequence[Request], options: Options, noise_BCHW: Tensor) -> Tensor:
+        parameter = next(self.model.parameters())
+        device, dtype = parameter.device, parameter.dtype
+        branches = self.processor.branches(
+            requests,
+            height=options.height,
+            width=options.width,
+            guidance=options.guidance,
+            image_guidance=options.image_guidance,
+            separate=options.separate,
+            negative=options.negative,
+        )
+        target = (noise_BCHW.shape[-2], noise_BCHW.shape[-1])
+        aside = {"offload": True} if options.cache and options.offload_cache else {}
+        parts = []
+        for branch in branches:
+            condition = self.model.condition(branch.inputs.to(device), cache=options.cache, target=target, **aside)
+            parts.append((condition, branch.rows_R.to(device), branch.weights_R.to(device).float()))
+
+        def velocity(x_BCHW: Tensor, t_B: Tensor) -> Tensor:
+            total = torch.zeros_like(x_BCHW)
+            for condition, rows_R, weights_R in parts:
+                each = self.model.velocity(x_BCHW[rows_R].to(dtype), t_B[rows_R], condition)
+                total.index_add_(0, rows_R, each.float() * weights_R[:, None, None, None])
+            return total
+
+        own = self.processor.shift(options.height, options.width)
+        return flow.euler(
+            velocity, noise_BCHW.to(device), options.steps, own if options.shift is None else options.shift
+        )
 
     def _noise(self, count: int, options: Options) -> Tensor:
-        shape = (self.vae.channels, options.height // self.vae.shrink, options.width // self.vae.shrink)
+        shape = self.latent_shape(options)
         generators = (torch.Generator().manual_seed(options.seed + 1_000_003 * i) for i in range(count))
         return torch.stack([torch.randn(shape, generator=g) for g in generators])
-
-    def _branches(
-        self, requests: Sequence[Request], latents: Sequence[list[Tensor]], options: Options
-    ) -> list[_Branch]:
-        out = []
-        for row, (request, images) in enumerate(zip(requests, latents, strict=True)):
-            tokens = [i.shape[-2] * i.shape[-1] // self.model.config.patch_size**2 for i in images]
-            weights = flow.guidance_weights(options.guidance, options.image_guidance, bool(images))
-            texts = (request.instruction, image_only(len(images)), UNCONDITIONAL)
-            for text, weight, shown in zip(texts, weights, (True, True, False), strict=True):
-                if abs(weight) > 1e-9:
-                    prompt = self.encoder.encode(text, tokens if shown else [])
-                    out.append(_Branch(row, weight, prompt, images if shown else []))
-        return out
-
-
-@dataclass(frozen=True)
-class _Branch:
-    """One row of the network's batch: it adds `weight` times its velocity to picture `row`."""
-
-    row: int
-    weight: float
-    prompt: Prompt
-    images: list[Tensor]

@@ -26,7 +26,10 @@ class VAE(Protocol):
     shrink: int  # pixels per latent side
 
     def encode(self, pixels: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """[B, 3, H, W] -> [B, C, H / shrink, W / shrink]. Draws from `generator`; without one, takes the mean."""
+        """[B, 3, H, W] -> [B, C, H / shrink, W / shrink]. Draws from `generator`; without one, takes the mean.
+
+        Pixels may lie on another device than the weights; the latents lie with the weights.
+        """
         ...
 
     def decode(self, latents: Tensor) -> Tensor:
@@ -74,7 +77,7 @@ class AutoencoderKL:
 
     @torch.no_grad()
     def encode(self, pixels: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        posterior = self._vae.encode(pixels.to(self._vae.dtype)).latent_dist
+        posterior = self._vae.encode(pixels.to(self._vae.device, self._vae.dtype)).latent_dist
         z = posterior.mode() if generator is None else posterior.sample(generator)
         return ((z - self._shift) * self._scale).to(pixels.dtype)
 

@@ -1,78 +1,140 @@
-"""Weights of OmniGen in and out: safetensors in the published names, and the map to diffusers' class."""
+"""Weights in and out: safetensors by their published names, in one file or in shards with an index."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
+import json
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from x2i.base.errors import X2IError
 
-#: Published prefix -> diffusers' OmniGenTransformer2DModel (its conversion script, and version 0.42).
-_PREFIXES = {
-    "x_embedder.proj.": "patch_embedding.output_image_proj.",
-    "input_x_embedder.proj.": "patch_embedding.input_image_proj.",
-    "final_layer.adaLN_modulation.1.": "norm_out.linear.",
-    "final_layer.linear.": "proj_out.",
-    "time_token.mlp.0.": "time_token.linear_1.",
-    "time_token.mlp.2.": "time_token.linear_2.",
-    "t_embedder.mlp.0.": "t_embedder.linear_1.",
-    "t_embedder.mlp.2.": "t_embedder.linear_2.",
-    "llm.": "",
-}
-_QKV = re.compile(r"(layers\.\d+\.self_attn\.)qkv_proj\.weight")
+FILE = "model.safetensors"
 
 
 def save(state: Mapping[str, Tensor], path: Path) -> None:
-    """Write tensors by their published names. Not atomic: wrap the path."""
-    save_file({name: tensor.detach().contiguous().cpu() for name, tensor in state.items()}, path)
+    """Write tensors by their names. Of tied ones the first name is written. Not atomic: wrap the path."""
+    unique = {name: state[name] for name in state if name not in aliases(state)}
+    save_file({name: tensor.detach().contiguous().cpu() for name, tensor in unique.items()}, path, {"format": "pt"})
 
 
 def load(model: nn.Module, path: Path) -> None:
-    """Read published names into a model; `path` is the file, or a folder with model.safetensors.
+    """Read all of a model's weights, tensor by tensor; those of another dtype are cast.
+
+    Args:
+        model: its `state_dict` says what must be there; of tied tensors one name is enough.
+        path: the file, or a folder with model.safetensors or its index of shards.
 
     Raises:
         X2IError: not a safetensors file, or tensors are missing, unknown or of another shape (the first few named).
+            The model is untouched.
     """
-    file = path / "model.safetensors" if path.is_dir() else path
-    try:
-        found = load_file(file)
-    except (OSError, SafetensorError) as error:
-        raise X2IError(f"{file}: cannot be read as safetensors ({error})") from None
     wanted = model.state_dict()
-    faults = [f"missing {n}" for n in sorted(wanted.keys() - found.keys())]
+    found = shapes(path)
+    tied = aliases(wanted)
+    missing = wanted.keys() - found.keys()
+    missing = {n for n in missing if n not in tied or tied[n] not in found}
+    missing -= {first for second, first in tied.items() if second in found}
+    faults = [f"missing {n}" for n in sorted(missing)]
     faults += [f"unknown {n}" for n in sorted(found.keys() - wanted.keys())]
-    faults += [
-        f"{n} is {list(found[n].shape)}, expected {list(wanted[n].shape)}"
-        for n in sorted(wanted.keys() & found.keys())
-        if found[n].shape != wanted[n].shape
-    ]
+    faults += _misfits(wanted, found)
     if faults:
-        raise X2IError(f"{file}: not weights of this model: {'; '.join(faults[:5])} ({len(faults)} in all)")
-    model.load_state_dict(found)
+        raise X2IError(f"{path}: not weights of this model: {'; '.join(faults[:5])} ({len(faults)} in all)")
+    copy_into(wanted, path)
 
 
-def to_diffusers(state: Mapping[str, Tensor], query_width: int, key_width: int) -> dict[str, Tensor]:
-    """Rename a published state for diffusers' OmniGenTransformer2DModel.
+def load_part(model: nn.Module, path: Path, names: Mapping[str, str]) -> None:
+    """Read some of a model's weights from a checkpoint with other names or other parts besides.
 
     Args:
-        state: tensors by published names.
-        query_width: heads * head_dim; `key_width`: kv_heads * head_dim. They cut the fused qkv projection.
+        model: into which to read.
+        path: as `load`.
+        names: name in the model -> name in the file.
+
+    Raises:
+        X2IError: as `load`; tensors of the file that are not asked for are left out.
     """
-    out: dict[str, Tensor] = {}
-    for name, tensor in state.items():
-        if name == "pos_embed":
-            out["patch_embedding.pos_embed"] = tensor
-            continue
-        prefix = next(p for p in _PREFIXES if name.startswith(p))
-        renamed = _PREFIXES[prefix] + name.removeprefix(prefix)
-        if found := _QKV.fullmatch(renamed):
-            parts = tensor.split([query_width, key_width, key_width])
-            out |= {f"{found[1]}to_{k}.weight": part for k, part in zip("qkv", parts, strict=True)}
-        else:
-            out[renamed.replace("self_attn.o_proj", "self_attn.to_out.0")] = tensor
+    wanted, found = model.state_dict(), shapes(path)
+    faults = [f"missing {theirs}" for theirs in sorted(set(names.values()) - found.keys())]
+    faults += _misfits({theirs: wanted[ours] for ours, theirs in names.items()}, found)
+    if faults:
+        raise X2IError(f"{path}: does not hold these weights: {'; '.join(faults[:5])} ({len(faults)} in all)")
+    copy_into({theirs: wanted[ours] for ours, theirs in names.items()}, path)
+
+
+def shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of all tensors, from the headers alone. Raises X2IError."""
+    out: dict[str, tuple[int, ...]] = {}
+    for file in files_of(path):
+        with _opened(file) as tensors:
+            out |= {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
     return out
+
+
+def read(path: Path) -> dict[str, Tensor]:
+    """All tensors of a file or of shards. Raises X2IError."""
+    return dict(tensors_of(path))
+
+
+def tensors_of(path: Path) -> Iterator[tuple[str, Tensor]]:
+    """All tensors one by one. Raises X2IError."""
+    for file in files_of(path):
+        with _opened(file) as tensors:
+            for name in tensors.keys():  # noqa: SIM118 - no mapping
+                yield name, tensors.get_tensor(name)
+
+
+@torch.no_grad()
+def copy_into(state: Mapping[str, Tensor], path: Path) -> None:
+    """Copy the tensors of a file over those of the same names, in place; other names are passed over."""
+    for name, tensor in tensors_of(path):
+        if name in state:
+            state[name].copy_(tensor)
+
+
+def files_of(path: Path) -> list[Path]:
+    """The safetensors files of a checkpoint. Raises X2IError if there are none, or the index names one that is not there."""
+    if not path.is_dir():
+        return [path]
+    index = path / f"{FILE}.index.json"
+    if (path / FILE).is_file() or not index.is_file():
+        return [path / FILE]
+    try:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise X2IError(f"{index}: not an index of shards ({error})") from None
+    if absent := [n for n in names if not (path / n).is_file()]:
+        raise X2IError(f"{index}: names {absent[0]}, which is not there")
+    return [path / n for n in names]
+
+
+def aliases(state: Mapping[str, Tensor]) -> dict[str, str]:
+    """Tied tensors: the later name -> the first one with the same memory."""
+    first: dict[tuple[int, tuple[int, ...]], str] = {}
+    out = {}
+    for name, tensor in state.items():
+        if tensor.is_meta or not tensor.numel():
+            continue
+        place = (tensor.data_ptr(), tuple(tensor.shape))
+        if place in first:
+            out[name] = first[place]
+        first.setdefault(place, name)
+    return out
+
+
+def _misfits(wanted: Mapping[str, Tensor], found: Mapping[str, tuple[int, ...]]) -> list[str]:
+    both = sorted(wanted.keys() & found.keys())
+    return [
+        f"{n} is {list(found[n])}, expected {list(wanted[n].shape)}" for n in both if found[n] != tuple(wanted[n].shape)
+    ]
+
+
+def _opened(file: Path) -> safe_open:
+    try:
+        return safe_open(str(file), framework="pt")
+    except (OSError, SafetensorError) as error:
+        raise X2IError(f"{file}: cannot be read as safetensors ({error})") from None

@@ -1,85 +1,140 @@
-"""From decoded samples to what one training step needs: latents, noise, timesteps, prompt."""
+"""From decoded samples to what one training step needs: latents, noise, timesteps, and the model's own inputs."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from x2i.base.seeds import generator
-from x2i.model.omnigen import OmniGen
+from x2i.model.base import Processor, Request
 from x2i.model.pixels import to_tensor
-from x2i.model.prompt import UNCONDITIONAL, PromptBatch, PromptEncoder, collate
 from x2i.model.vae import VAE
-from x2i.trainer.config import Stage
+from x2i.trainer import losses
+from x2i.trainer.config import EditLoss, Stage
 from x2i.trainer.data import Example
 
 
 @dataclass(frozen=True)
-class Batch:
-    """One step's tensors; row i belongs to `keys[i]` and `tasks[i]`."""
+class DrawBatch:
+    """Pictures to be drawn; row i belongs to `keys[i]` and `tasks[i]`. `weights` of the error [B, 1, H, W], if any."""
 
     keys: tuple[str, ...]
     tasks: tuple[str, ...]
     data: Tensor  # clean latents [B, C, H, W]
     noise: Tensor  # [B, C, H, W]
     t: Tensor  # [B]
-    prompt: PromptBatch
+    inputs: Any
+    weights: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class ChatBatch:
+    """Conversations to be answered. `rejected`: the same with worse answers."""
+
+    keys: tuple[str, ...]
+    tasks: tuple[str, ...]
+    inputs: Any
+    rejected: Any | None = None
+
+
+Batch = DrawBatch | ChatBatch
 
 
 class Batcher:
     """Encodes samples for a model. Noise, timestep and dropout of a sample depend on its draw alone."""
 
-    def __init__(self, model: OmniGen, vae: VAE, encoder: PromptEncoder, device: torch.device) -> None:
+    def __init__(self, processor: Processor[Any], vae: VAE, device: torch.device) -> None:
+        self._processor = processor
         self._vae = vae
-        self._encoder = encoder
         self._device = device
-        self._patch = model.config.patch_size
 
-    def training(self, examples: Sequence[Example], seed: int, stage: Stage) -> Batch:
-        """A training batch: logit-normal timesteps, and some of the conditions dropped."""
-        drawn = [generator("flow/1", seed, stage.name, e.draw, e.key) for e in examples]
-        t = [1 / (1 + np.exp(-g.normal(stage.t_mean, stage.t_std))) for g in drawn]
-        dropped = [g.random() < stage.condition_dropout for g in drawn]
-        return self.encode(examples, drawn, t, dropped)
+    def training(self, examples: Sequence[Example], seed: int, stage: Stage) -> list[Batch]:
+        """The batches of one step, at most one of each kind.
 
-    def encode(
+        Pictures get logit-normal timesteps (Esser et al. 2403.03206), and some of their conditions are dropped.
+        """
+        pictures = [e for e in examples if e.output is not None]
+        chats = [e for e in examples if e.output is None]
+        out: list[Batch] = []
+        if pictures:
+            drawn = [generator("flow/1", seed, stage.name, e.draw, e.key) for e in pictures]
+            t = [1 / (1 + np.exp(-g.normal(stage.t_mean, stage.t_std))) for g in drawn]
+            dropped = [g.random() < stage.condition_dropout for g in drawn]
+            out.append(self.draw(pictures, drawn, t, dropped, stage.edit_loss))
+        if chats:
+            out.append(self.chat(chats, stage))
+        return out
+
+    def draw(
         self,
         examples: Sequence[Example],
         generators: Sequence[np.random.Generator],
         t: Sequence[float],
         dropped: Sequence[bool] | None = None,
-    ) -> Batch:
+        edit_loss: EditLoss | None = None,
+    ) -> DrawBatch:
         """A batch at given timesteps, with noise from one generator per sample."""
         dropped = dropped or [False] * len(examples)
-        data = self._latents([e.output for e in examples], generators[0])
-        inputs = [() if drop else e.inputs for e, drop in zip(examples, dropped, strict=True)]
-        flat = self._latents([image for row in inputs for image in row], generators[0])
-        images, position = [], 0
-        for row in inputs:
-            images.append(list(flat[position : position + len(row)]))
-            position += len(row)
-        prompts = [
-            self._encoder.encode(
-                UNCONDITIONAL if drop else e.instruction, [i.shape[-2] * i.shape[-1] // self._patch**2 for i in row]
-            )
-            for e, drop, row in zip(examples, dropped, images, strict=True)
-        ]
+        targets = [e.output for e in examples if e.output is not None]
+        data = self._vae.encode(to_tensor(targets).to(self._device), self._posterior(generators[0]))
+        requests = [Request(e.instruction, e.inputs) for e in examples]
+        inputs = self._processor.requests(requests, dropped, self._posterior(generators[0]))
         noise = np.stack([g.standard_normal(tuple(data.shape[1:]), dtype=np.float32) for g in generators])
-        return Batch(
+        return DrawBatch(
             keys=tuple(e.key for e in examples),
             tasks=tuple(e.task for e in examples),
             data=data,
             noise=torch.from_numpy(noise).to(self._device),
             t=torch.tensor(np.array(t), dtype=torch.float32, device=self._device),
-            prompt=collate(prompts, images).to(self._device),
+            inputs=inputs.to(self._device),
+            weights=None if edit_loss is None else self._weights(examples, dropped, edit_loss),
         )
 
-    def _latents(self, images: Sequence[np.ndarray], seed: np.random.Generator) -> Tensor:
-        posterior = torch.Generator(self._device).manual_seed(int(seed.integers(2**62)))
-        if not images:
-            return torch.empty(0)
-        return self._vae.encode(to_tensor(images).to(self._device), posterior)
+    def chat(self, examples: Sequence[Example], stage: Stage | None = None) -> ChatBatch:
+        """A batch of conversations; with a preference stage, each with its worse answer besides."""
+        plain = stage is not None and stage.plain_captions
+        inputs = self._processor.chats([e.chat for e in examples], labels=True, plain=plain)
+        rejected = None
+        if stage is not None and stage.preference is not None:
+            worse = [e.rejected_chat for e in examples]
+            rejected = self._processor.chats(worse, labels=True, plain=plain).to(self._device)
+        keys, tasks = tuple(e.key for e in examples), tuple(e.task for e in examples)
+        return ChatBatch(keys, tasks, inputs.to(self._device), rejected)
+
+    def token_entropy(self, examples: Sequence[Example]) -> float:
+        """Entropy in nats of the frequencies of the tokens in the answers: what guessing by them would lose per token."""
+        texts = [m.text for e in examples for m in e.messages if m.role == "assistant"]
+        tokenizer = self._processor.tokenizer
+        counts = np.array(list(Counter(i for t in texts for i in tokenizer.encode(t).ids).values()), float)
+        shares = counts / counts.sum() if counts.size else np.ones(1)
+        return float(-(shares * np.log(shares)).sum())
+
+    def _weights(self, examples: Sequence[Example], dropped: Sequence[bool], loss: EditLoss) -> Tensor | None:
+        """Weights of the velocity's error [B, 1, H, W]: 1 for samples that are no edits, or whose source is dropped."""
+        edits = [
+            place
+            for place, (e, drop) in enumerate(zip(examples, dropped, strict=True))
+            if not drop and e.inputs and (e.task in loss.tasks if loss.tasks is not None else len(e.inputs) == 1)
+        ]
+        if not edits:
+            return None
+        sources = self._vae.encode(to_tensor([examples[i].inputs[0] for i in edits]).to(self._device))
+        targets = self._vae.encode(to_tensor([_output(examples[i]) for i in edits]).to(self._device))
+        found = losses.edit_weights(targets, sources, loss.kind)
+        weights = found.new_ones(len(examples), *found.shape[1:])
+        weights[torch.tensor(edits, device=found.device)] = found
+        return weights
+
+    def _posterior(self, seed: np.random.Generator) -> torch.Generator:
+        return torch.Generator(self._device).manual_seed(int(seed.integers(2**62)))
+
+
+def _output(example: Example) -> np.ndarray:
+    assert example.output is not None
+    return example.output

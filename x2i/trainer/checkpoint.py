@@ -2,6 +2,8 @@
 
 model.safetensors    the weights, in the published names
 ema.safetensors      the averaged weights, if the run keeps them: what is drawn with
+adapter/             with adapters instead of the two: their weights alone, as the library peft lays them out
+ema_adapter/         the averaged ones, if the run keeps them
 config.json          the model's and the autoencoder's configuration, the resolution
 tokenizer.json       the tokenizer
 optimizer.pt         the optimiser's state
@@ -26,9 +28,12 @@ from x2i.model.config import ModelFile
 if TYPE_CHECKING:
     import torch
 
+    from x2i.model.base import Model, Processor
     from x2i.model.sampling import Painter
+    from x2i.model.vae import VAE
 
 MODEL, EMA, OPTIMIZER = "model.safetensors", "ema.safetensors", "optimizer.pt"
+ADAPTER, EMA_ADAPTER = "adapter", "ema_adapter"
 CONFIG, TRAINER, PREVIEW = "config.json", "trainer.json", "preview.png"
 _NAME = re.compile(r"step-(\d{6,})")
 
@@ -96,8 +101,9 @@ def write(target: Path, files: dict[str, Any]) -> Checkpoint:
                 path.write_bytes(content)
             else:
                 path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
+            for each in [path] if path.is_file() else sorted(path.iterdir()):
+                with each.open("rb") as file:
+                    os.fsync(file.fileno())
         remove(target)  # one of the same step, left by a run that --fresh did away with
     return Checkpoint(target, int(files[TRAINER]["step"]))
 
@@ -109,31 +115,87 @@ def prune(output: Path, keep: int, always: set[int]) -> None:
             remove(checkpoint.path)
 
 
-def load_painter(path: Path, device: torch.device | str = "cpu") -> tuple[Painter, ModelFile]:
-    """A checkpoint's model, ready to draw: its averaged weights where it has them.
+@dataclass(frozen=True)
+class Loaded:
+    """A model ready to use: with its processor, its autoencoder (None: it draws nothing), and its config.json."""
 
-    Returns:
-        The painter, and the content of config.json.
+    model: Model[Any]
+    processor: Processor[Any]
+    vae: VAE | None
+    described: ModelFile
+
+    @property
+    def painter(self) -> Painter:
+        """To draw with. Raises X2IError for a model that only writes."""
+        from x2i.model.sampling import Painter
+
+        if self.vae is None or not self.model.draws:
+            raise X2IError(f"a model of {self.described.architecture} draws no pictures: ask it (`x2i ask`)")
+        return Painter(self.model, self.vae, self.processor)
+
+
+def load_model(path: Path, device: torch.device | str = "cpu", adapters: bool = True) -> Loaded:
+    """A checkpoint's model: its averaged weights where it has them.
+
+    Args:
+        path: a checkpoint, or a run's output: then its newest.
+        device: where to put it.
+        adapters: with adapters, fold them into the weights; without, leave them out.
 
     Raises:
         X2IError: there is no checkpoint at `path`, or it is damaged.
     """
     import torch
 
-    from x2i.model import vae, weights
-    from x2i.model.omnigen import OmniGen
-    from x2i.model.prompt import PromptEncoder
-    from x2i.model.sampling import Painter
+    from x2i.model import lora, registry, vae, weights
     from x2i.trainer import tokens
 
-    found = find(path)
-    described = parse_config(ModelFile, _json(found.path / CONFIG), str(found.path / CONFIG))
-    model = OmniGen(described.model)
-    averaged = found.path / EMA
-    weights.load(model, averaged if averaged.is_file() else found.path / MODEL)
+    place = find(path).path
+    described = describe(place)
+    config = registry.config_of(described.architecture, described.model, str(place / CONFIG))
+    model = registry.build(config)
+    if described.base is None:
+        weights.load(model, weights_of(place))
+    else:
+        weights.load(model, weights_of(fetched(described.base)))
+        if adapters:
+            averaged = place / EMA_ADAPTER
+            lora.load_adapter(model, averaged if averaged.is_dir() else place / ADAPTER)
+            lora.merge(model)
     model.to(device).eval().requires_grad_(False)
-    encoder = PromptEncoder(tokens.load(found.path), described.max_text_tokens)
-    return Painter(model, vae.build(described.vae).to(torch.device(device)), encoder), described
+    autoencoder = None if described.vae is None else vae.build(described.vae).to(torch.device(device))
+    processor = registry.processor_class(described.architecture)
+    return Loaded(
+        model,
+        processor(config, tokens.load(place), autoencoder, described.max_text_tokens),
+        autoencoder,
+        described,
+    )
+
+
+def load_painter(path: Path, device: torch.device | str = "cpu") -> tuple[Painter, ModelFile]:
+    """A checkpoint's model, ready to draw, and the content of its config.json. Raises X2IError as `load_model`."""
+    loaded = load_model(path, device)
+    return loaded.painter, loaded.described
+
+
+def describe(place: Path) -> ModelFile:
+    """The content of a checkpoint's config.json. Raises X2IError."""
+    return parse_config(ModelFile, _json(place / CONFIG), str(place / CONFIG))
+
+
+def fetched(spec: str) -> Path:
+    """Weights by name on this machine: of a run's output, its newest checkpoint. Raises X2IError."""
+    from x2i.base.weights import Weights
+
+    path = Weights(spec).fetch()
+    newest = all_of(path)
+    return newest[-1].path if newest else path
+
+
+def weights_of(place: Path) -> Path:
+    """The file of weights to use: of a checkpoint its averaged ones, where it has them; else what was given."""
+    return place / EMA if (place / EMA).is_file() else place
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -8,20 +8,57 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from x2i.base.config import Config, load_config
+from x2i.base.errors import RecipeError
 from x2i.base.seeds import digest
-from x2i.model.config import PixelsConfig, VAEConfig
+from x2i.model import registry
+from x2i.model.config import ModelConfig, VAEConfig
+from x2i.model.lora_config import LoRAConfig
 
 
 class ModelSpec(Config):
-    """A preset, and the numbers of it to change. What the vae and the tokenizer decide is not given here."""
+    """A preset, and what of it to change. What the vae and the tokenizer decide is not given here."""
 
-    preset: str = Field("omnigen-tiny", description="name of a model's published or small numbers")
-    hidden_size: int | None = Field(None, gt=0, description="width; default: the preset's")
-    layers: int | None = Field(None, gt=0, description="decoder layers; default: the preset's")
-    heads: int | None = Field(None, gt=0, description="query and key-value heads; default: the preset's")
-    intermediate_size: int | None = Field(None, gt=0, description="width of the SwiGLU; default: the preset's")
-    patch_size: int | None = Field(None, gt=0, description="latents per patch side; default: the preset's")
-    weights: str | None = Field(None, description="start from these: a hub id, a folder or a .safetensors file")
+    preset: str | None = Field(
+        None, description="name of a model's published or small numbers; default: those of `weights`, or omnigen-tiny"
+    )
+    changes: dict[str, Any] = Field(
+        {}, description="numbers of the preset to replace, as hidden_size; they may also stand beside `preset`"
+    )
+    weights: str | None = Field(
+        None, description="start from these: a checkpoint, a run's output (its newest), a hub id or a .safetensors file"
+    )
+    lora: LoRAConfig | None = Field(
+        None, description="train low-rank adapters beside frozen weights, and write the adapters only"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _gather(cls, value: Any) -> Any:
+        """Whatever is no key of this section is a number of the preset."""
+        if not isinstance(value, dict):
+            return value
+        own = {k: v for k, v in value.items() if k in cls.model_fields}
+        rest = {k: v for k, v in value.items() if k not in cls.model_fields}
+        return own | {"changes": own.get("changes", {}) | rest} if rest else own
+
+    @model_validator(mode="after")
+    def _check(self) -> ModelSpec:
+        try:
+            self.config(None)
+        except RecipeError as error:
+            raise ValueError(str(error).removeprefix("model: ")) from None
+        if self.lora is not None and self.weights is None:
+            raise ValueError("lora: adapters change a trained model: give its `weights`")
+        return self
+
+    def config(self, of_weights: ModelConfig | None) -> ModelConfig | None:
+        """The preset's numbers, or those that lie beside the weights, with the changes. Raises RecipeError.
+
+        None if only the weights can tell, and they are not given.
+        """
+        if self.preset is None and self.weights is not None:
+            return None if of_weights is None else registry.changed(of_weights, self.changes)
+        return registry.changed(registry.preset(self.preset or "omnigen-tiny"), self.changes)
 
 
 class TokenizerTraining(Config):
@@ -44,11 +81,34 @@ class TokenizerSpec(Config):
         return self
 
 
+class EditLoss(Config):
+    """How the velocity's error is weighted by where a picture differs from its source (`x2i.trainer.losses`)."""
+
+    kind: Literal["paper", "released"] = Field(
+        description="OmniGen's paper: 1 where the latents are equal, 1 / |difference|^2 elsewhere; or the heuristic of "
+        "its released code"
+    )
+    tasks: tuple[str, ...] | None = Field(
+        None, description="tasks whose first input image is the source; default: all samples with one input image"
+    )
+
+
+class Preference(Config):
+    """Direct preference optimisation: samples whose answer was preferred to another, `rejected_response`."""
+
+    beta: float = Field(0.1, gt=0, description="how far the model may move from what it was when the stage began")
+    label_smoothing: float = Field(0.0, ge=0, lt=0.5, description="share of preferences taken to be wrong")
+
+
 class Stage(Config):
     """One stage: which tasks in what mixture, at what resolution, how long, how fast."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9._-]+$", description="unique name; it seeds the stage's order and noise")
-    resolution: int = Field(gt=0, description="side of the square crop in pixels, a multiple of a token's side")
+    resolution: int = Field(
+        gt=0,
+        description="side of the square crop in pixels, a multiple of a token's side; pictures of conversations are "
+        "shown whole, scaled down to this shorter side",
+    )
     steps: int = Field(gt=0, description="optimiser steps")
     batch: int = Field(gt=0, description="samples per step, over all devices")
     lr: float = Field(gt=0, description="learning rate after the warm-up")
@@ -69,6 +129,20 @@ class Stage(Config):
     condition_dropout: float = Field(
         0.1, ge=0, lt=1, description="share of samples shown without instruction and input images"
     )
+    train: tuple[str, ...] | None = Field(
+        None, description="parts of the model that learn, as [refiner, decoder]; the others are frozen. Default: all"
+    )
+    edit_loss: EditLoss | None = Field(None, description="weight the velocity's error by what an edit changes")
+    answer_weight: float = Field(
+        1.0, gt=0, description="weight of a conversation's next-token loss beside a picture's velocity loss"
+    )
+    plain_captions: bool = Field(
+        False, description="conversations are learned without the chat's template: picture, then answer"
+    )
+    tau: tuple[float, float] | None = Field(
+        None, description="temperature of a visual tokenizer's Gumbel softmax, from the first step to the last"
+    )
+    preference: Preference | None = Field(None, description="learn from preferred and rejected answers (DPO)")
     weight_decay: float = Field(0.0, ge=0, description="AdamW's decay")
     betas: tuple[float, float] = Field((0.9, 0.999), description="AdamW's momenta")
     clip: float = Field(1.0, gt=0, description="largest norm of the gradient")
@@ -97,6 +171,7 @@ class Preview(Config):
     guidance: float = Field(1.0, gt=0, description="weight of the text; 1 is none")
     image_guidance: float = Field(1.0, gt=0, description="weight of the input images; 1 is none")
     seed: int = Field(0, ge=0, description="of the noise")
+    answer_tokens: int = Field(48, gt=0, description="longest answer to a conversation")
 
 
 class Reading(Config):
@@ -113,8 +188,11 @@ class RunConfig(Config):
     corpora: tuple[str, ...] = Field(min_length=1, description="folders or URLs of corpora")
     output: Path = Field(description="folder of checkpoints and logs")
     model: ModelSpec = Field(default_factory=ModelSpec, description="a preset's name, or a preset and changes to it")
-    vae: VAEConfig = Field(default_factory=PixelsConfig, description="pixels to latents")
-    tokenizer: TokenizerSpec = Field(description="text to tokens")
+    vae: VAEConfig | None = Field(
+        None,
+        description="pixels to latents; default: that of the weights, or pixels. Models that draw nothing do without",
+    )
+    tokenizer: TokenizerSpec | None = Field(None, description="text to tokens; default: the one beside the weights")
     max_text_tokens: int | None = Field(None, gt=16, description="longer instructions are cut; null for no limit")
     stages: tuple[Stage, ...] = Field(min_length=1, description="what follows what")
     held_out: float = Field(0.05, ge=0, lt=1, description="share of images (by id) kept for evaluation only")
@@ -146,6 +224,10 @@ class RunConfig(Config):
 
     @model_validator(mode="after")
     def _unique(self) -> RunConfig:
+        if self.tokenizer is None and self.model.weights is None:
+            raise ValueError(
+                "tokenizer: give its path, or train: {vocab_size: …}; there are no weights to take it from"
+            )
         names = [s.name for s in self.stages]
         if len(set(names)) != len(names):
             raise ValueError(f"two stages have the same name: {', '.join(names)}")

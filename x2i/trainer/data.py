@@ -10,9 +10,10 @@ import logging
 import math
 import os
 import posixpath
+import re
 import threading
 from collections import OrderedDict, deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,6 +26,7 @@ from PIL import Image
 from x2i.base.errors import X2IError
 from x2i.base.seeds import generator
 from x2i.corpus.corpus import Corpus
+from x2i.model.base import Chat, Message
 from x2i.model.pixels import centre_crop, crop, shrink
 from x2i.trainer.config import Reading, Stage
 from x2i.trainer.plan import Draw, StagePlan
@@ -35,19 +37,37 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Example:
-    """A decoded sample: images are uint8 [side, side, 3]. `draw` is its number in the stage's stream."""
+    """A decoded sample. `draw` is its number in the stage's stream.
+
+    To be drawn: images are uint8 [side, side, 3]. To be answered (`output` is None): `messages` speak of the inputs,
+    which are whole, [H, W, 3] with `side` as the shorter side; `rejected` is an answer that is worse than the last one.
+    """
 
     draw: int
     key: str
     task: str
     instruction: str
     inputs: tuple[np.ndarray, ...]
-    output: np.ndarray
+    output: np.ndarray | None
+    messages: tuple[Message, ...] = ()
+    rejected: str | None = None
 
     @property
     def nbytes(self) -> int:
         """Bytes of the pixels."""
-        return self.output.nbytes + sum(i.nbytes for i in self.inputs)
+        return sum(i.nbytes for i in (*self.inputs, self.output) if i is not None)
+
+    @property
+    def chat(self) -> Chat:
+        """The conversation."""
+        return Chat(self.messages, self.inputs)
+
+    @property
+    def rejected_chat(self) -> Chat:
+        """The conversation with the worse answer at its end. Raises ValueError if there is none."""
+        if self.rejected is None:
+            raise ValueError(f"sample {self.key} has no rejected_response")
+        return Chat((*self.messages[:-1], Message("assistant", self.rejected)), self.inputs)
 
 
 @dataclass(frozen=True)
@@ -76,7 +96,7 @@ class SampleReader:
         self._files: dict[str, int] = {}
 
     def read(self, index: int, side: int) -> Example:
-        """One sample of the table, cut around the centre to `side` pixels.
+        """One sample of the table, cut around the centre to `side` pixels; conversations show their pictures whole.
 
         Raises:
             DamagedSample: the sample cannot be used.
@@ -101,9 +121,10 @@ class SampleReader:
                 self._held -= self._cache.popitem(last=False)[1].nbytes
         return example
 
-    def instruction(self, index: int) -> str:
-        """One sample's instruction, without decoding its images. Raises DamagedSample."""
-        return str(self._record(self._blob(self.table[index]))["instruction"])
+    def text(self, index: int) -> str:
+        """One sample's instruction, or its conversation, without decoding its images. Raises DamagedSample."""
+        record = self._record(self._blob(self.table[index]))
+        return str(record.get("instruction") or "") or "\n".join(m.text for m in _messages(record))
 
     def planned(self, plan: StagePlan, draw: Draw, side: int, min_crop: float = 1.0) -> Example:
         """The sample of a draw, or of its next spare that is whole, cut as `Stage.min_crop` says.
@@ -114,7 +135,7 @@ class SampleReader:
         candidate = draw
         for attempt in range(1, 34):
             try:
-                if min_crop == 1:
+                if min_crop == 1 or draw.task in self.table.chats:
                     return replace(self.read(candidate.sample, side), draw=draw.index)
                 whole = self._read(candidate.sample, math.ceil(side / min_crop), whole=True)
                 return _cut(replace(whole, draw=draw.index), side, min_crop, plan.key)
@@ -144,7 +165,12 @@ class SampleReader:
         members = self._blob(ref)
         record = self._record(members)
         try:
-            names = [str(n).removeprefix(f"{ref.key}.") for n in (*record["input_images"], record["output_image"])]
+            inputs = [str(n).removeprefix(f"{ref.key}.") for n in record["input_images"]]
+            if "output_image" not in record:
+                shown = tuple(_picture(members[name], side, whole=True) for name in inputs)
+                rejected = record.get("rejected_response")
+                return Example(-1, ref.key, ref.task, "", shown, None, _messages(record), rejected)
+            names = [*inputs, str(record["output_image"]).removeprefix(f"{ref.key}.")]
             pictures = [_picture(members[name], side, whole) for name in names]
             return Example(-1, ref.key, ref.task, str(record["instruction"]), tuple(pictures[:-1]), pictures[-1])
         except KeyError as error:
@@ -186,6 +212,28 @@ class SampleReader:
         return data
 
 
+def _messages(record: dict[str, Any]) -> tuple[Message, ...]:
+    """The turns, with what `<ref-object>` and `<bbox>` stand for written out, boxes in thousandths of the sides.
+
+    Raises:
+        DamagedSample: there are none, or they are not as ms-swift has them.
+    """
+    try:
+        turns = [(str(m["role"]), str(m["content"])) for m in record["messages"]]
+        objects = record.get("objects") or {}
+        refs, boxes = iter(objects.get("ref", ())), iter(objects.get("bbox", ()))
+        if objects.get("bbox_type", "norm1") != "norm1":
+            raise DamagedSample(f"its boxes are {objects['bbox_type']!r}; norm1 is read")
+        marks = {"<ref-object>": lambda: str(next(refs)), "<bbox>": lambda: _box(next(boxes))}
+        return tuple(Message(r, re.sub("<ref-object>|<bbox>", lambda m: marks[m[0]](), t)) for r, t in turns)
+    except (KeyError, TypeError, ValueError, StopIteration, RuntimeError) as error:
+        raise DamagedSample(f"its messages cannot be read ({type(error).__name__}: {error})") from None
+
+
+def _box(sides: Sequence[float]) -> str:
+    return "[" + ", ".join(str(round(1000 * float(v))) for v in sides) + "]"
+
+
 def _picture(data: bytes, side: int, whole: bool) -> np.ndarray:
     with Image.open(io.BytesIO(data)) as image:
         return shrink(image, side) if whole else centre_crop(image, side, side)
@@ -193,6 +241,8 @@ def _picture(data: bytes, side: int, whole: bool) -> np.ndarray:
 
 def _cut(whole: Example, side: int, min_crop: float, key: tuple[int, str]) -> Example:
     """The crop of one draw: random where there are input images, all of them at the same place."""
+    if whole.output is None:
+        return whole
     share, x, y = 1.0, 0.5, 0.5
     if whole.inputs:
         share, x, y = generator("crop/1", *key, whole.draw, whole.key).uniform((min_crop, 0, 0), 1)

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from x2i.base.errors import X2IError
+from x2i.base.errors import RecipeError, X2IError
 from x2i.base.seeds import generator
 from x2i.model import flow
-from x2i.model.omnigen import OmniGen
-from x2i.trainer.batch import Batch, Batcher
+from x2i.model.base import Model
+from x2i.trainer import losses
+from x2i.trainer.batch import Batch, Batcher, ChatBatch, DrawBatch
 from x2i.trainer.config import RunConfig, Stage
 from x2i.trainer.data import Example
 
@@ -32,10 +35,14 @@ class StepReport:
 
 @dataclass(frozen=True)
 class HeldOutLoss:
-    """Velocity loss on held-out samples, and what predicting their mean velocity would lose."""
+    """Loss on held-out samples, and what the best constant answer would lose.
+
+    Of pictures: squared error of the velocity, beside that of its mean. Of conversations: negative log-likelihood per
+    token in nats, beside the entropy of the tokens' frequencies.
+    """
 
     loss: float
-    mean_velocity: float
+    baseline: float
     samples: int
 
 
@@ -48,24 +55,63 @@ def learning_rate(stage: Stage, step: int) -> float:
     return stage.lr * shape[stage.schedule]
 
 
+def learning(model: Model[Any], parts: Sequence[str] | None, where: str) -> list[str]:
+    """Names of the parameters that a stage trains: those of the parts, or all that may learn at all.
+
+    Raises:
+        RecipeError: the model has no part of that name.
+    """
+    names = [n for n, _ in model.named_parameters()]
+    if parts is None:
+        return names
+    if unknown := [p for p in parts if p not in model.parts]:
+        raise RecipeError(
+            f"{where}.train: no part {unknown[0]!r}; {model.config.architecture} has {', '.join(model.parts)}"
+        )
+    prefixes = tuple(prefix for part in parts for prefix in model.parts[part])
+    return [n for n in names if n.startswith(prefixes)]
+
+
 class Learner:
     """The mutable state of a run. Everything else in a run is a pure function of its configuration and step."""
 
-    def __init__(self, run: RunConfig, model: OmniGen, device: torch.device) -> None:
+    def __init__(self, run: RunConfig, model: Model[Any], device: torch.device) -> None:
         self.run = run
         self.model = model.to(device)
         self.device = device
         self.optimizer: torch.optim.AdamW | None = None
-        self.ema = {n: p.detach().clone() for n, p in model.named_parameters()} if run.ema else None
+        self.reference: Model[Any] | None = None  # of a preference stage: the model as it was when the stage began
+        self._may_learn = {n for n, p in model.named_parameters() if p.requires_grad}  # with adapters: they alone
+        self._trained = [sorted(self._of(s, f"stages.{i}") & self._may_learn) for i, s in enumerate(run.stages)]
+        ever = {name for names in self._trained for name in names}
+        parameters = dict(model.named_parameters())
+        self.ema = {n: parameters[n].detach().clone() for n in sorted(ever)} if run.ema else None
 
-    def start_stage(self, stage: Stage) -> None:
-        """A fresh optimiser: stages share weights, nothing else."""
+    def _of(self, stage: Stage, where: str) -> set[str]:
+        return set(learning(self.model, stage.train, where)) if self.run.model.lora is None else self._may_learn
+
+    def trained(self, place: int) -> list[str]:
+        """Names of the parameters that the stage at `place` trains."""
+        return self._trained[place]
+
+    def start_stage(self, place: int) -> None:
+        """A fresh optimiser over what the stage trains: stages share weights, nothing else."""
+        stage, names = self.run.stages[place], set(self._trained[place])
+        if not names:
+            raise RecipeError(f"stages.{place}.train: none of these parts has a parameter that may learn")
+        for name, parameter in self.model.named_parameters():
+            parameter.requires_grad_(name in names)
         self.optimizer = torch.optim.AdamW(
-            self.model.parameters(), lr=stage.lr, betas=stage.betas, weight_decay=stage.weight_decay, fused=True
+            self._learning(), lr=stage.lr, betas=stage.betas, weight_decay=stage.weight_decay, fused=True
         )
+        self.reference = None
 
-    def step(self, batch: Batch, stage: Stage, stage_step: int, global_step: int) -> StepReport:
-        """One optimiser step.
+    def keep_reference(self) -> None:
+        """Remember the model as it is now: what a preference stage compares with."""
+        self.reference = copy.deepcopy(self.model).requires_grad_(False).eval()
+
+    def step(self, batches: Sequence[Batch], stage: Stage, stage_step: int, global_step: int) -> StepReport:
+        """One optimiser step over the batches of a step.
 
         Raises:
             X2IError: the loss or the gradient is not finite; the weights are as before the step.
@@ -75,44 +121,101 @@ class Learner:
         lr = learning_rate(stage, stage_step)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
+        self._anneal(stage, stage_step)
         self.optimizer.zero_grad(set_to_none=True)
-        losses = self.losses(batch)
-        losses.mean().backward()
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), stage.clip)
-        values = losses.detach().cpu().numpy()
-        if not np.isfinite(values).all() or not torch.isfinite(norm):
-            self._refuse(batch, values, float(norm), stage, stage_step)
+        rows = sum(len(b.keys) for b in batches)
+        values, keys, tasks = [], list[str](), list[str]()
+        for batch in batches:
+            loss, each = self._loss(batch, stage)
+            if not loss.requires_grad:
+                some = ", ".join(sorted(set(batch.tasks)))
+                raise RecipeError(f"stages.{stage.name}.train: nothing that learns takes part in {some}: leave it out")
+            (loss * (len(batch.keys) / rows)).backward()
+            values.append(each.detach().float().cpu().numpy())
+            keys += batch.keys
+            tasks += batch.tasks
+        norm = torch.nn.utils.clip_grad_norm_(self._learning(), stage.clip)
+        all_values = np.concatenate(values)
+        if not np.isfinite(all_values).all() or not torch.isfinite(norm):
+            self._refuse(keys, tasks, all_values, float(norm), stage, stage_step)
         self.optimizer.step()
         self._average(global_step)
-        return StepReport(float(values.mean()), mean_by_task(batch.tasks, values), float(norm), lr)
+        return StepReport(float(all_values.mean()), mean_by_task(tasks, all_values), float(norm), lr)
 
-    def losses(self, batch: Batch) -> Tensor:
-        """Squared error of the velocity, per sample [B], float32."""
+    def _loss(self, batch: Batch, stage: Stage) -> tuple[Tensor, Tensor]:
+        """What is learned from a batch, a mean over its rows; and the loss of each row [B]."""
+        if isinstance(batch, DrawBatch):
+            each = self.velocity_losses(batch)
+            return each.mean(), each
+        if batch.rejected is not None:
+            return self._preference_loss(batch, stage)
+        sums, counts = self._next_token(batch.inputs)
+        # every token of the batch counts alike, whichever answer it belongs to
+        return stage.answer_weight * sums.sum() / counts.sum().clamp_min(1), sums / counts.clamp_min(1)
+
+    def velocity_losses(self, batch: DrawBatch) -> Tensor:
+        """Squared error of the velocity, weighted where the batch says so, per sample [B], float32."""
         noisy = flow.interpolate(batch.noise, batch.data, batch.t)
         with self._autocast():
-            predicted = self.model(noisy, batch.t, batch.prompt)
-        return flow.squared_error(predicted, batch.noise, batch.data)
+            predicted = self.model.velocity(noisy, batch.t, self.model.condition(batch.inputs, target=_size(noisy)))
+        if batch.weights is None:
+            return flow.squared_error(predicted, batch.noise, batch.data)
+        return losses.weighted_squared_error(predicted, batch.noise, batch.data, batch.weights)
+
+    def _next_token(self, inputs: Any, model: Model[Any] | None = None) -> tuple[Tensor, Tensor]:
+        with self._autocast():
+            return (model or self.model).next_token(inputs)
+
+    def _preference_loss(self, batch: ChatBatch, stage: Stage) -> tuple[Tensor, Tensor]:
+        assert stage.preference is not None and self.reference is not None
+        chosen, rejected = (-self._next_token(i)[0] for i in (batch.inputs, batch.rejected))
+        with torch.no_grad():
+            before, worse = (-self._next_token(i, self.reference)[0] for i in (batch.inputs, batch.rejected))
+        smoothing = stage.preference.label_smoothing
+        each, _ = losses.dpo(chosen, rejected, before, worse, beta=stage.preference.beta, label_smoothing=smoothing)
+        return each.mean(), each
+
+    def _anneal(self, stage: Stage, step: int) -> None:
+        """Set the temperature of the visual tokenizer, where there is one: linear from the first step to the last."""
+        if stage.tau is None:
+            return
+        first, last = stage.tau
+        tau = first + (last - first) * step / max(stage.steps - 1, 1)
+        found = [m for m in self.model.modules() if hasattr(m, "tau")]
+        if not found:
+            raise RecipeError(f"stages.{stage.name}.tau: this model has no tokenizer with a temperature")
+        for module in found:
+            module.tau = tau
 
     @torch.no_grad()
     def held_out(self, batcher: Batcher, examples: Mapping[str, Sequence[Example]]) -> dict[str, HeldOutLoss]:
-        """Loss by task, with fixed noise, at the quartiles' middles of the training distribution of t."""
+        """Loss by task: of pictures with fixed noise, at the quartiles' middles of the training distribution of t."""
         self.model.eval()
+        drawn = {t: some for t, some in examples.items() if some[0].output is not None}
+        out = {task: self._held_out_pictures(batcher, some) for task, some in drawn.items()}
+        return out | {task: self._held_out_chats(batcher, some) for task, some in examples.items() if task not in drawn}
+
+    def _held_out_pictures(self, batcher: Batcher, some: Sequence[Example]) -> HeldOutLoss:
         times = 1 / (1 + np.exp(-np.array([-1.1503, -0.3186, 0.3186, 1.1503])))
-        out = {}
-        for task, some in examples.items():
-            repeated = [e for e in some for _ in times]
-            drawn = [generator("held-out/1", self.run.seed, e.key, i % len(times)) for i, e in enumerate(repeated)]
-            losses, velocities = [], []
-            for start in range(0, len(repeated), 32):
-                part = slice(start, start + 32)
-                t = [float(times[i % len(times)]) for i in range(len(repeated))[part]]
-                batch = batcher.encode(repeated[part], drawn[part], t)
-                losses.append(self.losses(batch).cpu())
-                velocities.append((batch.data - batch.noise).float().cpu())
-            velocity = torch.cat(velocities)
-            spread = (velocity - velocity.mean(dim=(0, 2, 3), keepdim=True)).pow(2).mean()
-            out[task] = HeldOutLoss(float(torch.cat(losses).mean()), float(spread), len(some))
-        return out
+        repeated = [e for e in some for _ in times]
+        drawn = [generator("held-out/1", self.run.seed, e.key, i % len(times)) for i, e in enumerate(repeated)]
+        values, velocities = [], []
+        for start in range(0, len(repeated), 32):
+            part = slice(start, start + 32)
+            t = [float(times[i % len(times)]) for i in range(len(repeated))[part]]
+            batch = batcher.draw(repeated[part], drawn[part], t)
+            values.append(self.velocity_losses(batch).cpu())
+            velocities.append((batch.data - batch.noise).float().cpu())
+        velocity = torch.cat(velocities)
+        spread = (velocity - velocity.mean(dim=(0, 2, 3), keepdim=True)).pow(2).mean()
+        return HeldOutLoss(float(torch.cat(values).mean()), float(spread), len(some))
+
+    def _held_out_chats(self, batcher: Batcher, some: Sequence[Example]) -> HeldOutLoss:
+        total, tokens = 0.0, 0
+        for start in range(0, len(some), 16):
+            sums, counts = self._next_token(batcher.chat(some[start : start + 16]).inputs)
+            total, tokens = total + float(sums.sum()), tokens + int(counts.sum())
+        return HeldOutLoss(total / max(tokens, 1), batcher.token_entropy(some), len(some))
 
     @contextlib.contextmanager
     def averaged(self) -> Iterator[None]:
@@ -120,7 +223,7 @@ class Learner:
         if self.ema is None:
             yield
             return
-        parameters = dict(self.model.named_parameters())
+        parameters = {n: p for n, p in self.model.named_parameters() if n in self.ema}
         kept = {n: p.detach().clone() for n, p in parameters.items()}
         with torch.no_grad():
             for name, parameter in parameters.items():
@@ -132,27 +235,36 @@ class Learner:
                 for name, parameter in parameters.items():
                     parameter.copy_(kept[name])
 
+    def _learning(self) -> list[torch.nn.Parameter]:
+        return [p for p in self.model.parameters() if p.requires_grad]
+
     def _average(self, step: int) -> None:
         if self.ema is None or self.run.ema is None:
             return
         decay = min(self.run.ema, (1 + step) / (10 + step))  # the first weights are soon forgotten
-        averages = list(self.ema.values())
-        torch._foreach_lerp_(averages, [p.detach() for p in self.model.parameters()], 1 - decay)
+        parameters = dict(self.model.named_parameters())
+        torch._foreach_lerp_(list(self.ema.values()), [parameters[n].detach() for n in self.ema], 1 - decay)
 
     def _autocast(self) -> contextlib.AbstractContextManager[object]:
         enabled = self.run.precision == "bfloat16"
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled)
 
-    def _refuse(self, batch: Batch, losses: np.ndarray, norm: float, stage: Stage, step: int) -> None:
-        bad = [f"{k} ({t})" for k, t, v in zip(batch.keys, batch.tasks, losses, strict=True) if not np.isfinite(v)]
-        which = ", ".join(bad) or f"none alone (gradient norm {norm}); the batch: {', '.join(batch.keys)}"
+    def _refuse(
+        self, keys: list[str], tasks: list[str], values: np.ndarray, norm: float, stage: Stage, step: int
+    ) -> None:
+        bad = [f"{k} ({t})" for k, t, v in zip(keys, tasks, values, strict=True) if not np.isfinite(v)]
+        which = ", ".join(bad) or f"none alone (gradient norm {norm}); the batch: {', '.join(keys)}"
         raise X2IError(
             f"stage {stage.name}, step {step}: the loss is not finite; samples: {which}. The weights are untouched; "
             f"the last checkpoint is whole. A lower lr or a longer warm-up may help."
         )
 
 
-def mean_by_task(tasks: Sequence[str], losses: np.ndarray) -> dict[str, float]:
+def mean_by_task(tasks: Sequence[str], values: np.ndarray) -> dict[str, float]:
     """Mean loss of each task that occurs."""
     names = np.array(tasks)
-    return {str(t): float(losses[names == t].mean()) for t in np.unique(names)}
+    return {str(t): float(values[names == t].mean()) for t in np.unique(names)}
+
+
+def _size(x_BCHW: Tensor) -> tuple[int, int]:
+    return x_BCHW.shape[-2], x_BCHW.shape[-1]

@@ -1,19 +1,22 @@
-"""One picture of what a model draws: for each sample its instruction, its inputs, what was drawn, the target."""
+"""One picture of what a model draws and answers: for each sample its words, its inputs, what came out, the target."""
 
 from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+import torch
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from x2i.base.errors import X2IError
 from x2i.corpus.sample import PLACEHOLDER
+from x2i.model.base import Chat, Model, Processor, Request
 from x2i.model.pixels import centre_crop
-from x2i.model.prompt import with_placeholders
-from x2i.model.sampling import Options, Painter, Request
+from x2i.model.placeholders import with_placeholders
+from x2i.model.sampling import Options, Painter
 from x2i.trainer.config import Preview
 from x2i.trainer.data import DamagedSample, Example, SampleReader
 
@@ -23,13 +26,13 @@ _INK, _SOFT, _PAPER, _CARD = (28, 30, 34), (110, 114, 122), (244, 244, 242), (25
 
 @dataclass(frozen=True)
 class Row:
-    """One sample of the grid. `label` says where it comes from; images are uint8 [side, side, 3]."""
+    """One sample of the grid. `label` says where it comes from; images are uint8 [H, W, 3]; words are answers."""
 
     label: str
     instruction: str
     inputs: tuple[np.ndarray, ...]
-    drawn: Image.Image
-    target: np.ndarray | None
+    drawn: Image.Image | str
+    target: np.ndarray | str | None
 
 
 def rows_of(painter: Painter, examples: Sequence[tuple[str, Example]], preview: Preview, side: int) -> list[Row]:
@@ -39,7 +42,7 @@ def rows_of(painter: Painter, examples: Sequence[tuple[str, Example]], preview: 
         X2IError: a prompt's image cannot be opened.
     """
     wanted: list[tuple[str, str, tuple[np.ndarray, ...], np.ndarray | None]] = [
-        (label, e.instruction, e.inputs, e.output) for label, e in examples
+        (label, e.instruction, e.inputs, e.output) for label, e in examples if e.output is not None
     ]
     for prompt in preview.prompts:
         images = tuple(_open(str(path), side) for path in prompt.images)
@@ -49,6 +52,30 @@ def rows_of(painter: Painter, examples: Sequence[tuple[str, Example]], preview: 
     options = Options(side, side, preview.steps, preview.guidance, preview.image_guidance, preview.seed)
     drawn = painter.paint([Request(instruction, inputs) for _, instruction, inputs, _ in wanted], options)
     return [Row(*given[:3], picture, given[3]) for given, picture in zip(wanted, drawn, strict=True)]
+
+
+def answers_of(
+    model: Model[Any], processor: Processor[Any], examples: Sequence[tuple[str, Example]], preview: Preview
+) -> list[Row]:
+    """Answer the first question of the given conversations."""
+    asked = [(label, e) for label, e in examples if e.output is None]
+    rows = []
+    training = model.training
+    model.eval()
+    for label, example in asked:
+        until = next(i for i, m in enumerate(example.messages) if m.role == "assistant")
+        inputs = processor.chats([Chat(example.messages[:until], example.inputs)], labels=False)
+        device = next(model.parameters()).device
+        with torch.no_grad():
+            ids = model.answer(inputs.to(device), preview.answer_tokens, processor.stop)[0]
+        question = (
+            " ".join(m.text for m in example.messages[:until] if m.role != "system").replace("<image>", "").strip()
+        )
+        rows.append(
+            Row(label, question, example.inputs, processor.text(ids) or "(nothing)", example.messages[until].text)
+        )
+    model.train(training)
+    return rows
 
 
 def choose(
@@ -112,16 +139,23 @@ def _card(row: Row, width: int, height: int, inputs: int) -> Image.Image:
     words = PLACEHOLDER.sub("[image \\1]", row.instruction)
     text = "\n".join(textwrap.wrap(words, 34, max_lines=8, placeholder=" …"))
     draw.multiline_text((_GAP, _HEAD), text, fill=_SOFT, font=small, spacing=3)
-    cells: list[tuple[str, Image.Image | None]] = [("", None)] * (inputs - len(row.inputs))
+    cells: list[tuple[str, Image.Image | str | None]] = [("", None)] * (inputs - len(row.inputs))
     cells += [
         (f"input {i}" if len(row.inputs) > 1 else "input", Image.fromarray(a)) for i, a in enumerate(row.inputs, 1)
     ]
-    cells += [("drawn", row.drawn), ("target", None if row.target is None else Image.fromarray(row.target))]
-    for place, (title, picture) in enumerate(cells):
-        if picture is not None:
-            x = _TEXT + place * (_TILE + _GAP)
-            draw.text((x, 8), title, fill=_SOFT, font=small)
-            card.paste(picture.convert("RGB").resize((_TILE, _TILE), Image.Resampling.BICUBIC), (x, _HEAD))
+    target = Image.fromarray(row.target) if isinstance(row.target, np.ndarray) else row.target
+    cells += [("answered" if isinstance(row.drawn, str) else "drawn", row.drawn), ("target", target)]
+    for place, (title, cell) in enumerate(cells):
+        if cell is None:
+            continue
+        x = _TEXT + place * (_TILE + _GAP)
+        draw.text((x, 8), title, fill=_SOFT, font=small)
+        if isinstance(cell, str):
+            written = "\n".join(textwrap.wrap(cell, 20, max_lines=8, placeholder=" …"))
+            draw.multiline_text((x, _HEAD), written, fill=_INK, font=small, spacing=3)
+        else:
+            fitted = ImageOps.contain(cell.convert("RGB"), (_TILE, _TILE), Image.Resampling.BICUBIC)
+            card.paste(fitted, (x + (_TILE - fitted.width) // 2, _HEAD + (_TILE - fitted.height) // 2))
     return card
 
 

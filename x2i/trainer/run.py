@@ -36,7 +36,7 @@ class Result:
         step: steps done; `total_steps`: steps of all stages; `steps_now`: those of this call.
         seconds: time of this call.
         train_loss: mean of the last steps, by task (empty if nothing was computed now).
-        held_out: loss on held-out samples by task, beside that of predicting their mean velocity.
+        held_out: loss on held-out samples by task, beside that of the best constant answer.
         damaged: samples that were replaced by their spares, with the reason.
     """
 

@@ -15,17 +15,16 @@ from types import FrameType
 from typing import Any
 
 import torch
+from tokenizers import Tokenizer
 
 from x2i import __version__
-from x2i.base.errors import RecipeError, Stopped
+from x2i.base.errors import RecipeError, Stopped, X2IError
 from x2i.base.seeds import digest
-from x2i.base.weights import Weights
 from x2i.corpus.corpus import Corpus
+from x2i.model import lora, registry, weights
 from x2i.model import vae as vaes
-from x2i.model import weights
-from x2i.model.config import PRESETS, ModelFile
-from x2i.model.omnigen import OmniGen
-from x2i.model.prompt import PromptEncoder
+from x2i.model.base import Model, Processor
+from x2i.model.config import ModelConfig, ModelFile, PixelsConfig, VAEConfig
 from x2i.model.sampling import Painter
 from x2i.trainer import checkpoint, preview, tokens
 from x2i.trainer.batch import Batcher
@@ -53,28 +52,23 @@ class Session:
         if run.cpu_threads is not None:
             torch.set_num_threads(run.cpu_threads)
         self._table = SampleTable(corpora, run.held_out)
-        for stage in run.stages:
-            if mute := sorted(self._table.unfit.keys() & stage.mixture.keys() - set(self._table.tasks)):
-                raise RecipeError(
-                    f"stages.{stage.name}.mixture: samples of {', '.join(mute)} have no output image, and only pictures are "
-                    "learned here: leave it out"
-                )
         self._plans = [StagePlan(self._table.train, s.mixture, s.batch, run.seed, s.name) for s in run.stages]
         self._device = _device(run.device)
         self._reader = SampleReader(self._table, run.reading.cache_mib << 20)
-        self._vae = vaes.build(run.vae).to(self._device)
-        self._tokenizer = tokens.build(run.tokenizer, self._reader) if newest is None else tokens.load(newest.path)
-        self._model = self._build_model()
-        self._check_resolutions()
-        encoder = PromptEncoder(self._tokenizer, run.max_text_tokens)
-        self._batcher = Batcher(self._model, self._vae, encoder, self._device)
-        self._painter = Painter(self._model, self._vae, encoder)
+        self._base = None if run.model.weights is None else checkpoint.fetched(run.model.weights)
         self._newest = newest
+        numbers, vae = self._described()
+        self._vae_config = run.vae or vae or PixelsConfig()
+        self._vae = vaes.build(self._vae_config).to(self._device)
+        processor = registry.processor_class(numbers.architecture)
+        self._tokenizer = self._build_tokenizer(processor)
+        self._model = self._build_model(numbers)
+        self._processor = processor(self._model.config, self._tokenizer, self._vae, run.max_text_tokens)
+        self._check_stages()
+        self._batcher = Batcher(self._processor, self._vae, self._device)
         self._step = newest.step if newest else 0
         if newest is not None:
-            weights.load(self._model, newest.path)
-        elif run.model.weights is not None:
-            weights.load(self._model, Weights(run.model.weights).fetch())
+            self._load(newest.path)
         self._learner = Learner(run, self._model, self._device)
         if newest is not None:
             self._restore(newest.path)
@@ -114,13 +108,13 @@ class Session:
         """Train one stage from step `start` of it to its end, with checkpoints on the way."""
         run, stage, plan = self._run, self._run.stages[place], self._plans[place]
         if start == 0:
-            self._learner.start_stage(stage)
+            self._begin(place)
             self._smoothed = {}
         loader = Loader(self._reader, plan, stage, start, run.reading)
         for number, examples in enumerate(loader, start):
             began = time.monotonic()
-            batch = self._batcher.training(examples, run.seed, stage)
-            report = self._learner.step(batch, stage, number, self._step)
+            batches = self._batcher.training(examples, run.seed, stage)
+            report = self._learner.step(batches, stage, number, self._step)
             self._step += 1
             self._log(stage, report, stage.batch / (time.monotonic() - began))
             last = number + 1 == stage.steps
@@ -142,10 +136,14 @@ class Session:
                 picture = self._preview(stage)
             if picture is not None:
                 files[checkpoint.PREVIEW] = picture
-        files |= {
-            checkpoint.MODEL: lambda path: weights.save(self._model.state_dict(), path),
+        files |= self._weights() | {
             checkpoint.CONFIG: ModelFile(
-                model=self._model.config, vae=run.vae, max_text_tokens=run.max_text_tokens, resolution=stage.resolution
+                architecture=self._model.config.architecture,
+                model=self._model.config.model_dump(mode="json"),
+                vae=self._vae_config if self._model.draws else None,
+                max_text_tokens=run.max_text_tokens,
+                resolution=stage.resolution,
+                base=None if run.model.lora is None else run.model.weights,
             ).model_dump(mode="json"),
             tokens.FILE: self._tokenizer.to_str(pretty=True).encode(),
             checkpoint.TRAINER: {
@@ -161,9 +159,6 @@ class Session:
                 "versions": {"x2i": __version__, "torch": torch.__version__},
             },
         }
-        if self._learner.ema is not None:
-            state = self._model.state_dict() | self._learner.ema
-            files[checkpoint.EMA] = lambda path: weights.save(state, path)
         if stage_step < stage.steps:
             assert self._learner.optimizer is not None
             optimizer = self._learner.optimizer.state_dict()
@@ -175,18 +170,70 @@ class Session:
             ends.add(total := total + each.steps)
         checkpoint.prune(run.output, run.keep, ends)
 
+    def _weights(self) -> dict[str, Any]:
+        """The files of the weights: all of them, or the adapters alone."""
+        ema = self._learner.ema
+        if self._run.model.lora is None:
+            state = self._model.state_dict()
+            files: dict[str, Any] = {checkpoint.MODEL: lambda path: weights.save(state, path)}
+            if ema is not None:
+                tied = weights.aliases(state)
+                averaged = {n: t for n, t in state.items() if n not in tied} | ema
+                files[checkpoint.EMA] = lambda path: weights.save(averaged, path)
+            return files
+        files = {checkpoint.ADAPTER: self._save_adapter}
+        if ema is not None:
+
+            def save_averaged(path: Path) -> None:
+                with self._learner.averaged():
+                    self._save_adapter(path)
+
+            files[checkpoint.EMA_ADAPTER] = save_averaged
+        return files
+
+    def _save_adapter(self, folder: Path) -> None:
+        lora.save_adapter(self._model, folder, self._run.model.weights)
+
+    def _load(self, place: Path) -> None:
+        """Read the weights of a checkpoint of this run into the model."""
+        if self._run.model.lora is None:
+            weights.load(self._model, place)
+        else:
+            state = {lora.PREFIX + n: t for n, t in lora.adapter_state(self._model).items()}
+            weights.copy_into(state, place / checkpoint.ADAPTER / lora.WEIGHTS)
+
+    def _begin(self, place: int) -> None:
+        """Begin a stage, now or (after a resume) with the weights that it began with already at hand."""
+        self._learner.start_stage(place)
+        if self._run.stages[place].preference is not None:
+            self._learner.keep_reference()
+
     def _restore(self, path: Path) -> None:
-        """The optimiser and the averaged weights of a checkpoint; the weights are read already."""
+        """The optimiser, the averaged weights and the reference of a checkpoint; the weights are read already."""
         place, start = self._run.locate(self._step)
         if start:
-            self._learner.start_stage(self._run.stages[place])
+            if self._run.stages[place].preference is not None:
+                self._load_beginning(place)
+            self._begin(place)
+            self._load(path)  # over those of the beginning
             assert self._learner.optimizer is not None
             state = torch.load(path / checkpoint.OPTIMIZER, map_location=self._device, weights_only=True)
             self._learner.optimizer.load_state_dict(state)
-        if self._learner.ema is not None:
-            averaged = OmniGen(self._model.config)
-            weights.load(averaged, path / checkpoint.EMA)
-            self._learner.ema = {n: p.detach().to(self._device) for n, p in averaged.named_parameters()}
+        ema = self._learner.ema
+        if ema is not None and self._run.model.lora is None:
+            weights.copy_into(ema, path / checkpoint.EMA)
+        elif ema is not None:
+            folder = path / checkpoint.EMA_ADAPTER
+            weights.copy_into({lora.PREFIX + n: t for n, t in ema.items()}, folder / lora.WEIGHTS)
+
+    def _load_beginning(self, place: int) -> None:
+        """Read the weights that a stage began with: the end of the one before, or those of the very start."""
+        before = sum(s.steps for s in self._run.stages[:place])
+        if before:
+            self._load(checkpoint.folder(self._run.output, before))
+        else:
+            fresh = self._build_model(self._described()[0])
+            self._model.load_state_dict(fresh.state_dict())
 
     def _held_out(self, stage: Stage) -> dict[str, list[Example]]:
         out: dict[str, list[Example]] = {}
@@ -199,7 +246,9 @@ class Session:
     def _preview(self, stage: Stage) -> bytes | None:
         options, side = self._run.preview, stage.resolution
         chosen = preview.choose(self._reader, sorted(stage.mixture), options.per_task, side)
-        rows = preview.rows_of(self._painter, chosen, options, side)
+        painter = Painter(self._model, self._vae, self._processor) if self._model.draws else None
+        rows = preview.rows_of(painter, chosen, options, side) if painter else []
+        rows += preview.answers_of(self._model, self._processor, chosen, options)
         if not rows:
             return None
         picture = preview.grid(rows)
@@ -225,15 +274,16 @@ class Session:
     def _report(self, losses: dict[str, HeldOutLoss]) -> None:
         for task, loss in losses.items():
             self._writer.add_scalar(f"held_out/loss/{task}", loss.loss, self._step)
-            self._writer.add_scalar(f"held_out/mean_velocity/{task}", loss.mean_velocity, self._step)
+            self._writer.add_scalar(f"held_out/baseline/{task}", loss.baseline, self._step)
         self._writer.flush()
         assert self._newest is not None
-        shown = "  ".join(f"{t} {v.loss:.3f} ({v.mean_velocity:.3f})" for t, v in losses.items())
-        told = f"; held-out loss (of predicting the mean): {shown}" if shown else ""
+        shown = "  ".join(f"{t} {v.loss:.3f} ({v.baseline:.3f})" for t, v in losses.items())
+        told = f"; held-out loss (of a constant answer): {shown}" if shown else ""
         self._progress.note(f"checkpoint {self._newest.path}{told}")
 
     def _announce(self) -> None:
         parameters = sum(p.numel() for p in self._model.parameters())
+        learn = {n: p.numel() for n, p in self._model.named_parameters()}
         training = sum(len(v) for v in self._table.train.values())
         held = sum(len(v) for v in self._table.held_out.values())
         where = f"goes on at step {self._step}" if self._step else "starts"
@@ -245,38 +295,71 @@ class Session:
             self._progress.note(
                 f"{self._table.apart} samples are on neither side: a held-out image is among their inputs"
             )
-        if self._table.unfit:
-            unfit = ", ".join(f"{task} ({count})" for task, count in sorted(self._table.unfit.items()))
-            self._progress.note(f"left out, for they have no output image to train on: {unfit}")
+        for place, stage in enumerate(self._run.stages):
+            trained = sum(learn[n] for n in self._learner.trained(place))
+            if trained < parameters:
+                what = "adapters" if self._run.model.lora else ", ".join(stage.train or ())
+                self._progress.note(f"stage {stage.name} trains {trained:,} of {parameters:,} parameters: {what}")
         unused = sorted(set(self._table.tasks) - {t for s in self._run.stages for t in s.mixture})
         if unused:
             self._progress.note(f"tasks of the corpora that no stage trains: {', '.join(unused)}")
 
-    def _build_model(self) -> OmniGen:
-        spec = self._run.model
-        if spec.preset not in PRESETS:
-            raise RecipeError(f"model: no preset {spec.preset!r}; known: {', '.join(PRESETS)}")
-        given = {k: v for k, v in spec.model_dump(exclude={"preset", "weights"}).items() if v is not None}
-        if "heads" in given:
-            given["kv_heads"] = given["heads"]
-        preset, vocabulary = PRESETS[spec.preset], self._tokenizer.get_vocab_size()
-        trained = self._run.tokenizer.train is not None
-        given["vocab_size"] = vocabulary if trained else max(vocabulary, preset.vocab_size)
-        given["in_channels"] = self._vae.channels
-        config = type(preset).model_validate(preset.model_dump() | given)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(int(digest("weights/1", self._run.seed)[:15], 16))
-            return OmniGen(config)
+    def _described(self) -> tuple[ModelConfig, VAEConfig | None]:
+        """The model's numbers and its autoencoder, from the run file or from beside the weights."""
+        spec, base = self._run.model, self._base
+        file = None if base is None or not (base / checkpoint.CONFIG).is_file() else checkpoint.describe(base)
+        beside = None if file is None else registry.config_of(file.architecture, file.model, str(base))
+        numbers = spec.config(beside)
+        if numbers is None:
+            raise RecipeError(f"model.weights: {spec.weights} does not say which model it is: give `preset`")
+        return numbers, None if file is None else file.vae
 
-    def _check_resolutions(self) -> None:
-        config = self._model.config
-        side = self._vae.shrink * config.patch_size
+    def _build_tokenizer(self, processor: type[Processor[Any]]) -> Tokenizer:
+        if self._newest is not None:
+            return tokens.load(self._newest.path)
+        if self._run.tokenizer is not None:
+            return tokens.build(self._run.tokenizer, self._reader, processor)
+        assert self._base is not None
+        return tokens.load(self._base)
+
+    def _build_model(self, numbers: ModelConfig) -> Model[Any]:
+        """The network with the weights that the run starts from."""
+        run, vocabulary = self._run, self._tokenizer.get_vocab_size()
+        trained = run.tokenizer is not None and run.tokenizer.train is not None
+        rows = vocabulary if trained else max(vocabulary, numbers.vocabulary)
+        config = numbers.adapted(vocab_size=rows, latent_channels=self._vae.channels)
+        seed = int(digest("weights/1", run.seed)[:15], 16)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = registry.build(config)
+        if self._base is not None:
+            weights.load(model, checkpoint.weights_of(self._base))
+        if run.model.lora is not None:
+            lora.attach(model, run.model.lora, seed)
+        return model
+
+    def _check_stages(self) -> None:
+        """Refuse what this model cannot learn. Raises RecipeError."""
         for place, stage in enumerate(self._run.stages):
-            if stage.resolution % side or stage.resolution // side > config.pos_embed_max_size:
+            chats = sorted(stage.mixture.keys() & self._table.chats)
+            pictures = sorted(stage.mixture.keys() - self._table.chats)
+            if chats and not self._model.answers:
                 raise RecipeError(
-                    f"stages.{place}.resolution: {stage.resolution} must be a multiple of {side} (vae {self._vae.shrink} "
-                    f"x patch {config.patch_size}), and at most {side * config.pos_embed_max_size}"
+                    f"stages.{stage.name}.mixture: samples of {', '.join(chats)} have no output image, and this model "
+                    "writes no text: leave them out, or give it a head for text (model: {text_head: true})"
                 )
+            if pictures and not self._model.draws:
+                raise RecipeError(
+                    f"stages.{stage.name}.mixture: samples of {', '.join(pictures)} are to be drawn, and this model only "
+                    "writes text: leave them out"
+                )
+            if stage.preference is not None and pictures:
+                raise RecipeError(f"stages.{stage.name}.preference: {', '.join(pictures)} are drawn, not answered")
+            try:
+                if pictures:
+                    self._processor.check_size(stage.resolution, stage.resolution)
+            except X2IError as error:
+                raise RecipeError(f"stages.{place}.resolution: {error}") from None
 
     @contextlib.contextmanager
     def _interruptible(self) -> Iterator[None]:

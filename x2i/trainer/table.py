@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -30,19 +29,19 @@ class SampleRef:
 
 
 class SampleTable:
-    """Samples of all corpora that have an output image, ordered by task, key and corpus.
+    """Samples of all corpora, ordered by task, key and corpus.
 
     The order comes from the manifests' content, not from how samples are spread over shards. An image,
     with every sample made from it, is either for training or held out: decided by a digest of its id alone,
     so growing a corpus moves no image from one side to the other. Samples of other images that hold a held-out one
     too, as the example of a few-shot sequence, are on neither side: `apart`.
 
-    `unfit` counts the samples without an output image (of understanding) by task.
+    `chats` are the tasks whose samples have no output image: conversations to be answered.
     """
 
     def __init__(self, corpora: Sequence[Corpus], held_out: float) -> None:
         self.corpora = list(corpora)
-        self.unfit: Counter[str] = Counter()
+        self.chats: set[str] = set()
         parts = []
         for place, corpus in enumerate(corpora):
             manifest = corpus.manifest
@@ -57,13 +56,13 @@ class SampleTable:
                 }
             )
             fit = manifest["output_size"].is_valid()
-            self.unfit.update(rows.filter(pc.invert(fit))["task"].to_pylist())
-            parts.append(rows.filter(fit))
+            self.chats |= set(pc.unique(rows.filter(pc.invert(fit))["task"]).to_pylist())
+            parts.append(rows)
         table = pa.concat_tables(parts)
         table = table.sort_by([("task", "ascending"), ("key", "ascending"), ("corpus", "ascending")])
         if not len(table):
             names = ", ".join(str(c.path) for c in corpora)
-            raise RecipeError(f"corpora: {names}: no sample with an output image; nothing to train on")
+            raise RecipeError(f"corpora: {names}: no sample; nothing to train on")
         self._corpus = table["corpus"].to_numpy()
         self._row = table["row"].to_numpy()
         tasks = table["task"].to_numpy(zero_copy_only=False)

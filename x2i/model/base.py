@@ -1,0 +1,217 @@
+"""What a model is to the trainer and to the sampler: the contract that every architecture in this room keeps.
+
+An architecture is a package beside this file, found by its name:
+
+    config.py      numbers and presets; light to import: no torch
+    model.py       `MODEL`: the network
+    processor.py   `PROCESSOR`: words and pictures into the network's inputs
+
+Time runs from 0 (noise) to 1 (data) and the velocity is data - noise, for every architecture: those that count the
+other way turn it round inside.
+
+Tensor names carry their axes: B batch · L tokens (padded) · C latent channels · H, W latent height and width.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from x2i.base.errors import X2IError
+from x2i.model.vae import VAE
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to draw: an instruction, and its input images as uint8 [H, W, 3], in the order of the placeholders."""
+
+    instruction: str
+    images: tuple[np.ndarray, ...] = ()
+
+
+@dataclass(frozen=True)
+class Message:
+    """One turn. `role` is system, user or assistant; `<image>` in `text` stands for the next image of the chat."""
+
+    role: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Chat:
+    """A conversation about images (uint8 [H, W, 3], in the order of the `<image>` marks). To be answered, or learned."""
+
+    messages: tuple[Message, ...]
+    images: tuple[np.ndarray, ...] = ()
+
+
+class Inputs(Protocol):
+    """One batch of a model's own inputs."""
+
+    def to(self, device: torch.device | str) -> Any:
+        """The same batch on another device."""
+        ...
+
+
+I = TypeVar("I", bound=Inputs)  # noqa: E741 - inputs
+
+
+@dataclass(frozen=True)
+class Branches(Generic[I]):
+    """Rows to evaluate in one pass for a guided step: row r adds `weights_R[r]` times its velocity to picture `rows_R[r]`."""
+
+    inputs: I
+    rows_R: Tensor
+    weights_R: Tensor
+
+
+class Model(nn.Module, ABC, Generic[I]):
+    """A network that draws, answers, or both. It knows no optimiser and no data.
+
+    Attributes:
+        config: its numbers; the network is a pure function of them and its weights.
+        parts: names of the papers for parts of it -> prefixes of their parameters' names. `stages.train` names these.
+        draws, answers: what it can do.
+    """
+
+    config: Any
+    parts: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    draws: bool = True
+    answers: bool = True
+
+    def condition(self, inputs: I, *, cache: bool = False, target: tuple[int, int] | None = None) -> Any:
+        """Whatever of the computation does not depend on the noisy latents and the timestep.
+
+        Args:
+            inputs: a batch of `Processor.requests` or `Branches`.
+            cache: keep keys and values, so that many steps share them. Without gradients only.
+            target: latent height and width to be drawn, where the condition depends on them.
+        """
+        raise X2IError(f"{type(self).__name__} draws no pictures")
+
+    def velocity(self, x_BCHW: Tensor, t_B: Tensor, condition: Any) -> Tensor:
+        """Velocity data - noise of noisy latents, in their shape.
+
+        Args:
+            x_BCHW: noisy latents.
+            t_B: timesteps from 0 (noise) to 1 (data).
+            condition: of `condition`, for as many rows.
+        """
+        raise X2IError(f"{type(self).__name__} draws no pictures")
+
+    def next_token(self, inputs: I) -> tuple[Tensor, Tensor]:
+        """Next-token loss of a batch of `Processor.chats` with labels.
+
+        Returns:
+            Sum of the negative log-likelihoods of each row's learned tokens, float32 [B], and their number, [B].
+        """
+        raise X2IError(f"{type(self).__name__} writes no text")
+
+    def answer(self, inputs: I, max_tokens: int, stop: Sequence[int]) -> list[list[int]]:
+        """Greedy continuation of a batch of `Processor.chats` without labels, as token ids, up to a stop token."""
+        raise X2IError(f"{type(self).__name__} writes no text")
+
+
+class Processor(ABC, Generic[I]):
+    """Words and pictures into a model's inputs: it holds the tokenizer and the autoencoder.
+
+    Attributes:
+        special_tokens: single tokens of a tokenizer that is trained, in this order.
+        begin: the one of them that it puts in front of every text, if any.
+        needed_tokens: those that a given tokenizer must know.
+    """
+
+    special_tokens: ClassVar[tuple[str, ...]] = ()
+    begin: ClassVar[str | None] = None
+    needed_tokens: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self, config: Any, tokenizer: Tokenizer, vae: VAE | None, max_text_tokens: int | None = None) -> None:
+        self.config = config
+        self.tokenizer = tokenizer
+        self.vae = vae
+        self.max_text_tokens = max_text_tokens
+
+    @property
+    @abstractmethod
+    def token_side(self) -> int:
+        """Pixels per side of one token of a picture that is drawn: sizes are multiples of it."""
+
+    def check_size(self, height: int, width: int) -> None:
+        """Raise X2IError if pictures of this size in pixels cannot be drawn."""
+        for name, value in (("height", height), ("width", width)):
+            if value < 1 or value % self.token_side:
+                raise X2IError(f"{name} {value}: must be a multiple of {self.token_side}")
+
+    def shift(self, height: int, width: int) -> float:
+        """How the sampler's timesteps are bent for pictures of this size in pixels (`flow.timesteps`); 1: not at all."""
+        return 1.0
+
+    @classmethod
+    def learned_text(cls, instruction: str) -> str:
+        """An instruction with the chat around it: what a tokenizer is trained on."""
+        return instruction
+
+    def requests(
+        self,
+        requests: Sequence[Request],
+        dropped: Sequence[bool] | None = None,
+        generator: torch.Generator | None = None,
+    ) -> I:
+        """One row per request. Of `dropped` rows the instruction and the images are left out, as guidance needs it.
+
+        Args:
+            requests: to be drawn; all images are encoded as they are.
+            dropped: which conditions to drop; default: none.
+            generator: of the autoencoder's posterior; without one, its mean.
+        """
+        raise X2IError(f"{type(self).__name__} prepares no requests: its model draws no pictures")
+
+    def branches(
+        self,
+        requests: Sequence[Request],
+        *,
+        height: int,
+        width: int,
+        guidance: float,
+        image_guidance: float,
+        separate: bool = False,
+        negative: str | None = None,
+    ) -> list[Branches[I]]:
+        """The rows of a guided step, in one batch, or (`separate`) one batch per kind of branch: slower, less memory.
+
+        Args:
+            requests: to be drawn, `height` x `width` pixels.
+            guidance, image_guidance: weights of the text and of the input images; 1 is no guidance. A branch of
+                weight 0 is left out.
+            separate: one batch per kind of branch.
+            negative: instruction of the unconditional branch; default: the model's own.
+        """
+        raise X2IError(f"{type(self).__name__} prepares no requests: its model draws no pictures")
+
+    def chats(self, chats: Sequence[Chat], labels: bool, plain: bool = False) -> I:
+        """One row per conversation: with `labels` to be learned (the assistant's turns), without to be answered.
+
+        Args:
+            chats: pictures may have any size; the processor scales and cuts them as its model needs.
+            labels: whether the batch has labels.
+            plain: leave the chat's template out: pictures, then the assistant's text, as captions are learned first.
+        """
+        raise X2IError(f"{type(self).__name__} prepares no conversations: its model writes no text")
+
+    def text(self, ids: Sequence[int]) -> str:
+        """Token ids of `Model.answer` as text."""
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True)).strip()
+
+    @property
+    def stop(self) -> tuple[int, ...]:
+        """Tokens that end an answer."""
+        return ()

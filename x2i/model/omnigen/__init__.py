@@ -1,0 +1,1 @@
+"""OmniGen: one transformer over text and images that draws by rectified flow (arXiv 2409.11340)."""
