@@ -103,9 +103,10 @@ def test_weights_are_finite_without_gradient_and_those_of_the_sample_alone(kind:
 
 def test_weights_do_not_depend_on_the_resolution() -> None:
     target, source = pair()
-    larger = [x.repeat_interleave(2, 2).repeat_interleave(2, 3) for x in (target, source)]
+    wide, wide_source = (x.repeat_interleave(2, 2).repeat_interleave(2, 3) for x in (target, source))
     for kind in get_args(EditWeights):
-        torch.testing.assert_close(edit_weights(*larger, kind=kind)[..., ::2, ::2], edit_weights(target, source, kind))
+        larger = edit_weights(wide, wide_source, kind)
+        torch.testing.assert_close(larger[..., ::2, ::2], edit_weights(target, source, kind))
 
 
 def test_pairs_of_other_sizes_and_unknown_kinds_are_refused() -> None:
@@ -157,8 +158,8 @@ def test_a_model_that_is_its_reference_loses_log_two() -> None:
 
 def test_preference_gradient_raises_the_chosen_and_lowers_the_rejected() -> None:
     chosen, rejected = CHOSEN.clone().requires_grad_(), REJECTED.clone().requires_grad_()
-    reference = [r.clone().requires_grad_() for r in REFERENCE]
-    loss, margin = dpo(chosen, rejected, *reference, beta=0.1)
+    best, worst = (r.clone().requires_grad_() for r in REFERENCE)
+    loss, margin = dpo(chosen, rejected, best, worst, 0.1)
     assert not margin.requires_grad
     loss.sum().backward()
     assert chosen.grad is not None and rejected.grad is not None
@@ -166,11 +167,12 @@ def test_preference_gradient_raises_the_chosen_and_lowers_the_rejected() -> None
     assert torch.equal(chosen.grad, -rejected.grad)
     # equation 7's gradient: beta, by how wrong the implicit reward is
     torch.testing.assert_close(chosen.grad, -0.1 * torch.sigmoid(-margin))
-    assert all(r.grad is None for r in reference)
+    assert best.grad is None and worst.grad is None
 
 
 def test_half_precision_sums_are_compared_in_float32() -> None:
-    loss, margin = dpo(*[x.bfloat16() for x in (CHOSEN, REJECTED, *REFERENCE)], beta=0.1)
+    half = [x.bfloat16() for x in (CHOSEN, REJECTED, *REFERENCE)]
+    loss, margin = dpo(half[0], half[1], half[2], half[3], 0.1)
     assert loss.dtype == margin.dtype == torch.float32
 
 

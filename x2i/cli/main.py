@@ -10,9 +10,11 @@ from typing import Annotated
 import typer
 
 from x2i.base.errors import RecipeError, Stopped, X2IError
+from x2i.cli.ask import ask
 from x2i.cli.audit import audit
 from x2i.cli.build import build
 from x2i.cli.console import console, set_up_logging
+from x2i.cli.convert import convert
 from x2i.cli.demo import demo
 from x2i.cli.diff import diff
 from x2i.cli.export import export
@@ -44,7 +46,7 @@ def options(
     set_up_logging(verbose)
 
 
-for command in (plan, build, audit, verify, trace, diff, forget, export, train, sample, demo):
+for command in (plan, build, audit, verify, trace, diff, forget, export, train, sample, ask, convert, demo):
     app.command()(command)
 app.add_typer(models, name="models")
 

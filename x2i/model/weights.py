@@ -66,6 +66,23 @@ def load_part(model: nn.Module, path: Path, names: Mapping[str, str]) -> None:
     copy_into({theirs: wanted[ours] for ours, theirs in names.items()}, path)
 
 
+def prefixed(model: nn.Module, path: Path, prefixes: Mapping[str, str]) -> dict[str, str]:
+    """Names of a model's tensors below some prefixes -> their names in a file that has other prefixes.
+
+    Of tied tensors one is enough: which, the file says. To be given to `load_part`.
+    """
+    state, found = model.state_dict(), shapes(path)
+    tied = aliases(state)
+    out = {}
+    for name in state:
+        for ours, theirs in prefixes.items():
+            if name.startswith(ours):
+                out[name] = theirs + name.removeprefix(ours)
+    either = [{second, first} for second, first in tied.items() if second in out and first in out]
+    absent = {n for pair in either for n in pair if out[n] not in found and any(out[m] in found for m in pair - {n})}
+    return {n: t for n, t in out.items() if n not in absent}
+
+
 def shapes(path: Path) -> dict[str, tuple[int, ...]]:
     """Names and shapes of all tensors, from the headers alone. Raises X2IError."""
     out: dict[str, tuple[int, ...]] = {}

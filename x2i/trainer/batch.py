@@ -22,7 +22,7 @@ from x2i.trainer.data import Example
 
 @dataclass(frozen=True)
 class DrawBatch:
-    """Pictures to be drawn; row i belongs to `keys[i]` and `tasks[i]`. `weights` of the error [B, 1, H, W], if any."""
+    """Pictures to be drawn; row i belongs to `keys[i]` and `tasks[i]`. `weights` of the error [B, 1 or C, H, W], if any."""
 
     keys: tuple[str, ...]
     tasks: tuple[str, ...]
@@ -116,7 +116,7 @@ class Batcher:
         return float(-(shares * np.log(shares)).sum())
 
     def _weights(self, examples: Sequence[Example], dropped: Sequence[bool], loss: EditLoss) -> Tensor | None:
-        """Weights of the velocity's error [B, 1, H, W]: 1 for samples that are no edits, or whose source is dropped."""
+        """Weights of the velocity's error [B, 1 or C, H, W]: 1 for samples that are no edits, or without their source."""
         edits = [
             place
             for place, (e, drop) in enumerate(zip(examples, dropped, strict=True))

@@ -27,6 +27,9 @@ class ModelSpec(Config):
     weights: str | None = Field(
         None, description="start from these: a checkpoint, a run's output (its newest), a hub id or a .safetensors file"
     )
+    pretrained: dict[str, str] = Field(
+        {}, description="start parts of a fresh model from other models' weights, as {llm: Qwen/Qwen3-1.7B}"
+    )
     lora: LoRAConfig | None = Field(
         None, description="train low-rank adapters beside frozen weights, and write the adapters only"
     )
@@ -84,9 +87,9 @@ class TokenizerSpec(Config):
 class EditLoss(Config):
     """How the velocity's error is weighted by where a picture differs from its source (`x2i.trainer.losses`)."""
 
-    kind: Literal["paper", "released"] = Field(
-        description="OmniGen's paper: 1 where the latents are equal, 1 / |difference|^2 elsewhere; or the heuristic of "
-        "its released code"
+    kind: Literal["paper", "local", "released"] = Field(
+        description="paper: OmniGen's formula, 1 where the latents are equal, 1 / |difference|^2 of the whole picture "
+        "elsewhere; local: the same with the difference of each place; released: the heuristic of its code"
     )
     tasks: tuple[str, ...] | None = Field(
         None, description="tasks whose first input image is the source; default: all samples with one input image"

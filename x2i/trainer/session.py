@@ -62,7 +62,7 @@ class Session:
         self._vae = vaes.build(self._vae_config).to(self._device)
         processor = registry.processor_class(numbers.architecture)
         self._tokenizer = self._build_tokenizer(processor)
-        self._model = self._build_model(numbers)
+        self._model = self._build_model(numbers, start=newest is None)
         self._processor = processor(self._model.config, self._tokenizer, self._vae, run.max_text_tokens)
         self._check_stages()
         self._batcher = Batcher(self._processor, self._vae, self._device)
@@ -232,7 +232,7 @@ class Session:
         if before:
             self._load(checkpoint.folder(self._run.output, before))
         else:
-            fresh = self._build_model(self._described()[0])
+            fresh = self._build_model(self._described()[0], start=True)
             self._model.load_state_dict(fresh.state_dict())
 
     def _held_out(self, stage: Stage) -> dict[str, list[Example]]:
@@ -322,8 +322,8 @@ class Session:
         assert self._base is not None
         return tokens.load(self._base)
 
-    def _build_model(self, numbers: ModelConfig) -> Model[Any]:
-        """The network with the weights that the run starts from."""
+    def _build_model(self, numbers: ModelConfig, start: bool) -> Model[Any]:
+        """The network; to `start`, with the parts of other models that the run begins with."""
         run, vocabulary = self._run, self._tokenizer.get_vocab_size()
         trained = run.tokenizer is not None and run.tokenizer.train is not None
         rows = vocabulary if trained else max(vocabulary, numbers.vocabulary)
@@ -334,9 +334,20 @@ class Session:
             model = registry.build(config)
         if self._base is not None:
             weights.load(model, checkpoint.weights_of(self._base))
+        elif start:
+            self._load_parts(model)
         if run.model.lora is not None:
             lora.attach(model, run.model.lora, seed)
         return model
+
+    def _load_parts(self, model: Model[Any]) -> None:
+        """Fill parts of a fresh model from public checkpoints of other models. Raises RecipeError or X2IError."""
+        for part, spec in self._run.model.pretrained.items():
+            if part not in model.pretrained:
+                known = ", ".join(model.pretrained) or "none"
+                raise RecipeError(f"model.pretrained: no part {part!r} is found in other models; those are: {known}")
+            path = checkpoint.fetched(spec)
+            weights.load_part(model, path, weights.prefixed(model, path, model.pretrained[part]))
 
     def _check_stages(self) -> None:
         """Refuse what this model cannot learn. Raises RecipeError."""

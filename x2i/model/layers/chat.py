@@ -65,7 +65,13 @@ class ChatML:
         self.last_newline = last_newline
 
     def learn(self, messages: Sequence[Message]) -> Formatted:
-        """A whole conversation, its answers with labels. Raises X2IError for an unknown role or no message."""
+        """A whole conversation, its answers with labels.
+
+        Raises:
+            X2IError: no message, a role that is not known, or no turn of the assistant.
+        """
+        if not any(m.role == "assistant" for m in messages):
+            raise X2IError("a conversation to be learned has no turn of the assistant: nothing in it is learned")
         whole = self._whole(messages)
         return self._join([self._turn(m, last=i == len(whole) - 1) for i, m in enumerate(whole)])
 
@@ -76,7 +82,12 @@ class ChatML:
             messages: up to the question.
             reply: end with the head of the assistant's turn, where the answer begins. Without it the conversation
                 ends behind the last message, as prompts of pictures do.
+
+        Raises:
+            X2IError: no message, a role that is not known, or a last turn of the assistant where a reply is asked for.
         """
+        if reply and messages and messages[-1].role == "assistant":
+            raise X2IError("a conversation to be answered ends with a turn of the assistant: end it with the user's")
         turns = [self._turn(m, last=False) for m in self._whole(messages)]
         if reply:
             turns.append(self._encode(self._head("assistant"), 0, 0))

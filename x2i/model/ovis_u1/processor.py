@@ -1,0 +1,260 @@
+"""Ovis-U1's prompts: what the language model is shown to draw from, to answer, and to learn.
+
+Drawing (AIDC-AI/Ovis-U1, its scripts test_txt_to_img.py and test_img_edit.py): one user's turn, not answered.
+- from text: a blank white image, and a fixed request to describe one, in front of the instruction
+- editing: the source images, then the instruction; the decoder is given the latents of the sources besides
+- unconditional: a blank image, "Generate an image.", no source; of the images alone: the sources and the same words
+- images are read at about `min_pixels`
+Several sources stand under "Image 1: " …, as the published script shows several images to be read; the decoder's
+position of the k-th is image k. (The published scripts edit one image.)
+
+Understanding: Qwen3's chat with an empty think block; images at their own resolution up to `max_pixels`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from functools import cached_property, partial
+from typing import ClassVar
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from x2i.base.errors import X2IError
+from x2i.model import flow
+from x2i.model.base import Branches, Chat, Message, Processor, Request
+from x2i.model.layers.chat import EMPTY_THINK, END, IGNORE, IMAGE, MARK, START, ChatML, Formatted
+from x2i.model.ovis_u1.config import OvisU1Config
+from x2i.model.ovis_u1.decoder import shift
+from x2i.model.ovis_u1.prompt import OvisInputs, Pictures, Row, drawing_size, resized, resized_to_draw, smart_resize
+from x2i.model.pixels import centre_crop, to_tensor
+from x2i.model.placeholders import numbers_of, with_placeholders
+from x2i.model.vae import VAE
+
+DESCRIBE = (
+    "Describe the image by detailing the color, shape, size, texture, quantity, text, and spatial relationships of the "
+    "objects:"
+)
+UNCONDITIONAL = "Generate an image."
+
+_PLACE = r"\s*(?:<img>)?<\|image_(\d+)\|>(?:</img>)?\s*"
+
+
+class OvisU1Processor(Processor[OvisInputs]):
+    """Words and pictures into Ovis-U1's inputs.
+
+    Attributes:
+        guidance_text: published weight of the text when drawing from text.
+        guidance_edit: published weights of the text and of the source when editing.
+    """
+
+    special_tokens: ClassVar[tuple[str, ...]] = ("<|endoftext|>", START, END, "<think>", "</think>")
+    needed_tokens: ClassVar[tuple[str, ...]] = (START, END, "<think>", "</think>")
+    guidance_text: ClassVar[float] = 5.0
+    guidance_edit: ClassVar[tuple[float, float]] = (6.0, 1.5)
+
+    config: OvisU1Config
+
+    @property
+    def token_side(self) -> int:
+        return self._vae().shrink * self.config.decoder.patch_size
+
+    @property
+    def stop(self) -> tuple[int, ...]:
+        return tuple(i for t in (END, "<|endoftext|>") if (i := self.tokenizer.token_to_id(t)) is not None)
+
+    @cached_property
+    def chat(self) -> ChatML:
+        """The conversation's formatter. Raises X2IError if the tokenizer lacks its special tokens."""
+        return ChatML(self.tokenizer, think=EMPTY_THINK, last_newline=False)
+
+    @classmethod
+    def learned_text(cls, instruction: str) -> str:
+        return f"user\n{DESCRIBE}{instruction}\n\nassistant\n"
+
+    def shift(self, height: int, width: int) -> float:
+        return shift(height * width // self.token_side**2, self.config.decoder)
+
+    def edit_size(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width of the picture that the published script draws when it edits one of this size."""
+        return smart_resize(height, width, factor=32)
+
+    def requests(
+        self,
+        requests: Sequence[Request],
+        dropped: Sequence[bool] | None = None,
+        generator: torch.Generator | None = None,
+    ) -> OvisInputs:
+        """As the contract. Sources must have sides that are multiples of `token_side`.
+
+        The size of the picture is not known here: a blank image has its source's size, or else is a square.
+        """
+        pictures = Pictures(self.config)
+        pairs = list(zip(requests, dropped or [False] * len(requests), strict=True))
+        sources = self._latents([() if drop else request.images for request, drop in pairs], generator)
+        rows = []
+        for request, drop in pairs:
+            side = int(self.config.min_pixels**0.5)
+            height, width = request.images[0].shape[:2] if request.images else (side, side)
+            if drop:
+                rows.append(self._blank(pictures, UNCONDITIONAL, height, width))
+            elif request.images:
+                rows.append(self._edit(pictures, request.instruction, request.images))
+            else:
+                rows.append(self._blank(pictures, DESCRIBE + request.instruction, height, width))
+        return pictures.collate(rows, labels=False, sources=sources)
+
+    def branches(
+        self,
+        requests: Sequence[Request],
+        *,
+        height: int,
+        width: int,
+        guidance: float,
+        image_guidance: float,
+        separate: bool = False,
+        negative: str | None = None,
+    ) -> list[Branches[OvisInputs]]:
+        """As the contract. Sources of another size are cropped around their centre to the picture's."""
+        self.check_size(height, width)
+        pictures = Pictures(self.config)
+        nothing = UNCONDITIONAL if negative is None else negative
+        found: list[tuple[int, int, float, Row, tuple[Tensor, ...]]] = []  # kind, picture, weight, row, sources
+        held = [tuple(_fitted(image, height, width) for image in request.images) for request in requests]
+        latents = self._latents(held, None)
+        for place, (request, images) in enumerate(zip(requests, held, strict=True)):
+            weights = flow.guidance_weights(guidance, image_guidance, bool(images))
+            for kind, weight in enumerate(weights):
+                if abs(weight) < 1e-9:
+                    continue
+                if images and kind < 2:
+                    words = request.instruction if kind == 0 else with_placeholders(nothing, len(images))
+                    row = self._edit(pictures, words, images)
+                else:
+                    words = DESCRIBE + request.instruction if kind == 0 else nothing
+                    row = self._blank(pictures, words, height, width)
+                found.append((kind, place, weight, row, latents[place] if kind < 2 else ()))
+        groups = [[f for f in found if f[0] == kind] for kind in range(3)] if separate else [found]
+        return [
+            Branches(
+                pictures.collate([f[3] for f in group], labels=False, sources=[f[4] for f in group]),
+                torch.tensor([f[1] for f in group]),
+                torch.tensor([f[2] for f in group]),
+            )
+            for group in groups
+            if group
+        ]
+
+    def chats(self, chats: Sequence[Chat], labels: bool, plain: bool = False) -> OvisInputs:
+        """As the contract. Where a conversation would be too long, its images share `max_pixels`.
+
+        Raises:
+            X2IError: images and `<image>` marks do not agree, or a conversation to be answered is too long.
+        """
+        pictures = Pictures(self.config)
+        rows = [self._chat(pictures, chat, labels, plain) for chat in chats]
+        return pictures.collate(rows, labels=labels)
+
+    def _chat(self, pictures: Pictures, chat: Chat, labels: bool, plain: bool) -> Row:
+        if plain:
+            words = self._plain(chat, labels)
+        else:
+            words = self.chat.learn(chat.messages) if labels else self.chat.ask(chat.messages)
+        row = pictures.row(words, self._read(pictures, chat, self.config.max_pixels))
+        if len(row.ids) > self.config.max_tokens and len(chat.images) > 1:
+            row = pictures.row(words, self._read(pictures, chat, self.config.max_pixels // len(chat.images)))
+        if len(row.ids) > self.config.max_tokens and not labels:
+            raise X2IError(
+                f"a conversation of {len(row.ids)} tokens, but the model takes {self.config.max_tokens}: shorten it, or "
+                f"show fewer or smaller images"
+            )
+        return row
+
+    def _read(self, pictures: Pictures, chat: Chat, most: int) -> list[int]:
+        most = max(most, 4 * self.config.image_factor**2)
+        return [
+            pictures.add((id(image), most), partial(resized, Image.fromarray(image), self.config, most))
+            for image in chat.images
+        ]
+
+    def _plain(self, chat: Chat, labels: bool) -> Formatted:
+        said = "".join(m.text for m in chat.messages if m.role == "assistant").replace(MARK, "")
+        ids = self.tokenizer.encode(said + END if labels else "", add_special_tokens=False).ids
+        places = len(chat.images)
+        return Formatted((*[IMAGE] * places, *ids), (*[IGNORE] * places, *ids))
+
+    def _blank(self, pictures: Pictures, text: str, height: int, width: int) -> Row:
+        """A turn that shows a white image, as tall and wide as the picture before it is scaled."""
+        height, width = drawing_size(height, width, self.config)
+        white = Image.new("RGB", (width, height), (255, 255, 255))
+        shown = pictures.add(("white", height, width), partial(resized, white, self.config))
+        return self._turn(pictures, f"{MARK}\n{text}", [shown])
+
+    def _edit(self, pictures: Pictures, instruction: str, images: Sequence[np.ndarray]) -> Row:
+        """A turn that shows source images in front of the instruction."""
+        shown = [
+            pictures.add((id(image), "draw"), partial(resized_to_draw, Image.fromarray(image), self.config))
+            for image in images
+        ]
+        names = [f"Image {k}: " if len(images) > 1 else "" for k in range(1, len(images) + 1)]
+        head = "".join(f"{name}{MARK}\n" for name in names)
+        return self._turn(pictures, head + named(instruction, len(images)), shown)
+
+    def _turn(self, pictures: Pictures, text: str, shown: Sequence[int]) -> Row:
+        words = self.chat.ask([Message("user", text)], reply=False)
+        visual = sum(pictures.tokens(number) + 2 for number in shown)
+        return pictures.row(self._cut(words, self.config.max_tokens - visual), shown)
+
+    def _latents(
+        self, images: Sequence[Sequence[np.ndarray]], generator: torch.Generator | None
+    ) -> list[tuple[Tensor, ...]]:
+        """Latents of each row's images; those of one size are encoded in one call, and each once."""
+        sizes: dict[tuple[int, ...], dict[int, np.ndarray]] = {}
+        for image in (image for row in images for image in row):
+            self.check_size(*image.shape[:2])
+            sizes.setdefault(image.shape, {})[id(image)] = image
+        found: dict[int, Tensor] = {}
+        for same in sizes.values():
+            found |= zip(same, self._vae().encode(to_tensor(list(same.values())), generator), strict=True)
+        return [tuple(found[id(image)] for image in row) for row in images]
+
+    def _vae(self) -> VAE:
+        if self.vae is None:
+            raise X2IError("this processor has no autoencoder: it can prepare no pictures")
+        return self.vae
+
+    def _cut(self, words: Formatted, room: int) -> Formatted:
+        """Drop tokens from the end of the instruction, in front of the mark that ends the turn."""
+        places = words.ids.count(IMAGE)
+        limit = room if self.max_text_tokens is None else min(room, self.max_text_tokens)
+        tail = len(self.tokenizer.encode(END + "\n", add_special_tokens=False).ids)
+        first = max((i + 1 for i, token in enumerate(words.ids) if token == IMAGE), default=0)
+        end = len(words.ids) - tail
+        over = min(max(len(words.ids) - places - limit, 0), end - first)
+        ids = words.ids[: end - over] + words.ids[end:]
+        if len(ids) - places > room:
+            raise X2IError(f"{places} images do not fit into a sequence of {self.config.max_tokens} tokens: give fewer")
+        return Formatted(ids, (IGNORE,) * len(ids))
+
+
+def named(instruction: str, count: int) -> str:
+    """An instruction whose placeholders have become words, for images that stand in front of it.
+
+    The only image goes unnamed. Of several, the placeholder of the k-th becomes "image k"; placeholders that all stand
+    in front of the words name nothing there, and are left out. Raises X2IError as `numbers_of`.
+    """
+    numbers_of(with_placeholders(instruction, count), count)
+    head = re.match(f"(?:{_PLACE})*", instruction)
+    text = instruction[head.end() :] if head and not re.search(_PLACE, instruction[head.end() :]) else instruction
+    text = re.sub(_PLACE, lambda found: f" image {found[1]} " if count > 1 else " ", text)
+    return re.sub(r" (?=[,.;:!?)])", "", re.sub(r" {2,}", " ", text)).strip()
+
+
+def _fitted(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    return image if image.shape[:2] == (height, width) else centre_crop(Image.fromarray(image), height, width)
+
+
+PROCESSOR = OvisU1Processor
