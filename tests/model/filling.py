@@ -1,20 +1,5 @@
-"""Weights that depend on parameters' names alone, so that figures recorded from other code on them can be compared."""
+"""Where `fill` was before the models' own checks used it too."""
 
-from __future__ import annotations
+from x2i.model.filling import fill
 
-import hashlib
-
-import numpy as np
-import torch
-from torch import nn
-
-
-def fill(module: nn.Module, std: float = 0.05) -> None:
-    """Fill every parameter with normal numbers seeded by its name; norms' one-dimensional weights lie around 1."""
-    with torch.no_grad():
-        for name, parameter in module.named_parameters():
-            seed = int(hashlib.sha256(name.encode()).hexdigest()[:8], 16)
-            drawn = np.random.Generator(np.random.PCG64(seed)).standard_normal(tuple(parameter.shape))
-            around = 1.0 if parameter.dim() == 1 and "norm" in name and not name.endswith("bias") else 0.0
-            scale = 0.1 if around else std
-            parameter.copy_(torch.from_numpy(around + scale * drawn).to(parameter.dtype))
+__all__ = ["fill"]

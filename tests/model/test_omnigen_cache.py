@@ -1,5 +1,7 @@
 """Keys and values of the condition, kept over the steps: the same velocity, whatever the trunk, the length, the place."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from torch import Tensor
@@ -41,6 +43,34 @@ def test_cached_steps_equal_uncached_ones(trunk: str, sizes: tuple[int, ...], of
     attention = model.llm.layers[0].self_attn
     heads = model.config.kv_heads * attention.head_dim
     assert kept == 2 * model.config.layers * batch.ids_BL.numel() * heads * 4
+
+
+@torch.no_grad()
+def test_an_offloaded_layer_is_fetched_while_the_one_before_computes(monkeypatch: pytest.MonkeyPatch) -> None:
+    events: list[str] = []
+
+    class Stream:
+        device = torch.device("cpu")
+
+        def wait_stream(self, other: object) -> None:
+            events.append("wait")
+
+    model, batch = randomised(), batch_of(12, 6)
+    condition = model.condition(batch, cache=True, target=TARGET, offload=True)
+    cache = condition.cache
+    assert cache is not None
+    monkeypatch.setattr(cache, "_stream", Stream())
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None: Stream())
+    monkeypatch.setattr(Tensor, "record_stream", lambda tensor, stream: None)
+    fetch = cache._fetch
+    monkeypatch.setattr(cache, "_fetch", lambda layer, device: events.append(f"fetch {layer}") or fetch(layer, device))
+    x, t = noisy()
+    for _ in range(2):
+        torch.testing.assert_close(model.velocity(x, t, condition), model(x, t, batch), rtol=1e-5, atol=5e-6)
+    # two layers, two steps: each waits for its own and sends for the next; the first of all has nobody before it
+    assert events == ["fetch 0", *["wait", "fetch 1", "wait", "fetch 0"] * 2]
+    assert list(cache._ahead) == [0]
 
 
 @pytest.mark.parametrize("before", [109, 120, 150])  # with the images: condition and picture together pass position 128

@@ -1,21 +1,25 @@
 """OmniGen's text head: what of a conversation is learned, the loss by its formula, greedy answers."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from tokenizers import Tokenizer
 from torch import nn
+from transformers import AutoModelForCausalLM
 
 from tests.model.test_omnigen import SMALL, TRUNKS, randomised, with_images
 from x2i.base.errors import X2IError
-from x2i.model import vae
+from x2i.model import vae, weights
 from x2i.model.base import Chat, Message
 from x2i.model.config import PixelsConfig
 from x2i.model.omnigen.config import PRESETS, OmniGenConfig
 from x2i.model.omnigen.model import OmniGen
 from x2i.model.omnigen.processor import OmniGenProcessor
 from x2i.model.omnigen.prompt import IGNORED, PromptBatch, collate
+from x2i.model.omnigen.trunk import numbers
 from x2i.trainer.config import TokenizerTraining
 from x2i.trainer.tokens import train
 
@@ -129,6 +133,22 @@ def test_the_loss_is_that_of_the_learned_tokens_whoever_shares_the_batch(trunk: 
     assert counts.tolist() == [4, 0]
 
 
+@pytest.mark.parametrize("trunk", TRUNKS)
+@torch.no_grad()
+def test_a_trunk_may_start_from_a_language_model_and_says_what_that_one_says(trunk: str, tmp_path: Path) -> None:
+    config = TRUNKS[trunk].model_copy(update={"text_head": True})
+    torch.manual_seed(1)
+    theirs = AutoModelForCausalLM.from_config(numbers(config)).eval()
+    theirs.save_pretrained(tmp_path)
+    ours = OmniGen(config).eval()
+    for part in ("trunk", "text_head"):
+        weights.load_part(ours, tmp_path, weights.prefixed(ours, tmp_path, ours.pretrained[part]))
+    ids = torch.randint(3, 100, (1, 20))
+    batch = PromptBatch(ids, torch.ones_like(ids, dtype=torch.bool), torch.zeros_like(ids), labels_BL=ids)
+    sums, counts = ours.next_token(batch)
+    torch.testing.assert_close(sums / counts, theirs(input_ids=ids, labels=ids).loss[None], rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("length", [9, 122])  # the second passes the long-rope's switch at 128 while it speaks
 @torch.no_grad()
 def test_answers_are_the_greedy_ones_of_a_pass_without_cache(length: int) -> None:
@@ -140,15 +160,7 @@ def test_answers_are_the_greedy_ones_of_a_pass_without_cache(length: int) -> Non
     for row, prompt in enumerate(prompts):
         ids, blocks = list(prompt.ids), list(prompt.blocks)
         for said in found[row] if length == 9 or row == 0 else []:
-            ending = PromptBatch(
-                torch.tensor([ids]),
-                torch.ones(1, len(ids), dtype=torch.bool),
-                torch.tensor([blocks]),
-                (image + row,),
-                torch.tensor([[IGNORED] * len(ids)]),
-            )
-            following = [loss_of(model, ending, token) for token in range(100)]
-            assert said == int(np.argmin(following))
+            assert said == int(following(model, ids, blocks, image + row).argmax())
             ids.append(said)
             blocks.append(0)
     stop = found[0][2]
@@ -156,18 +168,15 @@ def test_answers_are_the_greedy_ones_of_a_pass_without_cache(length: int) -> Non
     assert stopped[0] == found[0][: found[0].index(stop)]
 
 
-def loss_of(model: OmniGen, batch: PromptBatch, token: int) -> float:
-    """Loss of one more token."""
-    assert batch.labels_BL is not None
-    more = torch.tensor([[token]])
-    longer = PromptBatch(
-        torch.cat([batch.ids_BL, more], dim=1),
-        F.pad(batch.valid_BL, (0, 1), value=True),
-        F.pad(batch.blocks_BL, (0, 1)),
-        batch.images,
-        torch.cat([batch.labels_BL, more], dim=1),
-    )
-    return float(model.next_token(longer)[0][0])
+def following(model: OmniGen, ids: list[int], blocks: list[int], image: torch.Tensor) -> torch.Tensor:
+    """Scores of the token behind a whole sequence, with nothing kept from before."""
+    runs = torch.tensor(blocks)
+    batch = PromptBatch(torch.tensor([ids]), torch.ones(1, len(ids), dtype=torch.bool), runs[None], (image,))
+    allowed = torch.ones(len(ids), len(ids)).tril().bool() | ((runs[:, None] == runs) & (runs > 0))
+    mask = torch.zeros(allowed.shape).masked_fill(~allowed, torch.finfo(torch.float32).min)
+    hidden = model.llm(inputs_embeds=model.embed_prompt(batch), attention_mask=mask[None, None]).last_hidden_state
+    scores: torch.Tensor = model.lm_head(hidden[0, -1])
+    return scores
 
 
 def test_a_tiny_model_learns_to_say_what_it_sees(processor: OmniGenProcessor) -> None:
@@ -203,6 +212,8 @@ def test_a_head_is_there_only_where_it_is_wanted() -> None:
         plain.answer(batch, 3, ())
     with pytest.raises(X2IError, match="needs labels"):
         own.next_token(batch)
+    for name, _ in own.named_parameters():  # every parameter is of one part
+        assert sum(name.startswith(prefixes) for prefixes in OmniGen.parts.values()) == 1
     with pytest.raises(ValueError, match="without text_head"):
         OmniGenConfig(tie_text_head=True)
     assert PRESETS["omnigen-tiny"].text_head and not PRESETS["omnigen-3.8b"].text_head

@@ -1,20 +1,51 @@
-"""The prompt's format: what tokens stand where, and what is refused."""
+"""OmniGen's prompts and batches: what tokens stand where, which rows guidance has, and what is refused."""
 
+from functools import partial
+
+import numpy as np
 import pytest
 import torch
+from tokenizers import Tokenizer
+from torch import Tensor
 
 from x2i.base.errors import X2IError
+from x2i.model import vae
+from x2i.model.base import Request
+from x2i.model.config import PixelsConfig
+from x2i.model.omnigen.config import PRESETS
+from x2i.model.omnigen.processor import OmniGenProcessor
 from x2i.model.omnigen.prompt import HEAD, PAD, TAIL, PromptEncoder, collate
 from x2i.model.placeholders import image_only, with_placeholders
 from x2i.trainer.config import TokenizerTraining
 from x2i.trainer.tokens import train
 
 TEXTS = ["Sharpen <img><|image_1|></img>, please", "Put <img><|image_2|></img> beside <img><|image_1|></img>."]
+PHOTO, WIDE = np.full((16, 16, 3), 90, np.uint8), np.full((16, 24, 3), 10, np.uint8)  # 4 and 6 tokens
+
+
+def trained(texts: list[str]) -> Tokenizer:
+    return train(texts, TokenizerTraining(vocab_size=400), OmniGenProcessor.special_tokens, "<s>")
+
+
+class Counting(vae.Pixels):
+    """An autoencoder that counts its calls, and whose posterior is not a point."""
+
+    calls = 0
+
+    def encode(self, pixels: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        self.calls += 1
+        latents = super().encode(pixels)
+        return latents if generator is None else latents + torch.randn(latents.shape, generator=generator)
+
+
+@pytest.fixture
+def processor(encoder: PromptEncoder) -> OmniGenProcessor:
+    return OmniGenProcessor(PRESETS["omnigen-tiny"], encoder.tokenizer, Counting(PixelsConfig(factor=4)))
 
 
 @pytest.fixture(scope="module")
 def encoder() -> PromptEncoder:
-    return PromptEncoder(train([HEAD + t for t in TEXTS], TokenizerTraining(vocab_size=400)))
+    return PromptEncoder(trained([HEAD + t for t in TEXTS]))
 
 
 def test_placeholders_become_runs_of_patch_tokens_in_the_order_of_the_text(encoder: PromptEncoder) -> None:
@@ -29,7 +60,8 @@ def test_placeholders_become_runs_of_patch_tokens_in_the_order_of_the_text(encod
 def test_text_around_the_images_is_the_chat_string_with_one_beginning(encoder: PromptEncoder) -> None:
     prompt = encoder.encode(TEXTS[0], [4])
     text = [i for i, b in zip(prompt.ids, prompt.blocks, strict=True) if not b]
-    assert text[0] == BOS and text.count(BOS) == 1
+    begin = encoder.tokenizer.token_to_id("<s>")
+    assert text[0] == begin and text.count(begin) == 1
     spoken = encoder.tokenizer.decode(text[1:], skip_special_tokens=False)
     assert spoken == HEAD + "Sharpen <img></img>, please" + TAIL
     first = prompt.blocks.index(1)
@@ -78,9 +110,72 @@ def test_prompts_without_placeholders_get_them_in_front() -> None:
     assert with_placeholders("Draw", 0) == "Draw"
 
 
+def test_special_tokens_have_the_first_ids(encoder: PromptEncoder) -> None:
+    assert [encoder.tokenizer.token_to_id(t) for t in OmniGenProcessor.special_tokens] == list(range(10))
+    assert OmniGenProcessor.needed_tokens == OmniGenProcessor.special_tokens[3:]
+
+
+def test_images_of_one_size_are_encoded_in_one_call(processor: OmniGenProcessor) -> None:
+    requests = [Request(TEXTS[1], (PHOTO, WIDE)), Request("Draw"), Request(TEXTS[0], (PHOTO + 1,))]
+    batch = processor.requests(requests)
+    assert isinstance(processor.vae, Counting) and processor.vae.calls == 2
+    assert [tuple(i.shape) for i in batch.images] == [(48, 4, 6), (48, 4, 4), (48, 4, 4)]  # in the order of the text
+    assert float(batch.images[2].mean() - batch.images[1].mean()) == pytest.approx(1 / 127.5, rel=1e-3)
+    assert (batch.blocks_BL > 0).sum(dim=1).tolist() == [10, 0, 4]
+    drawn = [processor.requests(requests, generator=torch.Generator().manual_seed(s)).images[0] for s in (1, 1, 2)]
+    assert torch.equal(drawn[0], drawn[1]) and not torch.equal(drawn[0], drawn[2])
+
+
+def test_a_dropped_request_shows_no_words_and_no_images(processor: OmniGenProcessor) -> None:
+    batch = processor.requests([Request(TEXTS[0], (PHOTO,)), Request(TEXTS[0], (WIDE,))], [True, False])
+    text = processor.tokenizer.decode(batch.ids_BL[0][batch.valid_BL[0]].tolist(), skip_special_tokens=False)
+    assert text == f"<s>{HEAD}<cfg>{TAIL}"
+    assert [tuple(i.shape) for i in batch.images] == [(48, 4, 6)]
+
+
+@pytest.mark.parametrize("negative", [None, OmniGenProcessor.NEGATIVE], ids=["<cfg>", "the published sentence"])
+def test_guidance_has_three_rows_with_images_and_two_without(processor: OmniGenProcessor, negative: str | None) -> None:
+    requests = [Request(TEXTS[0], (PHOTO,)), Request("Draw")]
+    branches = partial(processor.branches, requests, height=16, width=16, negative=negative)
+    (joint,) = branches(guidance=2.5, image_guidance=1.6)
+    assert joint.rows_R.tolist() == [0, 1, 0, 0, 1]
+    assert joint.weights_R.tolist() == pytest.approx([2.5, 2.5, -0.9, -0.6, -1.5])
+    texts = [
+        processor.tokenizer.decode(ids[valid].tolist(), skip_special_tokens=False)
+        for ids, valid in zip(joint.inputs.ids_BL, joint.inputs.valid_BL & (joint.inputs.blocks_BL == 0), strict=True)
+    ]
+    unconditional = f"<s>{HEAD}{negative or '<cfg>'}{TAIL}"
+    only = f"<s>{HEAD}<img></img>{TAIL}"
+    assert texts == [
+        f"<s>{HEAD}Sharpen <img></img>, please{TAIL}",
+        f"<s>{HEAD}Draw{TAIL}",
+        only,
+        unconditional,
+        unconditional,
+    ]
+    assert len(joint.inputs.images) == 2 and joint.inputs.images[0] is joint.inputs.images[1]
+
+    apart = branches(guidance=2.5, image_guidance=1.6, separate=True)
+    assert [b.rows_R.tolist() for b in apart] == [[0, 1], [0], [0, 1]]
+    assert [len(b.inputs.images) for b in apart] == [1, 1, 0]
+    (plain,) = branches(guidance=1.0, image_guidance=1.0)
+    assert plain.rows_R.tolist() == [0, 1]
+
+
+def test_sizes_that_cannot_be_drawn_or_read_are_refused(processor: OmniGenProcessor) -> None:
+    assert processor.token_side == 8
+    processor.check_size(512, 8)
+    for height, width in ((12, 8), (0, 8), (8, 520)):
+        with pytest.raises(X2IError, match="must be a multiple of 8, and at most 512 pixels"):
+            processor.check_size(height, width)
+    with pytest.raises(X2IError, match="height 12"):
+        processor.requests([Request(TEXTS[0], (PHOTO[:12],))])
+    with pytest.raises(X2IError, match="no autoencoder"):
+        OmniGenProcessor(processor.config, processor.tokenizer, None).requests([Request(TEXTS[0], (PHOTO,))])
+
+
 def test_the_same_texts_train_the_same_tokenizer() -> None:
-    options = TokenizerTraining(vocab_size=400)
-    assert train(TEXTS * 9, options).to_str() == train(TEXTS * 9, options).to_str()
+    assert trained(TEXTS * 9).to_str() == trained(TEXTS * 9).to_str()
     strange = "Überraschung 図 🙂"
-    tokenizer = train(TEXTS, options)
+    tokenizer = trained(TEXTS)
     assert tokenizer.decode(tokenizer.encode(strange).ids) == strange

@@ -15,7 +15,7 @@ Tensor names carry their axes: B batch · L tokens (padded) · C latent channels
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 
@@ -80,13 +80,23 @@ class Model(nn.Module, ABC, Generic[I]):
     Attributes:
         config: its numbers; the network is a pure function of them and its weights.
         parts: names of the papers for parts of it -> prefixes of their parameters' names. `stages.train` names these.
+        pretrained: names of parts that public checkpoints of other models hold -> prefix here -> prefix there.
         draws, answers: what it can do.
     """
 
     config: Any
-    parts: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    parts: Mapping[str, tuple[str, ...]] = {}
+    pretrained: ClassVar[Mapping[str, Mapping[str, str]]] = {}
     draws: bool = True
     answers: bool = True
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Model[I]:
+        super()._apply(fn, recurse)
+        repair(self)
+        return self
+
+    def begin(self, pretrained: Sequence[str]) -> None:
+        """Called once on a fresh model, after these of its parts were read from other models' checkpoints."""
 
     def condition(self, inputs: I, *, cache: bool = False, target: tuple[int, int] | None = None) -> Any:
         """Whatever of the computation does not depend on the noisy latents and the timestep.
@@ -119,6 +129,24 @@ class Model(nn.Module, ABC, Generic[I]):
     def answer(self, inputs: I, max_tokens: int, stop: Sequence[int]) -> list[list[int]]:
         """Greedy continuation of a batch of `Processor.chats` without labels, as token ids, up to a stop token."""
         raise X2IError(f"{type(self).__name__} writes no text")
+
+
+def repair(model: nn.Module) -> None:
+    """Undo what moving or casting does to the language models of transformers within a model.
+
+    Rotary frequencies are buffers: a cast to bfloat16 would round them, and positions in the thousands would be off by
+    whole turns; built on the meta device there would be none. So they are computed anew, in float32. Leaving the meta
+    device also unties the output map from the embedding.
+    """
+    for module in list(model.modules()):
+        rotary = getattr(module, "rotary_emb", None)
+        if rotary is not None and hasattr(rotary, "inv_freq") and hasattr(rotary, "config"):
+            device = rotary.inv_freq.device
+            with torch.device(device):
+                module.rotary_emb = type(rotary)(config=rotary.config).to(device)
+        tied = getattr(getattr(module, "config", None), "tie_word_embeddings", False)
+        if tied and hasattr(module, "lm_head") and hasattr(module, "get_input_embeddings"):
+            module.lm_head.weight = module.get_input_embeddings().weight
 
 
 class Processor(ABC, Generic[I]):

@@ -68,7 +68,7 @@ class Batcher:
             dropped = [g.random() < stage.condition_dropout for g in drawn]
             out.append(self.draw(pictures, drawn, t, dropped, stage.edit_loss))
         if chats:
-            out.append(self.chat(chats, stage))
+            out.append(self.chat(chats, stage.plain_captions, rejected=stage.preference is not None))
         return out
 
     def draw(
@@ -96,16 +96,15 @@ class Batcher:
             weights=None if edit_loss is None else self._weights(examples, dropped, edit_loss),
         )
 
-    def chat(self, examples: Sequence[Example], stage: Stage | None = None) -> ChatBatch:
-        """A batch of conversations; with a preference stage, each with its worse answer besides."""
-        plain = stage is not None and stage.plain_captions
+    def chat(self, examples: Sequence[Example], plain: bool = False, rejected: bool = False) -> ChatBatch:
+        """A batch of conversations, without the chat's template if `plain`; with their worse answers if `rejected`."""
         inputs = self._processor.chats([e.chat for e in examples], labels=True, plain=plain)
-        rejected = None
-        if stage is not None and stage.preference is not None:
-            worse = [e.rejected_chat for e in examples]
-            rejected = self._processor.chats(worse, labels=True, plain=plain).to(self._device)
+        worse = None
+        if rejected:
+            chats = [e.rejected_chat for e in examples]
+            worse = self._processor.chats(chats, labels=True, plain=plain).to(self._device)
         keys, tasks = tuple(e.key for e in examples), tuple(e.task for e in examples)
-        return ChatBatch(keys, tasks, inputs.to(self._device), rejected)
+        return ChatBatch(keys, tasks, inputs.to(self._device), worse)
 
     def token_entropy(self, examples: Sequence[Example]) -> float:
         """Entropy in nats of the frequencies of the tokens in the answers: what guessing by them would lose per token."""

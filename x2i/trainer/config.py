@@ -142,6 +142,9 @@ class Stage(Config):
     plain_captions: bool = Field(
         False, description="conversations are learned without the chat's template: picture, then answer"
     )
+    inputs: dict[str, Any] = Field(
+        {}, description="numbers of the model that say how it reads, changed for this stage, as {tiles: {single: 4}}"
+    )
     tau: tuple[float, float] | None = Field(
         None, description="temperature of a visual tokenizer's Gumbel softmax, from the first step to the last"
     )

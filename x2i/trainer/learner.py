@@ -188,12 +188,15 @@ class Learner:
             module.tau = tau
 
     @torch.no_grad()
-    def held_out(self, batcher: Batcher, examples: Mapping[str, Sequence[Example]]) -> dict[str, HeldOutLoss]:
+    def held_out(
+        self, batcher: Batcher, examples: Mapping[str, Sequence[Example]], stage: Stage | None = None
+    ) -> dict[str, HeldOutLoss]:
         """Loss by task: of pictures with fixed noise, at the quartiles' middles of the training distribution of t."""
         self.model.eval()
         drawn = {t: some for t, some in examples.items() if some[0].output is not None}
         out = {task: self._held_out_pictures(batcher, some) for task, some in drawn.items()}
-        return out | {task: self._held_out_chats(batcher, some) for task, some in examples.items() if task not in drawn}
+        rest = {task: some for task, some in examples.items() if task not in drawn}
+        return out | {task: self._held_out_chats(batcher, some, stage) for task, some in rest.items()}
 
     def _held_out_pictures(self, batcher: Batcher, some: Sequence[Example]) -> HeldOutLoss:
         times = 1 / (1 + np.exp(-np.array([-1.1503, -0.3186, 0.3186, 1.1503])))
@@ -210,10 +213,11 @@ class Learner:
         spread = (velocity - velocity.mean(dim=(0, 2, 3), keepdim=True)).pow(2).mean()
         return HeldOutLoss(float(torch.cat(values).mean()), float(spread), len(some))
 
-    def _held_out_chats(self, batcher: Batcher, some: Sequence[Example]) -> HeldOutLoss:
+    def _held_out_chats(self, batcher: Batcher, some: Sequence[Example], stage: Stage | None) -> HeldOutLoss:
         total, tokens = 0.0, 0
+        plain = stage is not None and stage.plain_captions
         for start in range(0, len(some), 16):
-            sums, counts = self._next_token(batcher.chat(some[start : start + 16]).inputs)
+            sums, counts = self._next_token(batcher.chat(some[start : start + 16], plain).inputs)
             total, tokens = total + float(sums.sum()), tokens + int(counts.sum())
         return HeldOutLoss(total / max(tokens, 1), batcher.token_entropy(some), len(some))
 

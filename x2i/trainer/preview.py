@@ -55,7 +55,11 @@ def rows_of(painter: Painter, examples: Sequence[tuple[str, Example]], preview: 
 
 
 def answers_of(
-    model: Model[Any], processor: Processor[Any], examples: Sequence[tuple[str, Example]], preview: Preview
+    model: Model[Any],
+    processor: Processor[Any],
+    examples: Sequence[tuple[str, Example]],
+    preview: Preview,
+    plain: bool = False,
 ) -> list[Row]:
     """Answer the first question of the given conversations."""
     asked = [(label, e) for label, e in examples if e.output is None]
@@ -64,7 +68,7 @@ def answers_of(
     model.eval()
     for label, example in asked:
         until = next(i for i, m in enumerate(example.messages) if m.role == "assistant")
-        inputs = processor.chats([Chat(example.messages[:until], example.inputs)], labels=False)
+        inputs = processor.chats([Chat(example.messages[:until], example.inputs)], labels=False, plain=plain)
         device = next(model.parameters()).device
         with torch.no_grad():
             ids = model.answer(inputs.to(device), preview.answer_tokens, processor.stop)[0]

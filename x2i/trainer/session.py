@@ -63,9 +63,15 @@ class Session:
         processor = registry.processor_class(numbers.architecture)
         self._tokenizer = self._build_tokenizer(processor)
         self._model = self._build_model(numbers, start=newest is None)
-        self._processor = processor(self._model.config, self._tokenizer, self._vae, run.max_text_tokens)
+        self._processors = [
+            processor(
+                registry.changed(self._model.config, stage.inputs, f"stages.{place}.inputs"),
+                *(self._tokenizer, self._vae, run.max_text_tokens),
+            )
+            for place, stage in enumerate(run.stages)
+        ]
+        self._batchers = [Batcher(p, self._vae, self._device) for p in self._processors]
         self._check_stages()
-        self._batcher = Batcher(self._processor, self._vae, self._device)
         self._step = newest.step if newest else 0
         if newest is not None:
             self._load(newest.path)
@@ -113,33 +119,33 @@ class Session:
         loader = Loader(self._reader, plan, stage, start, run.reading)
         for number, examples in enumerate(loader, start):
             began = time.monotonic()
-            batches = self._batcher.training(examples, run.seed, stage)
+            batches = self._batchers[place].training(examples, run.seed, stage)
             report = self._learner.step(batches, stage, number, self._step)
             self._step += 1
             self._log(stage, report, stage.batch / (time.monotonic() - began))
             last = number + 1 == stage.steps
             if last or self._step % run.checkpoint_every == 0:
-                self._checkpoint(stage, number + 1, full=True)
+                self._checkpoint(place, number + 1, full=True)
             elif self._stop:
-                self._checkpoint(stage, number + 1, full=False)
+                self._checkpoint(place, number + 1, full=False)
             if self._stop:
                 return
 
-    def _checkpoint(self, stage: Stage, stage_step: int, full: bool) -> None:
+    def _checkpoint(self, place: int, stage_step: int, full: bool) -> None:
         """Write a checkpoint; a full one has held-out losses and a preview."""
-        run = self._run
+        run, stage = self._run, self._run.stages[place]
         losses: dict[str, HeldOutLoss] = {}
         files: dict[str, Any] = {}
         if full:
             with self._learner.averaged():
-                losses = self._learner.held_out(self._batcher, self._held_out(stage))
-                picture = self._preview(stage)
+                losses = self._learner.held_out(self._batchers[place], self._held_out(stage), stage)
+                picture = self._preview(place)
             if picture is not None:
                 files[checkpoint.PREVIEW] = picture
         files |= self._weights() | {
             checkpoint.CONFIG: ModelFile(
                 architecture=self._model.config.architecture,
-                model=self._model.config.model_dump(mode="json"),
+                model=self._processors[place].config.model_dump(mode="json"),
                 vae=self._vae_config if self._model.draws else None,
                 max_text_tokens=run.max_text_tokens,
                 resolution=stage.resolution,
@@ -243,12 +249,13 @@ class Session:
                     out.setdefault(task, []).append(self._reader.read(int(index), stage.resolution))
         return out
 
-    def _preview(self, stage: Stage) -> bytes | None:
+    def _preview(self, place: int) -> bytes | None:
+        stage, processor = self._run.stages[place], self._processors[place]
         options, side = self._run.preview, stage.resolution
         chosen = preview.choose(self._reader, sorted(stage.mixture), options.per_task, side)
-        painter = Painter(self._model, self._vae, self._processor) if self._model.draws else None
+        painter = Painter(self._model, self._vae, processor) if self._model.draws else None
         rows = preview.rows_of(painter, chosen, options, side) if painter else []
-        rows += preview.answers_of(self._model, self._processor, chosen, options)
+        rows += preview.answers_of(self._model, processor, chosen, options, plain=stage.plain_captions)
         if not rows:
             return None
         picture = preview.grid(rows)
@@ -348,6 +355,7 @@ class Session:
                 raise RecipeError(f"model.pretrained: no part {part!r} is found in other models; those are: {known}")
             path = checkpoint.fetched(spec)
             weights.load_part(model, path, weights.prefixed(model, path, model.pretrained[part]))
+        model.begin(tuple(self._run.model.pretrained))
 
     def _check_stages(self) -> None:
         """Refuse what this model cannot learn. Raises RecipeError."""
@@ -368,7 +376,7 @@ class Session:
                 raise RecipeError(f"stages.{stage.name}.preference: {', '.join(pictures)} are drawn, not answered")
             try:
                 if pictures:
-                    self._processor.check_size(stage.resolution, stage.resolution)
+                    self._processors[place].check_size(stage.resolution, stage.resolution)
             except X2IError as error:
                 raise RecipeError(f"stages.{place}.resolution: {error}") from None
 

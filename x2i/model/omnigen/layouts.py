@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -26,10 +25,9 @@ from torch import Tensor
 
 from x2i.base.config import parse_config
 from x2i.base.errors import X2IError
-from x2i.base.files import atomic
 from x2i.base.weights import Weights
 from x2i.model import lora, registry, vae, weights
-from x2i.model.config import AutoencoderKLConfig, ModelFile, PixelsConfig
+from x2i.model.config import AutoencoderKLConfig, ModelFile
 from x2i.model.omnigen import names, published
 from x2i.model.omnigen.config import OmniGenConfig
 from x2i.model.omnigen.model import OmniGen
@@ -39,9 +37,8 @@ log = logging.getLogger(__name__)
 
 #: The autoencoder of published folders that have none of their own.
 SDXL_VAE = "stabilityai/sdxl-vae"
-CONFIG, TOKENIZER, EXTRA, EMA = "config.json", "tokenizer.json", "x2i.json", "ema.safetensors"
-_INDEX, _DIFFUSERS = "model_index.json", "diffusion_pytorch_model"
-_SPECIAL = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<|endoftext|>"}
+CONFIG, TOKENIZER, EXTRA, INDEX = "config.json", "tokenizer.json", "x2i.json", "model_index.json"
+DIFFUSERS = "diffusion_pytorch_model"  # the name of its files of weights
 
 
 class Layout(StrEnum):
@@ -66,7 +63,7 @@ class Opened:
 
 def layout_of(folder: Path) -> Layout | None:
     """How a folder is laid out; None if it is none of the layouts."""
-    if (folder / _INDEX).is_file():
+    if (folder / INDEX).is_file():
         return Layout.DIFFUSERS
     if not (folder / CONFIG).is_file():
         return None
@@ -91,7 +88,7 @@ def describe(folder: Path, vae_weights: str | None = None) -> tuple[ModelFile, L
     layout = layout_of(folder)
     if layout is None:
         raise X2IError(
-            f"{folder}: no OmniGen. Expected {_INDEX} (diffusers), or {CONFIG} with model.safetensors (published, x2i)"
+            f"{folder}: no OmniGen. Expected {INDEX} (diffusers), or {CONFIG} with model.safetensors (published, x2i)"
         )
     if layout is Layout.X2I:
         described = parse_config(ModelFile, _json(folder / CONFIG), str(folder / CONFIG))
@@ -121,7 +118,7 @@ def open_model(
     """Open a model in any of the layouts, in host memory; its averaged weights where a checkpoint has them.
 
     Args:
-        place: a folder, or a hub id (org/model[@revision]).
+        place: a folder (of a run, its newest checkpoint), or a hub id (org/model[@revision]).
         vae_weights: an autoencoder in place of its own: a hub id or a folder.
         dtype: of the model's weights; default: float32.
         with_vae: whether to load the autoencoder.
@@ -129,14 +126,15 @@ def open_model(
     Raises:
         X2IError: it cannot be had, is no OmniGen in a known layout, or its weights do not fit its numbers.
     """
-    folder = Weights(str(place)).fetch()
+    folder = _newest(Weights(str(place)).fetch())
     described, layout = describe(folder, vae_weights)
     config = registry.config_of(described.architecture, described.model, str(folder / CONFIG))
     assert isinstance(config, OmniGenConfig)
     tokenizer = _tokenizer(folder)
     if layout is Layout.X2I and described.base is not None:
         base = open_model(described.base, dtype=dtype, with_vae=False)
-        lora.load_adapter(base.model, folder)
+        averaged = folder / "ema_adapter"
+        lora.load_adapter(base.model, averaged if averaged.is_dir() else folder / "adapter")
         lora.merge(base.model)
         model, described = base.model, described.model_copy(update={"base": None})
     else:
@@ -147,115 +145,12 @@ def open_model(
     return Opened(model, tokenizer, described, encoder, layout)
 
 
-def save(opened: Opened, folder: Path, layout: Layout) -> None:
-    """Write a model in a layout; the folder is there whole or not at all.
-
-    Raises:
-        X2IError: the folder exists, or the layout cannot hold this model.
-    """
-    if folder.exists():
-        raise X2IError(f"{folder}: exists already; remove it, or name another folder")
-    if lora.adapters(opened.model):
-        raise X2IError("the model has adapters: merge them into its weights, or take them away, before it is written")
-    config = opened.model.config
-    if layout is Layout.DIFFUSERS and not isinstance(opened.described.vae, AutoencoderKLConfig):
-        raise X2IError(
-            "the autoencoder of this model is the pixels themselves, which diffusers' OmniGenPipeline does not know. "
-            "Write the layout `transformer`: its OmniGenTransformer2DModel opens that."
-        )
-    with atomic(folder) as temporary:
-        temporary.mkdir()
-        if layout is Layout.X2I:
-            _write_x2i(temporary, folder, opened)
-            return
-        state, described = _without_text_head(opened)
-        if layout is Layout.PUBLISHED:
-            if other := published.unusual(config):
-                log.warning(
-                    "VectorSpaceLab's code cannot open %s, whose numbers are not its: %s", folder, "; ".join(other)
-                )
-            _write(temporary / CONFIG, published.to_phi3(config))
-            weights.save(state, temporary / weights.FILE)
-            _write_tokenizer(temporary, opened.tokenizer, config)
-            _copy_vae(described, temporary)
-        else:
-            inner = temporary / "transformer" if layout is Layout.DIFFUSERS else temporary
-            inner.mkdir(exist_ok=True)
-            _write(inner / CONFIG, published.to_transformer(config))
-            weights.save(names.to_diffusers(state, config), inner / f"{_DIFFUSERS}.safetensors")
-            if layout is Layout.DIFFUSERS:
-                _write_pipeline(temporary, opened)
-            else:
-                opened.tokenizer.save(str(temporary / TOKENIZER))
-        _write(temporary / EXTRA, described.model_dump(mode="json"))
-
-
-def _write_x2i(folder: Path, final: Path, opened: Opened) -> None:
-    described = opened.described
-    if isinstance(described.vae, AutoencoderKLConfig) and Path(described.vae.weights).expanduser().is_dir():
-        _copy_vae(described, folder)
-        place = AutoencoderKLConfig(kind="autoencoder_kl", weights=str(final.absolute() / "vae"))
-        described = described.model_copy(update={"vae": place})
-    _write(folder / CONFIG, described.model_dump(mode="json"))
-    _write(folder / "trainer.json", {"step": 0})
-    weights.save(opened.model.state_dict(), folder / weights.FILE)
-    opened.tokenizer.save(str(folder / TOKENIZER))
-
-
-def _write_pipeline(folder: Path, opened: Opened) -> None:
-    """All but the transformer of diffusers' OmniGenPipeline."""
-    index = {
-        "_class_name": "OmniGenPipeline",
-        "_diffusers_version": "0.33.0",
-        "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
-        "tokenizer": ["transformers", "PreTrainedTokenizerFast"],
-        "transformer": ["diffusers", "OmniGenTransformer2DModel"],
-        "vae": ["diffusers", "AutoencoderKL"],
-    }
-    scheduler = {
-        "_class_name": "FlowMatchEulerDiscreteScheduler",
-        "_diffusers_version": "0.33.0",
-        "invert_sigmas": True,
-        "num_train_timesteps": 1,
-        "shift": 1.0,
-        "use_dynamic_shifting": False,
-    }
-    (folder / "tokenizer").mkdir()
-    (folder / "scheduler").mkdir()
-    _write(folder / _INDEX, index)
-    _write(folder / "scheduler" / "scheduler_config.json", scheduler)
-    _write_tokenizer(folder / "tokenizer", opened.tokenizer, opened.model.config)
-    _copy_vae(opened.described, folder)
-
-
-def _write_tokenizer(folder: Path, tokenizer: Tokenizer, config: OmniGenConfig) -> None:
-    """tokenizer.json, and what transformers needs to open it as a tokenizer of no family.
-
-    Its Llama class would rebuild the published file's normaliser around any other vocabulary.
-    """
-    special = {kind: token for kind, token in _SPECIAL.items() if tokenizer.token_to_id(token) is not None}
-    special.setdefault("pad_token", "</s>")
-    settings = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "model_max_length": config.max_positions,
-        "clean_up_tokenization_spaces": False,
-        **special,
-    }
-    tokenizer.save(str(folder / TOKENIZER))
-    _write(folder / "tokenizer_config.json", settings)
-    _write(folder / "special_tokens_map.json", special)
-
-
-def _copy_vae(described: ModelFile, folder: Path) -> None:
-    if isinstance(described.vae, PixelsConfig) or described.vae is None:
-        return
-    source = Weights(described.vae.weights).fetch()
-    kept = [p for p in sorted(source.iterdir()) if p.name == CONFIG or p.name.startswith(_DIFFUSERS)]
-    if not any(p.suffix == ".safetensors" for p in kept):
-        raise X2IError(f"vae {described.vae.weights}: no {_DIFFUSERS}.safetensors in {source}")
-    (folder / "vae").mkdir()
-    for path in kept:
-        shutil.copyfile(path, folder / "vae" / path.name)
+def _newest(folder: Path) -> Path:
+    """Of a run's output its newest checkpoint; any other folder is itself."""
+    if layout_of(folder) is not None:
+        return folder
+    steps = [p for p in folder.glob("step-*") if p.name.removeprefix("step-").isdigit() and (p / CONFIG).is_file()]
+    return max(steps, key=lambda p: int(p.name.removeprefix("step-")), default=folder)
 
 
 def _foreign_numbers(folder: Path, layout: Layout) -> OmniGenConfig:
@@ -275,7 +170,7 @@ def _empty(config: OmniGenConfig, dtype: torch.dtype) -> OmniGen:
 
 def _load(model: OmniGen, folder: Path, layout: Layout) -> None:
     if layout is Layout.X2I:
-        averaged = folder / EMA
+        averaged = folder / "ema.safetensors"
         weights.load(model, averaged if averaged.is_file() else folder)
     elif layout is Layout.PUBLISHED:
         weights.load(model, folder)
@@ -302,20 +197,10 @@ def _fill(model: OmniGen, state: Mapping[str, Tensor], where: Path) -> None:
 
 def _shards(folder: Path) -> list[Path]:
     """diffusers' files of weights."""
-    if (folder / f"{_DIFFUSERS}.safetensors").is_file():
-        return [folder / f"{_DIFFUSERS}.safetensors"]
-    index = _json(folder / f"{_DIFFUSERS}.safetensors.index.json")
+    if (folder / f"{DIFFUSERS}.safetensors").is_file():
+        return [folder / f"{DIFFUSERS}.safetensors"]
+    index = _json(folder / f"{DIFFUSERS}.safetensors.index.json")
     return [folder / name for name in sorted(set(index.get("weight_map", {}).values()))]
-
-
-def _without_text_head(opened: Opened) -> tuple[dict[str, Tensor], ModelFile]:
-    """The weights and the description of the model that others know: it writes no text, or from the token embedding."""
-    state = dict(opened.model.state_dict())
-    if state.pop("lm_head.weight", None) is None:
-        return state, opened.described
-    log.warning("the text head is left out: the layout has no place for it")
-    silent = opened.described.model | {"text_head": False, "tie_text_head": False}
-    return state, opened.described.model_copy(update={"model": silent})
 
 
 def _tokenizer(folder: Path) -> Tokenizer:
@@ -326,10 +211,6 @@ def _tokenizer(folder: Path) -> Tokenizer:
         return Tokenizer.from_file(str(file))
     except Exception as error:  # noqa: BLE001 - the library raises nothing narrower
         raise X2IError(f"{file}: not a tokenizer of the tokenizers library ({error})") from None
-
-
-def _write(path: Path, content: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -18,7 +18,6 @@ Tensor names carry their axes:
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -31,52 +30,20 @@ from transformers.cache_utils import Cache, DynamicCache
 from x2i.base.errors import X2IError
 from x2i.model.base import Model
 from x2i.model.omnigen import trunk
+from x2i.model.omnigen.blocks import FinalLayer, PatchEmbed, TimestepEmbedder, sincos_table
 from x2i.model.omnigen.cache import ConditionCache
 from x2i.model.omnigen.config import OmniGenConfig
 from x2i.model.omnigen.masks import additive, condition_mask, hybrid_mask, position_ids, step_mask
 from x2i.model.omnigen.prompt import IGNORED, PromptBatch
 
-
-class PatchEmbed(nn.Module):
-    """Latents to tokens: one linear map per patch."""
-
-    def __init__(self, channels: int, width: int, patch: int) -> None:
-        super().__init__()
-        self.proj = nn.Conv2d(channels, width, kernel_size=patch, stride=patch)
-
-    def forward(self, x_BCHW: Tensor) -> Tensor:
-        """[B, C, H, W] -> [B, H/P * W/P, D]."""
-        return self.proj(x_BCHW.to(self.proj.weight.dtype)).flatten(2).transpose(1, 2)
-
-
-class TimestepEmbedder(nn.Module):
-    """Timestep in [0, 1] to a vector: [cos, sin] features, then a two-layer MLP."""
-
-    def __init__(self, features: int, width: int) -> None:
-        super().__init__()
-        self.features = features
-        self.mlp = nn.Sequential(nn.Linear(features, width), nn.SiLU(), nn.Linear(width, width))
-
-    def forward(self, t_B: Tensor) -> Tensor:
-        """[B] -> [B, D]."""
-        half = self.features // 2
-        rate = torch.exp(-math.log(10_000) * torch.arange(half, dtype=torch.float32, device=t_B.device) / half)
-        angle = t_B.float()[:, None] * rate[None]
-        return self.mlp(torch.cat([angle.cos(), angle.sin()], dim=-1).to(self.mlp[0].weight.dtype))
-
-
-class FinalLayer(nn.Module):
-    """Tokens to the velocity of their patches, shifted and scaled by the timestep. Zero at initialisation."""
-
-    def __init__(self, width: int, out: int) -> None:
-        super().__init__()
-        self.norm_final = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
-        self.linear = nn.Linear(width, out)
-        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
-
-    def forward(self, x_BND: Tensor, time_BD: Tensor) -> Tensor:
-        shift_BD, scale_BD = self.adaLN_modulation(time_BD).chunk(2, dim=1)
-        return self.linear(self.norm_final(x_BND) * (1 + scale_BD[:, None]) + shift_BD[:, None])
+#: Names of the paper for parts of the network -> prefixes of their parameters.
+PARTS = {
+    "trunk": ("llm.",),
+    "patchers": ("x_embedder.", "input_x_embedder."),
+    "time": ("time_token.", "t_embedder."),
+    "head": ("final_layer.",),
+    "text_head": ("lm_head.",),
+}
 
 
 @dataclass(frozen=True)
@@ -91,13 +58,8 @@ class Condition:
 class OmniGen(Model[PromptBatch]):
     """Predicts the velocity x1 - x0 of noisy latents, given text, condition images and the timestep."""
 
-    parts: ClassVar = {
-        "trunk": ("llm.",),
-        "patchers": ("x_embedder.", "input_x_embedder."),
-        "time": ("time_token.", "t_embedder."),
-        "head": ("final_layer.",),
-        "text_head": ("lm_head.",),
-    }
+    parts = PARTS
+    pretrained: ClassVar = {"trunk": {"llm.": "model."}, "text_head": {"lm_head.": "lm_head."}}  # any CausalLM
 
     def __init__(self, config: OmniGenConfig) -> None:
         super().__init__()
@@ -254,7 +216,8 @@ class OmniGen(Model[PromptBatch]):
         embeds, valid, blocks = self.embed_prompt(inputs), inputs.valid_BL, inputs.blocks_BL
         ends = torch.tensor(list(stop), dtype=torch.long, device=valid.device)
         done_B = torch.zeros(len(valid), dtype=torch.bool, device=valid.device)
-        cache, said = None, []
+        cache: DynamicCache | None = None
+        said: list[Tensor] = []
         while len(said) < max_tokens and not done_B.all():
             if cache is None or trunk.switches_at(self.llm, int(valid.sum(dim=1).max())):
                 cache, fresh = DynamicCache(), embeds  # other frequencies: the keys must be computed anew
@@ -302,17 +265,6 @@ class OmniGen(Model[PromptBatch]):
         rows, columns = height // patch, width // patch
         grid = patches_BNO.view(-1, rows, columns, patch, patch, channels)
         return grid.permute(0, 5, 1, 3, 2, 4).reshape(-1, channels, height, width)
-
-
-def sincos_table(width: int, side: int, base: int) -> Tensor:
-    """Fixed positions [side * side, width]: half of the channels from x, half from y (as DiT, x first)."""
-    axis = torch.arange(side, dtype=torch.float32) / (side / base)
-    rate = 1.0 / 10_000 ** (torch.arange(width // 4, dtype=torch.float64) / (width / 4))
-    angle = axis.double()[:, None] * rate[None]
-    line = torch.cat([angle.sin(), angle.cos()], dim=1)  # [side, width / 2]
-    from_x = line[None].expand(side, side, -1)
-    from_y = line[:, None].expand(side, side, -1)
-    return torch.cat([from_x, from_y], dim=-1).reshape(side * side, width).float()
 
 
 MODEL = OmniGen

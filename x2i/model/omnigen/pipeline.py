@@ -27,7 +27,7 @@ from x2i.base.weights import Weights
 from x2i.model import lora, offload
 from x2i.model.base import Request
 from x2i.model.config import ModelFile
-from x2i.model.omnigen import layouts
+from x2i.model.omnigen import layouts, writing
 from x2i.model.omnigen.layouts import Layout, Opened
 from x2i.model.omnigen.processor import OmniGenProcessor
 from x2i.model.pixels import fit, to_images
@@ -203,7 +203,7 @@ class OmniGenPipeline:
 
     def save_pretrained(self, folder: str | Path, layout: Layout | str = Layout.PUBLISHED) -> None:
         """Write the model in a layout (`layouts`); adapters must be merged or unloaded first. Raises X2IError."""
-        layouts.save(
+        writing.save(
             Opened(self.model, self.tokenizer, self.described, self.vae, Layout.X2I), Path(folder), Layout(layout)
         )
 

@@ -31,6 +31,7 @@ def numbers(config: OmniGenConfig) -> PretrainedConfig:
             "short_factor": list(scaling.short_factor),
             "long_factor": list(scaling.long_factor),
             "original_max_position_embeddings": scaling.original,
+            "factor": config.max_positions / scaling.original,
         }
         lengths["original_max_position_embeddings"] = scaling.original
     given: dict[str, Any] = {

@@ -1,0 +1,570 @@
+"""Ovis2 is the published model: its counts, names, stages, outputs and inputs, and where transformers differs.
+
+Figures "of the published code" come from AIDC-AI/Ovis at 58b0ad6, run on weights filled by name (`filling.py`).
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from torch import Tensor, nn
+
+from tests.model.filling import fill
+from x2i.base.errors import X2IError
+from x2i.model import registry, weights
+from x2i.model.base import Chat, Message
+from x2i.model.layers.aimv2 import patchify
+from x2i.model.layers.chat import IGNORE
+from x2i.model.layers.config import AIMv2Config, VisualTokenizerConfig
+from x2i.model.ovis2 import names
+from x2i.model.ovis2.config import PRESETS, STAGES, Ovis2Config, Qwen2Numbers, Tiles
+from x2i.model.ovis2.model import Ovis2, Ovis2Batch
+from x2i.model.ovis2.partition import TILE, layout
+from x2i.model.ovis2.processor import Ovis2Processor, Row, collate, expanded
+
+SMALL = Ovis2Config(
+    llm=Qwen2Numbers(
+        hidden_size=32, layers=2, heads=4, kv_heads=2, intermediate_size=48, vocab_size=300, max_positions=512
+    ),
+    tokenizer=VisualTokenizerConfig(
+        encoder=AIMv2Config(
+            hidden_size=32, layers=2, heads=2, intermediate_size=48, patch_size=4, image_size=16, rope=False
+        ),
+        vocab_size=64,
+        indicators=5,
+    ),
+    max_length=200,
+)
+COLOURS = {"red": (220, 30, 30), "green": (20, 200, 40), "blue": (30, 40, 230), "yellow": (240, 230, 20)}
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Small products are slower on many threads, and much slower where others compute too."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def filled(config: Ovis2Config = SMALL) -> Ovis2:
+    model = Ovis2(config).eval()
+    fill(model, 0.3)
+    return model
+
+
+def byte_tokenizer() -> Tokenizer:
+    """Qwen's three special tokens, and one token for each byte."""
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    words = [*special, *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    tokenizer = Tokenizer(models.BPE(vocab={w: i for i, w in enumerate(words)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(special)
+    return tokenizer
+
+
+def pixels() -> Tensor:
+    """Five tiles of the published code's run."""
+    drawn = np.random.Generator(np.random.PCG64(7)).standard_normal((5, 3, 16, 16))
+    return torch.from_numpy(drawn.astype(np.float32))
+
+
+def two_rows(config: Ovis2Config = SMALL, learn: bool = True) -> Ovis2Batch:
+    """The published code's run: a row with two images (one in two tiles), and a shorter one with one image."""
+    ids = [
+        [185, 108, 82, 104, *layout((1, 2)), 290, 122, 170, *layout((1, 1)), 4, 257, 130, 226, 81, 192],
+        [109, 97, *layout((1, 1)), 51, 211, 102, 38, 210],
+    ]
+    tiles = [list(pixels()[:4]), list(pixels()[4:])]
+    rows = [expanded(i, [IGNORE] * (len(i) - 5) + i[-5:], t, learn, config) for i, t in zip(ids, tiles, strict=True)]
+    return collate(rows, learn, config)
+
+
+def figures(tensor: Tensor) -> list[float]:
+    """Mean, deviation, and twelve values spread evenly."""
+    flat = tensor.detach().double().flatten()
+    places = np.linspace(0, len(flat) - 1, 12).astype(int)
+    return [float(flat.mean()), float(flat.std()), *flat[places].tolist()]
+
+
+# --- counts, names, stages ---------------------------------------------------------------------------------------
+
+
+def counted(model: nn.Module, *prefixes: str) -> int:
+    return sum(p.numel() for n, p in model.named_parameters() if n.startswith(prefixes or ("",)))
+
+
+def test_published_counts() -> None:
+    """Encoders and 1b: as published; the others follow, since Qwen2.5's counts are published too."""
+    expected = {
+        # language model, encoder (apple/aimv2-*-patch14-448), tokenizer with its head, all
+        "ovis2-1b": (494_032_768, 309_984_256, 578_530_294, 1_131_283_318),
+        "ovis2-2b": (1_543_714_304, 309_984_256, 578_530_294, 2_222_907_894),
+        "ovis2-4b": (3_085_938_688, 682_031_616, 1_084_785_142, 4_304_941_558),
+        "ovis2-8b": (7_615_616_512, 682_031_616, 1_084_785_142, 8_935_282_678),
+        "ovis2-16b": (14_770_033_664, 682_031_616, 1_084_785_142, 16_190_363_126),
+        "ovis2-34b": (32_763_876_352, 1_236_531_200, 1_773_492_214, 34_872_912_886),
+    }
+    found = {}
+    for name in expected:
+        with torch.device("meta"):
+            model = registry.build(registry.preset(name))
+        parts = (counted(model, "llm."), counted(model, "visual_tokenizer.backbone."), counted(model, "visual_tok"))
+        found[name] = (*parts, counted(model))
+    assert found == expected
+
+
+def test_names_and_bytes_of_the_published_checkpoint() -> None:
+    """The index of AIDC-AI/Ovis2-4B, in bfloat16 with the tied output map written twice."""
+    with torch.device("meta"):
+        state = Ovis2(PRESETS["ovis2-4b"]).state_dict()
+    total = 2 * sum(tensor.numel() for tensor in state.values())
+    assert total == 9_232_212_972
+    index = {"total_size": total}, dict.fromkeys(sorted(state), "model-00001-of-00002.safetensors")
+    text = json.dumps(dict(zip(("metadata", "weight_map"), index, strict=True)), indent=2) + "\n"
+    assert (len(state), len(text)) == (612, 54_910)
+    expected = {
+        "llm.lm_head.weight": (151_936, 2048),
+        "llm.model.layers.35.self_attn.k_proj.bias": (256,),
+        "visual_tokenizer.backbone.preprocessor.pos_embed": (1, 1024, 1536),
+        "visual_tokenizer.backbone.preprocessor.patchifier.proj.weight": (1536, 3, 14, 14),
+        "visual_tokenizer.backbone.trunk.blocks.7.mlp.fc3.weight": (4096, 1536),
+        "visual_tokenizer.backbone.trunk.post_trunk_norm.weight": (1536,),
+        "visual_tokenizer.head.0.weight": (65_531, 6144),
+        "visual_tokenizer.head.1.bias": (65_531,),
+        "vte.weight": (65_536, 2048),
+    }
+    assert {name: tuple(state[name].shape) for name in expected} == expected
+
+
+def test_stages_train_their_parts() -> None:
+    with torch.device("meta"):
+        model = Ovis2(PRESETS["ovis2-1b"])
+    found = {
+        stage: counted(model, *(prefix for part in parts for prefix in model.parts[part]))
+        for stage, parts in STAGES.items()
+    }
+    block = 4 * 1024**2 + 3 * 1024 * 2816 + 2 * 1024
+    head, table = 4096 * 65_531 + 2 * 65_531, 65_536 * 896
+    tokenizer = 578_530_294 + table  # all but the language model
+    assert found["1a"] == block + head + table == 340_113_398
+    assert found == {"1a": 340_113_398, "1b": tokenizer, "2": tokenizer, "3": 1_131_283_318, "4": 1_131_283_318}
+
+
+# --- the published code's outputs ----------------------------------------------------------------------------------
+
+
+def test_visual_tokens_are_those_of_the_published_code() -> None:
+    patches, grids = patchify(list(pixels()), 4, 2)
+    found = filled().visual_tokenizer(patches, grids)
+    assert found.shape == (20, 64)
+    expected = [1.5625e-02, 9.752525e-03, 0.0249989, 0.0115094, 0.0175847, 0.0694105, 0.0152371, 0.0108396]
+    expected += [0.0138135, 0.0130257, 0.0137965, 0.0157422, 0.042862, 0.0]
+    assert figures(found) == pytest.approx(expected, rel=2e-5, abs=1e-7)
+
+
+def test_embeddings_logits_and_losses_are_those_of_the_published_code() -> None:
+    model, batch = filled(), two_rows()
+    with torch.no_grad():
+        embeds = model.embed(batch)[batch.valid_BL]
+        logits = model.llm.lm_head(model.hidden(batch))[batch.valid_BL]
+        sums, counts = model.next_token(batch)
+    expected = [6.502796e-04, 2.263612e-01, -0.0275488, -0.144422, 0.238753, 0.0350162, 0.0136859, 0.622424]
+    expected += [0.0093237, -0.238369, -0.0640939, 0.0175036, -0.0179892, -0.0695799]
+    assert figures(embeds) == pytest.approx(expected, rel=2e-5, abs=1e-6)
+    expected = [1.228667e-02, 1.699297, -1.69178, -0.355753, 0.409685, -3.24106, 1.43207, 1.79236]
+    expected += [-0.461118, -0.893805, 0.649057, 0.0387111, 3.1085, -0.36717]
+    assert figures(logits) == pytest.approx(expected, rel=1e-4, abs=1e-4)
+    assert sums.tolist() == pytest.approx([33.4434, 22.9602], rel=1e-4)
+    assert counts.tolist() == [5, 5]
+
+
+def test_pixels_are_those_of_the_published_code() -> None:
+    """`preprocess_image` with transformers' CLIP processor (Pillow): 50 x 90 pixels, tiles of 32."""
+    numbers = np.arange(50 * 90 * 3).reshape(50, 90, 3)
+    image = (numbers * 7919 % 251).astype(np.uint8)
+    config = PRESETS["ovis2-tiny"].model_copy(update={"tiles": Tiles()})
+    chat = Chat((Message("user", "<image>"),), (image,))
+    batch = Ovis2Processor(config, byte_tokenizer(), None).chats([chat], labels=False)
+    assert batch.grids == ((8, 8),) * 7  # the image, and 2 x 3 tiles
+    # back from patches in merge order to pixels
+    blocks = batch.patches_NF.view(7, 4, 4, 2, 2, 3, 4, 4).permute(0, 5, 1, 3, 6, 2, 4, 7).reshape(7, 3, 32, 32)
+    expected = [1.169163e-01, 6.359681e-01, 0.0, 0.0, -1.35431, -0.0439931, 0.198913, -0.303223, 0.382609, 1.41454]
+    assert figures(blocks) == pytest.approx([*expected, 0.382903, -0.129313, 0.0, 0.0], rel=1e-5, abs=1e-6)
+    filled_rows = blocks[0].abs().sum(dim=(0, 2)).nonzero().flatten().tolist()
+    assert filled_rows == list(range(7, 24))  # 17 rows: the odd one of the 15 rows of zeros is below
+
+
+# --- transformers ----------------------------------------------------------------------------------------------------
+
+
+def of_transformers(model: Ovis2) -> nn.Module:
+    """transformers' class with the same weights; visual places are the ids 250 (tile) and 251 to 255 (marks)."""
+    ovis2 = pytest.importorskip("transformers.models.ovis2.modeling_ovis2")
+    vision = ovis2.Ovis2VisionConfig(
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        image_size=16,
+        patch_size=4,
+        vocab_size=64,
+        hidden_stride=2,
+    )
+    theirs = ovis2.Ovis2ForConditionalGeneration(
+        ovis2.Ovis2Config(
+            vision_config=vision,
+            text_config=model.llm.config,
+            image_token_id=250,
+            visual_indicator_token_ids=[251, 252, 253, 254, 255],
+            vocab_size=300,
+            hidden_size=32,
+        )
+    ).eval()
+    theirs.load_state_dict(names.to_transformers(model.state_dict()))
+    return theirs
+
+
+def test_logits_equal_those_of_transformers_but_for_the_encoders_last_norm() -> None:
+    model, batch = filled(), two_rows()
+    theirs = of_transformers(model)
+    ids = torch.where(batch.ids_BL == TILE, 250, torch.where(batch.ids_BL < TILE, -50 - batch.ids_BL, batch.ids_BL))
+
+    def logits() -> Tensor:
+        return theirs(input_ids=ids, pixel_values=pixels(), attention_mask=batch.valid_BL).logits[batch.valid_BL]
+
+    with torch.no_grad():
+        ours = model.llm.lm_head(model.hidden(batch))[batch.valid_BL]
+        as_it_is = logits()
+        theirs.model.vision_tower.transformer.rms_norm = nn.Identity()
+        torch.testing.assert_close(logits(), ours, rtol=1e-4, atol=1e-4)
+    assert (as_it_is - ours).abs().max() > 0.1  # they take the features after the norm, the published code before
+
+
+def test_names_go_to_transformers_and_back() -> None:
+    state = filled().state_dict()
+    there = names.to_transformers(state)
+    assert there.keys() == of_transformers(filled()).state_dict().keys()
+    back = names.from_transformers(there)
+    assert back.keys() == state.keys()
+    assert all(torch.equal(back[name], state[name]) for name in state)
+    for rename in (names.to_transformers, names.from_transformers):
+        with pytest.raises(X2IError, match=r"decoder\.weight"):
+            rename({"decoder.weight": torch.zeros(1)})
+
+
+def test_straight_through_choice_passes_other_gradients_than_transformers() -> None:
+    ovis2 = pytest.importorskip("transformers.models.ovis2.modeling_ovis2")
+    config = SMALL.tokenizer.model_copy(update={"tokenize": "st_argmax"})
+    model = filled(SMALL.model_copy(update={"tokenizer": config}))
+    patches, grids = patchify(list(pixels()), 4, 2)
+    logits = model.visual_tokenizer.logits(patches, grids).detach().requires_grad_()
+    theirs = logits.detach().clone().requires_grad_()
+    model.visual_tokenizer.logits = lambda *_: logits  # type: ignore[method-assign]
+    chosen, chosen_by_them = model.visual_tokenizer(patches, grids), ovis2.hard_softmax(theirs, dim=-1)
+    torch.testing.assert_close(chosen[:, :-5], chosen_by_them, rtol=0, atol=1e-6)
+    direction = torch.linspace(-1, 1, 59)
+    (chosen[:, :-5] * direction).sum().backward()
+    (chosen_by_them * direction).sum().backward()
+    assert logits.grad is not None and theirs.grad is not None
+    torch.testing.assert_close(logits.grad, direction.expand(20, 59))  # straight on the logits
+    assert (theirs.grad - logits.grad).abs().max() > 0.5
+
+
+# --- visual tokens -----------------------------------------------------------------------------------------------------
+
+
+def test_softmax_rows_sum_to_one_over_the_words_that_are_no_marks() -> None:
+    patches, grids = patchify(list(pixels()), 4, 2)
+    found = filled().visual_tokenizer(patches, grids)
+    torch.testing.assert_close(found[:, :-5].sum(dim=-1), torch.ones(20))
+    assert (found[:, :-5] > 0).all() and not found[:, -5:].any()
+
+
+@pytest.mark.parametrize("tokenize", ["st_argmax", "gumbel_argmax"])
+def test_hard_choices_equal_a_lookup_of_the_word(tokenize: str) -> None:
+    config = SMALL.tokenizer.model_copy(update={"tokenize": tokenize})
+    model = filled(SMALL.model_copy(update={"tokenizer": config}))
+    patches, grids = patchify(list(pixels()), 4, 2)
+    torch.manual_seed(3)
+    words = model.visual_tokenizer(patches, grids).argmax(dim=-1)
+    torch.manual_seed(3)
+    torch.testing.assert_close(model.visual(patches, grids), model.vte(words))
+    if tokenize == "gumbel_argmax":
+        model.visual_tokenizer.tau = 0.05  # what annealing sets
+        assert (model.visual_tokenizer(patches, grids).argmax(dim=-1) != words).any()  # drawn anew
+
+
+def test_the_table_starts_like_the_word_embedding() -> None:
+    torch.manual_seed(0)
+    model = Ovis2(PRESETS["ovis2-tiny"])
+    assert model.vte.weight.std().item() == pytest.approx(0.02, rel=0.02)
+    with torch.no_grad():
+        model.llm.model.embed_tokens.weight.normal_(0.5, 2.0)
+    model.renew_table()
+    assert model.vte.weight.mean().item() == pytest.approx(0.5, abs=0.05)
+    assert model.vte.weight.std().item() == pytest.approx(2.0, rel=0.02)
+
+
+# --- batches ------------------------------------------------------------------------------------------------------------
+
+
+def row_of(batch: Ovis2Batch, row: int, tiles: slice) -> Ovis2Batch:
+    """One row alone, without its padding."""
+    keep = batch.valid_BL[row]
+    before = int((batch.ids_BL[:row] == TILE).sum())
+    count = int((batch.ids_BL[row] == TILE).sum())
+    labels = None if batch.labels_BL is None else batch.labels_BL[row : row + 1, keep]
+    patches = batch.patches_NF[tiles.start * 16 : tiles.stop * 16]
+    visual = batch.visual_P[before : before + count] - tiles.start * 4
+    ids = batch.ids_BL[row : row + 1, keep]
+    return Ovis2Batch(ids, torch.ones_like(ids).bool(), labels, patches, batch.grids[tiles], visual)
+
+
+def test_rows_of_a_batch_equal_rows_alone() -> None:
+    model, batch, asked = filled(), two_rows(), two_rows(learn=False)
+    with torch.no_grad():
+        together, _ = model.next_token(batch)
+        answers = model.answer(asked, 8, ())
+        for row, tiles in enumerate((slice(0, 4), slice(4, 5))):
+            alone, counts = model.next_token(row_of(batch, row, tiles))
+            torch.testing.assert_close(alone[0], together[row], rtol=1e-5, atol=1e-4)
+            assert counts.tolist() == [5]
+            assert model.answer(row_of(asked, row, tiles), 8, ()) == [answers[row]]
+
+
+def test_answers_are_greedy_and_end_before_a_stop_token() -> None:
+    model = filled()
+    batch = row_of(two_rows(learn=False), 0, slice(0, 4))
+    [written] = model.answer(batch, 6, ())
+    expected: list[int] = []
+    with torch.no_grad():
+        for _ in range(6):  # without a cache
+            ids = torch.cat([batch.ids_BL, torch.tensor([expected], dtype=torch.long)], dim=1)
+            longer = Ovis2Batch(ids, torch.ones_like(ids).bool(), None, batch.patches_NF, batch.grids, batch.visual_P)
+            expected.append(int(model.llm.lm_head(model.hidden(longer)[0, -1]).argmax()))
+    assert written == expected
+    place = next(i for i in range(1, 6) if expected[i] not in expected[:i])
+    assert model.answer(batch, 6, (expected[place],)) == [expected[:place]]
+
+
+def test_a_batch_of_text_uses_every_parameter_in_training_and_changes_nothing() -> None:
+    model = filled()
+    row = Row([5, 6, 7, 8], [IGNORE, IGNORE, 7, 8], [], [])
+    batch = collate([row], True, SMALL)
+    assert batch.patches_NF.shape == (0, 48)
+    expected, _ = model.next_token(batch)
+    model.train()
+    sums, _ = model.next_token(batch)
+    assert torch.equal(sums, expected)
+    sums.sum().backward()
+    unused = [n for n, p in model.named_parameters() if p.grad is None]
+    assert unused == ["visual_tokenizer.backbone.trunk.post_trunk_norm.weight"]  # kept for its name only
+    assert not model.visual_tokenizer.head[0].weight.grad.any()
+
+
+def test_a_cast_to_bfloat16_leaves_the_rotary_frequencies_alone() -> None:
+    model, batch = filled(), two_rows()
+    with torch.no_grad():
+        expected, _ = model.next_token(batch)
+        before = model.llm.model.rotary_emb.inv_freq.clone()
+        model.to(torch.bfloat16)
+        after, dtype = model.llm.model.rotary_emb.inv_freq, model.vte.weight.dtype
+        assert dtype == torch.bfloat16 and torch.equal(after, before)
+        found, _ = model.next_token(batch)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, expected, rtol=0.05, atol=0)
+
+
+def test_a_checkpoint_comes_back(tmp_path: Path) -> None:
+    model = filled()
+    weights.save(model.state_dict(), tmp_path / "model.safetensors")
+    with torch.device("meta"):
+        other = Ovis2(SMALL).eval()
+    other.to_empty(device="cpu")
+    weights.load(other, tmp_path)
+    assert other.llm.lm_head.weight is other.llm.model.embed_tokens.weight
+    with torch.no_grad():
+        assert torch.equal(other.next_token(two_rows())[0], model.next_token(two_rows())[0])
+
+
+def test_parts_come_from_public_checkpoints_of_other_models(tmp_path: Path) -> None:
+    model, source = Ovis2(SMALL), filled()
+    for part, found in (("llm", source.llm), ("encoder", source.visual_tokenizer.backbone)):
+        path = tmp_path / f"{part}.safetensors"
+        weights.save(found.state_dict(), path)  # as transformers and apple/aimv2 name them
+        weights.load_part(model, path, weights.prefixed(model, path, model.pretrained[part]))
+    loaded = [n for n, p in model.named_parameters() if torch.equal(p, source.get_parameter(n))]
+    assert loaded == [n for n, _ in model.named_parameters() if n.startswith(("llm.", "visual_tokenizer.backbone."))]
+
+
+def test_no_labels_no_loss() -> None:
+    with pytest.raises(X2IError, match="labels=True"):
+        filled().next_token(two_rows(learn=False))
+
+
+# --- words and pictures in ------------------------------------------------------------------------------------------------
+
+
+def solid(colour: tuple[int, int, int], height: int = 24, width: int = 24) -> np.ndarray:
+    return np.full((height, width, 3), colour, np.uint8)
+
+
+def processor(max_text_tokens: int | None = None, **changes: object) -> Ovis2Processor:
+    config = PRESETS["ovis2-tiny"].adapted(vocab_size=259, latent_channels=0).model_copy(update=changes)
+    return Ovis2Processor(config, byte_tokenizer(), None, max_text_tokens)
+
+
+def read(batch: Ovis2Batch, row: int = 0) -> str:
+    """A row as text; a tile is written once."""
+    out, tile = "", processor().config.tile_tokens
+    ids = batch.ids_BL[row][batch.valid_BL[row]].tolist()
+    signs = {TILE: "▣", -301: "[", -302: "|", -303: ",", -304: ";", -305: "]"}
+    while ids:
+        if ids[0] >= 0:
+            count = next((i for i, token in enumerate(ids) if token < 0), len(ids))
+            out += byte_tokenizer().decode(ids[:count], skip_special_tokens=False)
+        else:
+            count = tile if ids[0] == TILE else 1
+            out += signs[ids[0]]
+        ids = ids[count:]
+    return out
+
+
+def learned(batch: Ovis2Batch, row: int = 0) -> str:
+    assert batch.labels_BL is not None
+    ids = [i for i in batch.labels_BL[row].tolist() if i != IGNORE]
+    return str(byte_tokenizer().decode(ids, skip_special_tokens=False))
+
+
+def test_a_conversation_with_two_images_among_text() -> None:
+    chat = Chat(
+        (Message("user", "A: <image>\nB: <image>\nSame?"), Message("assistant", "No.")),
+        (solid((1, 2, 3), 32, 64), solid((4, 5, 6), 10, 10)),
+    )
+    batch = processor().chats([chat, Chat((Message("user", "Hi"), Message("assistant", "Hello")))], labels=True)
+    system = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
+    asked = "<|im_start|>user\nA: [▣|▣,▣]\nB: [▣|]\nSame?<|im_end|>\n"
+    assert read(batch) == system + asked + "<|im_start|>assistant\nNo.<|im_end|>\n"
+    assert learned(batch) == "No.<|im_end|>"
+    assert read(batch, 1) == system + "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nHello<|im_end|>\n"
+    assert batch.grids == ((8, 8),) * 4
+    assert batch.visual_P.tolist() == list(range(4 * 16))
+    assert batch.valid_BL[1, 0] and not batch.valid_BL[1, -1]  # padded on the right
+
+    asks = processor().chats([Chat(chat.messages[:1], chat.images), Chat((Message("user", "Hi"),))], labels=False)
+    assert read(asks) == system + asked + "<|im_start|>assistant\n"
+    assert asks.labels_BL is None
+    assert not asks.valid_BL[1, 0] and asks.valid_BL[1, -1]  # padded on the left
+
+
+def test_how_many_tiles_an_image_has() -> None:
+    image = solid((9, 9, 9), 64, 64)
+
+    def tiles(count: int, max_tiles: int | None = None) -> int:
+        chat = Chat((Message("user", "<image>" * count),), (image,) * count)
+        return len(processor(tiles=Tiles()).chats([chat], labels=False, max_tiles=max_tiles).grids)
+
+    assert tiles(1) == 1 + 4
+    assert tiles(2) == 2 * (1 + 4)
+    assert tiles(2, max_tiles=1) == 2  # frames of a video
+    large = Chat((Message("user", "<image>"),), (solid((9, 9, 9), 320, 320),))
+    assert len(processor(tiles=Tiles()).chats([large], labels=False).grids) == 1 + 9
+    several = Chat((Message("user", "<image><image>"),), (large.images[0], image))
+    assert len(processor(tiles=Tiles()).chats([several], labels=False).grids) == 1 + 4 + 1 + 4
+
+
+def test_bare_captions() -> None:
+    chat = Chat(
+        (Message("user", "<image>\nWhat is it?"), Message("assistant", " A red <image>square. ")), (solid((9, 9, 9)),)
+    )
+    batch = processor().chats([chat], labels=True, plain=True)
+    assert read(batch) == "[▣|]\nDescription:\nA red square."
+    assert learned(batch) == "A red square."  # no token ends it, as published
+    template = processor(caption_template="<image>'s caption: ")
+    assert read(template.chats([chat], labels=False, plain=True)) == "[▣|]'s caption: "
+
+
+def test_long_conversations_are_cut_as_published() -> None:
+    chat = Chat((Message("user", "<image>" * 3), Message("assistant", "x" * 50)), (solid((1, 2, 3)),) * 3)
+    whole = processor().chats([chat], labels=True)
+    # a tile counts as one token before the cut
+    before = 61 + 12 + 3 * 4
+    text = processor(max_text_tokens=before).chats([chat], labels=True)
+    cut = text.ids_BL.shape[1]
+    assert torch.equal(text.ids_BL, whole.ids_BL[:, :cut])
+    assert int((text.ids_BL >= 0).sum() + (text.ids_BL < TILE).sum()) + len(text.grids) == before
+    # with all visual tokens: the end of what is learned, the beginning of what is answered
+    first_tile = int((whole.ids_BL[0] == TILE).nonzero()[0])
+    short = processor(max_length=first_tile + 20).chats([chat], labels=True)
+    assert torch.equal(short.ids_BL, whole.ids_BL[:, : first_tile + 20])
+    assert len(short.grids) == 2 and short.visual_P.tolist() == list(range(17))
+    asked = Chat((*chat.messages[:1], Message("assistant", "x"), Message("user", "y")), chat.images)
+    full = processor().chats([asked], labels=False)
+    most = full.ids_BL.shape[1] - first_tile - 20
+    late = processor(max_length=most).chats([asked], labels=False)
+    assert torch.equal(late.ids_BL, full.ids_BL[:, -most:])
+    assert len(late.grids) == 2 and late.visual_P.tolist() == list(range(1, 32))  # one tile and a token are gone
+
+
+def test_images_and_marks_must_agree() -> None:
+    with pytest.raises(X2IError, match="1 images and 0 <image> marks"):
+        processor().chats([Chat((Message("user", "no mark"),), (solid((1, 2, 3)),))], labels=False)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"tokenizer": VisualTokenizerConfig(encoder=AIMv2Config(rope=False), indicators=4)},
+        {"tokenizer": VisualTokenizerConfig(indicators=5)},
+        {"caption_template": "Description:"},
+    ],
+    ids=["marks", "native resolution", "no place for the image"],
+)
+def test_numbers_that_are_no_ovis2_are_refused(changes: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match=r"must (be|have)"):
+        Ovis2Config.model_validate(changes)
+
+
+# --- learning ---------------------------------------------------------------------------------------------------------------
+
+
+def naming(shift: int) -> Ovis2Batch:
+    """Bare captions that name the colour of a square; shifted, each square has its neighbour's name."""
+    values = list(COLOURS.values())
+    chats = [Chat((Message("assistant", name),), (solid(values[(i + shift) % 4]),)) for i, name in enumerate(COLOURS)]
+    return processor().chats(chats, labels=True, plain=True)
+
+
+def train(model: Ovis2, batch: Ovis2Batch, parts: tuple[str, ...], lr: float, steps: int) -> float:
+    prefixes = tuple(prefix for part in parts for prefix in model.parts[part])
+    optimizer = torch.optim.AdamW([p for n, p in model.named_parameters() if n.startswith(prefixes)], lr=lr)
+    for _ in range(steps):
+        sums, counts = model.next_token(batch)
+        model.zero_grad()
+        (sums.sum() / counts.sum()).backward()
+        optimizer.step()
+    with torch.no_grad():
+        return float(model.next_token(batch)[0].mean())
+
+
+def test_it_learns_to_name_colours_and_the_visual_table_carries_them() -> None:
+    torch.manual_seed(0)
+    model = Ovis2(processor().config)
+    right, wrong = naming(0), naming(1)
+    assert train(model, right, STAGES["3"], lr=2e-3, steps=40) < 1.0  # nats; without its eyes at least log 4 = 1.39
+    with torch.no_grad():
+        assert (model.next_token(wrong)[0] > 5).all()  # what it says depends on the picture
+    assert model.vte.weight.grad is not None and model.visual_tokenizer.head[0].weight.grad is not None
+    assert model.vte.weight.grad[:-5].abs().max() > 0 and model.visual_tokenizer.head[0].weight.grad.abs().max() > 0
+    assert train(model, wrong, ("table",), lr=3e-2, steps=15) < 4.0  # the table alone can exchange the names
+
+    asked = processor().chats([Chat((), (solid(c),)) for c in COLOURS.values()], labels=False, plain=True)
+    words = [processor().text(ids)[:3] for ids in model.answer(asked, 3, processor().stop)]
+    names_of = list(COLOURS)
+    assert sum(word == names_of[i - 1][:3] for i, word in enumerate(words)) >= 3

@@ -1,0 +1,588 @@
+"""Ovis-U1 is the published one: names, counts, prompts, outputs; its stages train what they name.
+
+Figures were recorded from the published code (modeling_ovis_u1.py and modeling_yak.py of AIDC-AI/Ovis-U1-3B, run by
+test_txt_to_img.py and test_img_edit.py of AIDC-AI/Ovis-U1, in float32) on the weights of `fill`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from pydantic import ValidationError
+from torch import Tensor
+
+from tests.model.filling import fill
+from tests.model.test_chat import byte_tokenizer
+from x2i.base.errors import X2IError
+from x2i.model import flow
+from x2i.model.base import Branches, Chat, Message, Request
+from x2i.model.layers.chat import IGNORE
+from x2i.model.layers.config import AIMv2Config, VisualTokenizerConfig
+from x2i.model.ovis_u1.config import PARTS, PRESETS, STAGES, OvisU1Config, Qwen3Numbers
+from x2i.model.ovis_u1.decoder_config import DecoderConfig
+from x2i.model.ovis_u1.model import LanguageModel, OvisU1
+from x2i.model.ovis_u1.names import split_vae, with_vae
+from x2i.model.ovis_u1.processor import DESCRIBE, OvisU1Processor, named
+from x2i.model.ovis_u1.prompt import TEXT, VISUAL, OvisInputs, smart_resize
+from x2i.model.sampling import Options, Painter
+
+TOKENIZER = byte_tokenizer()
+SMALL = OvisU1Config(
+    llm=Qwen3Numbers(
+        hidden_size=32,
+        layers=3,
+        heads=4,
+        kv_heads=2,
+        head_dim=16,
+        intermediate_size=48,
+        vocab_size=TOKENIZER.get_vocab_size(),
+        max_positions=1024,
+    ),
+    tokenizer=VisualTokenizerConfig(
+        encoder=AIMv2Config(hidden_size=32, layers=2, heads=2, intermediate_size=48, patch_size=4, image_size=32),
+        vocab_size=64,
+    ),
+    decoder=DecoderConfig(
+        vec_in_dim=48, context_in_dim=64, hidden_size=48, heads=2, depth=1, depth_single=1, axes_dim=(8, 8, 8),
+        refiner_heads=4,
+    ),
+    min_pixels=32 * 32,
+    max_pixels=64 * 64,
+    max_tokens=512,
+)  # fmt: skip
+
+
+class Means:
+    """A stand-in for an autoencoder of 4 channels, 8 pixels per latent: means of the colours, and of all of them."""
+
+    channels, shrink = 4, 8
+
+    def encode(self, pixels: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        means = torch.nn.functional.avg_pool2d(pixels, 8)
+        return torch.cat([means, means.mean(dim=1, keepdim=True)], dim=1)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        return latents[:, :3].repeat_interleave(8, dim=2).repeat_interleave(8, dim=3)
+
+    def to(self, device: torch.device) -> Means:
+        return self
+
+
+def processor(config: OvisU1Config = SMALL, max_text_tokens: int | None = None) -> OvisU1Processor:
+    return OvisU1Processor(config, TOKENIZER, Means(), max_text_tokens)
+
+
+@cache
+def model() -> OvisU1:
+    made = OvisU1(SMALL).eval()
+    fill(made, 0.1)
+    return made
+
+
+def picture(seed: int, height: int, width: int) -> np.ndarray:
+    drawn = np.random.Generator(np.random.PCG64(seed)).integers(0, 256, (height // 8, width // 8, 3), dtype=np.uint8)
+    return drawn.repeat(8, axis=0).repeat(8, axis=1)
+
+
+def noise(height: int, width: int) -> Tensor:
+    drawn = np.random.Generator(np.random.PCG64(7)).standard_normal((1, 4, height // 8, width // 8))
+    return torch.from_numpy(drawn).float()
+
+
+ASK = Chat((Message("user", "<image>\nWhat is it?"),), (picture(3, 40, 56),))
+TOLD = Chat((*ASK.messages, Message("assistant", "A cat.")), ASK.images)
+EDIT = Request("<img><|image_1|></img> make it blue", (picture(1, 64, 96),))
+DRAW = Request("a red square")
+
+
+def check(x: Tensor, figures: list[float], mean: float, std: float) -> None:
+    flat = x.double().flatten()
+    assert flat[:: len(flat) // 12][:12].tolist() == pytest.approx(figures, abs=1e-4)
+    assert flat.mean().item() == pytest.approx(mean, abs=1e-5)
+    assert flat.std(correction=0).item() == pytest.approx(std, abs=1e-4)
+
+
+def guided(branches: list[Branches[OvisInputs]], height: int, width: int, steps: int = 3) -> Tensor:
+    """Latents of the first picture, drawn from `noise`."""
+    with torch.no_grad():
+        parts = [(model().condition(b.inputs), b) for b in branches]
+
+        def velocity(x_BCHW: Tensor, t_B: Tensor) -> Tensor:
+            total = torch.zeros_like(x_BCHW)
+            for condition, b in parts:
+                each = model().velocity(x_BCHW[b.rows_R], t_B[b.rows_R], condition)
+                total.index_add_(0, b.rows_R, each * b.weights_R[:, None, None, None])
+            return total
+
+        return flow.euler(velocity, noise(height, width), steps, processor().shift(height, width))
+
+
+FIGURES: dict[str, Any] = {
+    "edit": (
+        [
+            -0.15348,
+            -0.858513,
+            -0.111905,
+            -0.831674,
+            -1.568618,
+            -1.166413,
+            1.532139,
+            0.455067,
+            0.391549,
+            -0.051967,
+            -1.388662,
+            0.929944,
+        ],
+        -0.164648,
+        1.050788,
+    ),
+    "embeds": (
+        [
+            -0.177202,
+            0.058528,
+            -0.01279,
+            0.003867,
+            0.001043,
+            -0.008286,
+            -0.010101,
+            -0.016398,
+            0.038095,
+            -0.147248,
+            0.0281,
+            0.099857,
+        ],
+        -0.004381,
+        0.075948,
+    ),
+    "nll": 39.41111,
+    "t2i": (
+        [
+            -0.153677,
+            0.078646,
+            -2.083309,
+            0.575122,
+            -1.439764,
+            0.152212,
+            -0.54536,
+            0.485083,
+            0.460635,
+            -0.420643,
+            -1.468034,
+            0.774776,
+        ],
+        -0.058227,
+        1.005517,
+    ),
+    "text": (
+        [
+            -0.072728,
+            0.321298,
+            -0.699212,
+            0.016182,
+            -0.202293,
+            -0.458912,
+            -0.111927,
+            0.04323,
+            -0.486378,
+            -0.315167,
+            -0.141862,
+            0.556215,
+        ],
+        -0.008946,
+        0.719733,
+    ),
+    "vector": (
+        [
+            -0.086252,
+            0.065508,
+            0.182243,
+            -0.069316,
+            -0.011216,
+            -0.167316,
+            0.134213,
+            0.020219,
+            0.176277,
+            0.076884,
+            -0.003911,
+            0.03975,
+        ],
+        0.00609,
+        0.126046,
+    ),
+}
+
+
+# ---- the published model
+
+
+def test_published_counts() -> None:
+    with torch.device("meta"):
+        made = OvisU1(PRESETS["ovis-u1-3b"])
+    sizes = {name: p.numel() for name, p in made.named_parameters()}
+    parts = {part: sum(n for name, n in sizes.items() if name.startswith(PARTS[part])) for part in PARTS}
+    assert parts["llm"] == 1_720_574_976
+    assert parts["encoder"] == 578_534_392
+    assert parts["encoder"] - parts["head"] == 309_984_256
+    assert parts["adapter"] == 134_217_728
+    assert parts["refiner"] == 81_054_720
+    assert parts["decoder"] == 1_046_172_688
+    assert parts["all"] == sum(parts[p] for p in ("llm", "encoder", "adapter", "refiner", "decoder")) == 3_560_554_504
+    assert {stage: sum(parts[p] for p in trained) for stage, trained in STAGES.items()} == {
+        "s0": 1_127_227_408,
+        "s1": 134_217_728,
+        "s2": 712_752_120,
+        "s3": 2_433_327_096,
+        "s4": 1_127_227_408,
+        "s5": 1_127_227_408,
+    }
+
+
+def test_published_names() -> None:
+    """Names and shapes of all tensors but the autoencoder's and the copy of the embedding, at the published numbers."""
+    with torch.device("meta"):
+        state = OvisU1(PRESETS["ovis-u1-3b"]).state_dict()
+    lines = "\n".join(f"{name} {list(state[name].shape)}" for name in sorted(state))
+    assert len(state) == 812
+    assert (
+        hashlib.sha256(lines.encode()).hexdigest() == "2fa4a8b2f5977980e7c8d034913c44d70c04083a67ac8cab03d81840e2df2ed5"
+    )
+
+
+def test_published_file_is_split() -> None:
+    state = {"llm.model.norm.weight": torch.ones(2), "llm.lm_head.weight": torch.zeros(3)}
+    vae = {"decoder.conv_in.weight": torch.full((1,), 5.0)}
+    mine, theirs = split_vae(with_vae(state, vae))
+    assert set(mine) == {"llm.model.norm.weight", "llm.model.embed_tokens.weight"}
+    assert theirs == vae
+    both, _ = split_vae({**state, "llm.model.embed_tokens.weight": torch.ones(3)})
+    assert both["llm.model.embed_tokens.weight"].tolist() == [1, 1, 1]
+
+
+def test_embeddings_of_a_conversation() -> None:
+    with torch.no_grad():
+        check(model().embed(processor().chats([TOLD], labels=True)), *FIGURES["embeds"])
+
+
+def test_context_of_an_edit() -> None:
+    inputs = processor().requests([EDIT])
+    with torch.no_grad():
+        condition = model().condition(inputs)
+        check(condition.text_BLD, *FIGURES["text"])
+        check(condition.vector_BD, *FIGURES["vector"])
+
+
+def test_next_token_loss() -> None:
+    total, count = model().next_token(processor().chats([TOLD], labels=True))
+    assert count.tolist() == [7]  # six bytes and the end
+    assert total.item() == pytest.approx(FIGURES["nll"], abs=1e-3)
+
+
+@pytest.mark.parametrize("separate", [False, True])
+def test_drawing_from_text(separate: bool) -> None:
+    rows = processor().branches([DRAW], height=32, width=48, guidance=5, image_guidance=1.5, separate=separate)
+    assert len(rows) == (2 if separate else 1)
+    check(guided(rows, 32, 48), *FIGURES["t2i"])
+
+
+@pytest.mark.parametrize("separate", [False, True])
+def test_editing(separate: bool) -> None:
+    assert processor().edit_size(64, 96) == (64, 96)
+    rows = processor().branches([EDIT], height=64, width=96, guidance=6, image_guidance=1.5, separate=separate)
+    assert len(rows) == (3 if separate else 1)
+    check(guided(rows, 64, 96), *FIGURES["edit"])
+
+
+def test_answers_are_those_of_transformers() -> None:
+    from transformers import Qwen3ForCausalLM
+
+    theirs = Qwen3ForCausalLM(model().llm.model.config).eval()
+    theirs.model.load_state_dict(model().llm.model.state_dict())
+    theirs.tie_weights()
+    short = Chat((Message("user", "hi"),))
+    inputs = processor().chats([ASK, short], labels=False)
+    answers = model().answer(inputs, 12, ())
+    for row, chat in enumerate((ASK, short)):
+        alone = processor().chats([chat], labels=False)
+        embeds = model().embed(alone)
+        mask = torch.ones(embeds.shape[:2], dtype=torch.long)
+        expected = theirs.generate(
+            inputs_embeds=embeds, attention_mask=mask, max_new_tokens=12, do_sample=False, pad_token_id=0
+        )
+        assert answers[row] == expected[0].tolist() == model().answer(alone, 12, ())[0]
+    stop = answers[0][2]
+    cut = model().answer(inputs, 12, (stop,))
+    assert cut == [row[: row.index(stop)] if stop in row else row for row in answers]
+
+
+# ---- what the model is shown
+
+
+def test_prompts() -> None:
+    inputs = processor().branches([DRAW, EDIT], height=32, width=32, guidance=2, image_guidance=1.5)[0].inputs
+    first, last = SMALL.start_row, SMALL.start_row + 1
+    # the published code counts the four indicators from the fifth row before the end of the table
+    assert (first, last) == (SMALL.tokenizer.vocab_size - 5, SMALL.tokenizer.vocab_size - 4)
+    texts = []
+    for ids, marks, length in zip(inputs.ids_BL.tolist(), inputs.marks_BL.tolist(), inputs.lengths, strict=True):
+        runs = [m for m in marks[:length] if m != TEXT]
+        assert runs == [first, *[VISUAL] * 16, last]
+        assert all(m == TEXT for m in marks[length:])
+        texts.append(TOKENIZER.decode([i for i, m in zip(ids[:length], marks, strict=False) if m == TEXT], False))
+    user, end = "<|im_start|>user\n\n", "<|im_end|>\n"
+    nothing = f"{user}Generate an image.{end}"
+    assert texts == [f"{user}{DESCRIBE}a red square{end}", nothing, f"{user}make it blue{end}", nothing, nothing]
+    # of the edit: everything, the source alone, nothing; the white image is held once, and so is the source
+    assert inputs.shown == (0, 0, 1, 1, 0)
+    assert [len(row) for row in inputs.sources] == [0, 0, 1, 1, 0]
+
+
+def test_white_image_is_as_published() -> None:
+    """Of the picture's aspect where its size is known, and white in CLIP's numbers."""
+    inputs = processor().branches([DRAW], height=16, width=64, guidance=1, image_guidance=1)[0].inputs
+    assert inputs.grids == ((4, 16),)
+    assert inputs.patches_NF is not None
+    white = (1 - np.array((0.48145466, 0.4578275, 0.40821073))) / np.array((0.26862954, 0.26130258, 0.27577711))
+    values = inputs.patches_NF.view(-1, 3, 16)
+    assert torch.allclose(values, torch.from_numpy(white).float()[None, :, None].expand_as(values), atol=1e-6)
+
+
+def test_dropped_rows_show_nothing() -> None:
+    kept, gone = processor().requests([EDIT]), processor().requests([EDIT, DRAW], dropped=[True, True])
+    assert gone.sources == ((), ()) and len(kept.sources[0]) == 1
+    assert gone.grids == ((6, 10), (8, 8))  # of the source's aspect; a square where nothing gives a size
+    text = [i for i, m in zip(gone.ids_BL[0].tolist(), gone.marks_BL[0].tolist(), strict=True) if m == TEXT]
+    assert "Generate an image." in TOKENIZER.decode(text)
+
+
+@pytest.mark.parametrize(
+    ("instruction", "count", "expected"),
+    [
+        ("make it blue", 1, "make it blue"),
+        ("<img><|image_1|></img> make it blue", 1, "make it blue"),
+        ("In <img><|image_1|></img>, remove the dog.", 1, "In, remove the dog."),
+        ("<img><|image_1|></img> <img><|image_2|></img> put them together", 2, "put them together"),
+        ("<img><|image_1|></img> wears <img><|image_2|></img>", 2, "image 1 wears image 2"),
+        ("the hat of <img><|image_2|></img> on <img><|image_1|></img>.", 2, "the hat of image 2 on image 1."),
+        ("a boat", 0, "a boat"),
+    ],
+)
+def test_placeholders_become_words(instruction: str, count: int, expected: str) -> None:
+    assert named(instruction, count) == expected
+
+
+def test_several_sources_are_numbered() -> None:
+    sources = (picture(1, 32, 32), picture(2, 32, 32))
+    inputs = processor().requests([Request("<img><|image_1|></img> wears <img><|image_2|></img>", sources)])
+    text = [i for i, m in zip(inputs.ids_BL[0].tolist(), inputs.marks_BL[0].tolist(), strict=True) if m == TEXT]
+    assert TOKENIZER.decode(text) == "user\nImage 1: \nImage 2: \nimage 1 wears image 2\n"
+    with torch.no_grad():
+        condition = model().condition(inputs)
+    assert condition.source_ids_BM3 is not None
+    assert condition.source_ids_BM3[0, :, 0].tolist() == [1, 1, 1, 1, 2, 2, 2, 2]
+
+
+def test_placeholders_must_match() -> None:
+    with pytest.raises(X2IError, match="1 input images"):
+        processor().requests([Request("<img><|image_2|></img> x", (picture(1, 32, 32),))])
+    with pytest.raises(X2IError, match="height 24"):
+        processor().requests([Request("x", (picture(1, 24, 32),))])
+    with pytest.raises(X2IError, match="0 images, but 1 marks"):
+        processor().chats([Chat(ASK.messages)], labels=False)
+
+
+def test_instructions_are_cut() -> None:
+    short = processor(max_text_tokens=40).requests([Request("<img><|image_1|></img> " + "long " * 99, EDIT.images)])
+    marks = short.marks_BL[0].tolist()
+    assert sum(m == TEXT for m in marks) == 40
+    assert TOKENIZER.decode(short.ids_BL[0].tolist()[-2:], False) == "<|im_end|>\n"
+    narrow = SMALL.model_copy(update={"max_tokens": 200})
+    assert processor(narrow).requests([Request("long " * 99)]).lengths == (200,)
+    with pytest.raises(X2IError, match="do not fit"):
+        processor(narrow).requests([Request("x", tuple(picture(i, 32, 32) for i in range(12)))])
+
+
+def test_conversations_are_cut() -> None:
+    narrow = SMALL.model_copy(update={"max_tokens": 100})
+    made = OvisU1(narrow).eval()
+    made.load_state_dict(model().state_dict())
+    long = Chat((*ASK.messages, Message("assistant", "A cat." * 20)), ASK.images)
+    inputs = processor(narrow).chats([long], labels=True)
+    total, count = made.next_token(inputs)
+    assert inputs.labels_BL is not None
+    kept = inputs.labels_BL[:, :100] != IGNORE
+    assert inputs.lengths[0] > 100 and count.tolist() == kept.sum(dim=1).tolist() != [0]
+    assert made.embed(inputs).shape[1] == 100 and total.isfinite().all()
+    many = Chat((Message("user", "<image>" * 4 + "?"),), tuple(picture(i, 64, 64) for i in range(4)))
+    assert processor(narrow.model_copy(update={"max_tokens": 150})).chats([many], labels=False).lengths[0] < 150
+    with pytest.raises(X2IError, match="show fewer or smaller images"):
+        processor(narrow.model_copy(update={"max_tokens": 80})).chats([many], labels=False)
+
+
+def test_bare_captions() -> None:
+    inputs = processor().chats([TOLD], labels=True, plain=True)
+    assert inputs.labels_BL is not None
+    labels = inputs.labels_BL[0]
+    assert TOKENIZER.decode(labels[labels != IGNORE].tolist(), False) == "A cat.<|im_end|>"
+    assert inputs.lengths[0] == 2 + 5 * 7 + 7
+
+
+# (height, width), factor, least, most pixels -> as the published smart_resize has it
+SIZES = [
+    ((1024, 1024), (28, 3136, 200704), (448, 448)),
+    ((1024, 1024), (28, 200704, 2408448), (1036, 1036)),
+    ((512, 1024), (28, 3136, 200704), (308, 616)),
+    ((768, 1360), (28, 3136, 200704), (336, 588)),
+    ((420, 476), (28, 200704, 2408448), (448, 504)),
+    ((3000, 4000), (28, 200704, 2408448), (1344, 1792)),
+    ((20, 500), (28, 200704, 2408448), (112, 2240)),
+    ((500, 20), (28, 200704, 2408448), (2240, 112)),
+    ((30, 6200), (28, 200704, 2408448), (56, 6356)),
+    ((333, 777), (32, 3136, 1003520), (320, 768)),
+    ((1500, 2000), (32, 3136, 1003520), (864, 1152)),
+    ((31, 40), (32, 3136, 1003520), (64, 64)),
+    ((45, 45), (28, 3136, 1003520), (56, 56)),
+]
+
+
+@pytest.mark.parametrize(("size", "rule", "expected"), SIZES)
+def test_smart_resize(size: tuple[int, int], rule: tuple[int, int, int], expected: tuple[int, int]) -> None:
+    assert smart_resize(*size, *rule) == expected
+
+
+def test_thin_pictures_keep_a_row() -> None:
+    """The published rule gives a side of 0 here, and fails."""
+    assert smart_resize(28, 5600, 28, 56 * 56, 28 * 28 * 100) == (28, 3948)
+
+
+# ---- invariants
+
+
+def test_first_output_is_zero() -> None:
+    torch.manual_seed(0)
+    fresh = OvisU1(SMALL)
+    velocity = fresh.velocity(noise(32, 48), torch.tensor([0.4]), fresh.condition(processor().requests([EDIT])))
+    assert torch.equal(velocity, torch.zeros_like(velocity))
+
+
+def test_guidance_of_one_is_the_plain_condition() -> None:
+    (branch,) = processor().branches([DRAW, EDIT], height=64, width=96, guidance=1, image_guidance=1)
+    assert branch.rows_R.tolist() == [0, 1] and branch.weights_R.tolist() == [1, 1]
+    x, t = noise(64, 96), torch.tensor([0.3])
+    with torch.no_grad():
+        condition = model().condition(branch.inputs)
+        both = model().velocity(x.expand(2, -1, -1, -1), t.expand(2), condition)
+        alone = model().velocity(x, t, model().condition(processor().requests([EDIT])))
+    assert torch.allclose(both[1:], alone, atol=1e-5)
+
+
+def test_rows_of_a_batch_stay_apart() -> None:
+    """Unequal texts, none, one and two sources: each row equals itself alone."""
+    two = Request("<img><|image_1|></img> wears <img><|image_2|></img>", (picture(1, 32, 48), picture(2, 64, 64)))
+    requests, dropped = [DRAW, EDIT, two, EDIT], [False, False, False, True]
+    x = torch.cat([noise(32, 48) * (1 + i) for i in range(4)])
+    t = torch.tensor([0.1, 0.4, 0.7, 0.9])
+    with torch.no_grad():
+        together = model().velocity(x, t, model().condition(processor().requests(requests, dropped)))
+        for i, (request, drop) in enumerate(zip(requests, dropped, strict=True)):
+            alone = model().condition(processor().requests([request], [drop]))
+            assert torch.allclose(model().velocity(x[i : i + 1], t[i : i + 1], alone)[0], together[i], atol=2e-5)
+        chats = [TOLD, Chat((Message("user", "hi"), Message("assistant", "yes")))]
+        sums, counts = model().next_token(processor().chats(chats, labels=True))
+        for i, chat in enumerate(chats):
+            total, count = model().next_token(processor().chats([chat], labels=True))
+            assert total.item() == pytest.approx(sums[i].item(), abs=1e-4) and count.item() == counts[i].item()
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_stages_train_their_parts(stage: str) -> None:
+    """Drawing and, where the stage reads, answering reach every parameter of its parts, and no other."""
+    made = OvisU1(SMALL)
+    fill(made, 0.1)
+    prefixes = tuple(prefix for part in STAGES[stage] for prefix in made.parts[part])
+    for name, parameter in made.named_parameters():
+        parameter.requires_grad_(name.startswith(prefixes))
+    seen: list[bool] = []
+    made.llm.model.register_forward_hook(lambda *_: seen.append(torch.is_grad_enabled()))
+    condition = made.condition(processor().requests([DRAW, EDIT]))
+    loss = made.velocity(torch.cat([noise(32, 48)] * 2), torch.tensor([0.2, 0.6]), condition).pow(2).mean()
+    if "adapter" in STAGES[stage]:
+        loss = loss + made.next_token(processor().chats([TOLD], labels=True))[0].sum()
+    loss.backward()
+    # stages of the decoder alone must not pay for the language model's graph
+    assert seen[0] is ("adapter" in STAGES[stage])
+    for name, parameter in made.named_parameters():
+        reached = parameter.grad is not None and bool(parameter.grad.abs().sum() > 0)
+        unused = "post_trunk_norm" in name  # kept for the published file; features are taken before it
+        assert reached is (name.startswith(prefixes) and not unused), name
+
+
+def test_an_image_shown_twice_is_encoded_once() -> None:
+    twice = processor().requests([EDIT, EDIT])
+    assert twice.shown == (0, 0) and len(twice.grids) == 1
+    other = Request(EDIT.instruction, (EDIT.images[0].copy(),))
+    apart = processor().requests([EDIT, other])
+    assert apart.shown == (0, 1)
+    with torch.no_grad():
+        assert torch.allclose(model().embed(twice), model().embed(apart), atol=1e-6)
+
+
+def test_times_are_bent_as_published() -> None:
+    """e^mu / (e^mu + 1 / t - 1) from 1 (noise) down, mu from 0.5 at 256 tokens to 1.15 at 4096."""
+    full = OvisU1Processor(PRESETS["ovis-u1-3b"], TOKENIZER, Means())
+    assert full.shift(256, 256) == pytest.approx(math.exp(0.5))
+    assert full.shift(1024, 1024) == pytest.approx(math.exp(1.15))
+    mu = math.log(full.shift(512, 512))
+    t = torch.linspace(1, 0, 11)
+    published = math.exp(mu) / (math.exp(mu) + 1 / t - 1)
+    assert torch.allclose(1 - flow.timesteps(10, full.shift(512, 512)), published, atol=1e-6)
+
+
+def test_half_precision() -> None:
+    half = OvisU1(SMALL).to(torch.bfloat16)
+    fill(half, 0.1)
+    inputs = processor().requests([DRAW, EDIT])
+    velocity = half.velocity(
+        torch.cat([noise(32, 48)] * 2).bfloat16(), torch.tensor([0.2, 0.6]), half.condition(inputs)
+    )
+    assert velocity.dtype == torch.bfloat16 and velocity.isfinite().all()
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = model().velocity(noise(32, 48), torch.tensor([0.2]), model().condition(processor().requests([EDIT])))
+        loss, _ = model().next_token(processor().chats([TOLD], labels=True))
+    assert mixed.isfinite().all() and loss.dtype == torch.float32
+
+
+def test_a_painter_draws_with_it() -> None:
+    painter = Painter(model(), Means(), processor())
+    options = Options(32, 48, steps=2, guidance=3, image_guidance=1.5)
+    together = painter.draw([DRAW, EDIT], options, torch.cat([noise(32, 48)] * 2))
+    alone = painter.draw([DRAW], options, noise(32, 48))
+    assert together.shape == (2, 3, 32, 48)
+    assert torch.allclose(together[:1], alone, atol=1e-3)
+
+
+def test_presets_fit_tokenizer_and_autoencoder() -> None:
+    fitted = PRESETS["ovis-u1-tiny"].adapted(vocab_size=300, latent_channels=12)
+    assert (fitted.llm.vocab_size, fitted.decoder.in_channels, fitted.decoder.out_channels) == (300, 48, 48)
+    assert sum(p.numel() for p in OvisU1(fitted).parameters()) < 8_000_000
+    with pytest.raises(ValidationError, match="context_in_dim"):
+        OvisU1Config(llm=SMALL.llm)
+
+
+def test_what_is_not_prepared_is_refused() -> None:
+    with pytest.raises(X2IError, match="without labels"):
+        model().next_token(processor().chats([ASK], labels=False))
+    with pytest.raises(X2IError, match="no autoencoder"):
+        OvisU1Processor(SMALL, TOKENIZER, None).requests([DRAW, EDIT])
+    assert OvisU1Processor(SMALL, TOKENIZER, None).chats([ASK], labels=False).lengths
+
+
+def test_the_output_map_is_the_embedding() -> None:
+    made = LanguageModel(SMALL.llm)
+    hidden = torch.randn(2, 32)
+    assert torch.equal(made.logits(hidden), hidden @ made.model.embed_tokens.weight.T)

@@ -1,0 +1,148 @@
+"""Conversations about images into Mini-Gemini's inputs.
+
+- text between images is tokenised piece by piece; the beginning-of-text token stands in front of the first only
+- an image takes up as many tokens as the model makes of it; their ids are 0 and never looked at
+- batches are padded on the left
+
+Tensor names carry their axes: B rows · L tokens · M images · V low views per image · C channels · H, W.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+from tokenizers import Tokenizer
+
+from x2i.base.errors import X2IError
+from x2i.model.base import Chat, Message, Processor
+from x2i.model.mini_gemini.batch import IGNORE, ChatBatch
+from x2i.model.mini_gemini.config import MiniGeminiConfig
+from x2i.model.mini_gemini.images import views
+from x2i.model.mini_gemini.template import MARK, PLAIN, TEMPLATES, Written
+from x2i.model.vae import VAE
+
+#: Where an image's tokens stand in a row of ids.
+_IMAGE = -1
+#: What begins a text: the first of these that the tokenizer knows.
+_BEGIN = ("<bos>", "<s>", "<|begin_of_text|>")
+
+
+class MiniGeminiProcessor(Processor[ChatBatch]):
+    """Words and images into `ChatBatch`es, as `config.template` and `config.aspect` say.
+
+    Args:
+        max_text_tokens: conversations to be learned lose what is longer at their end; image tokens are not counted.
+
+    Raises:
+        X2IError: the tokenizer lacks a token of the template.
+    """
+
+    special_tokens: ClassVar[tuple[str, ...]] = (
+        *("<pad>", "<eos>", "<bos>", "<unk>"),
+        *("<start_of_turn>", "<end_of_turn>"),
+    )
+    begin: ClassVar[str | None] = "<bos>"
+
+    def __init__(
+        self, config: MiniGeminiConfig, tokenizer: Tokenizer, vae: VAE | None, max_text_tokens: int | None = None
+    ) -> None:
+        super().__init__(config, tokenizer, vae, max_text_tokens)
+        self.template = TEMPLATES[config.template]
+        missing = [t for t in self.template.special if tokenizer.token_to_id(t) is None]
+        if missing:
+            raise X2IError(
+                f"the tokenizer lacks {', '.join(missing)}, which the template {config.template!r} writes: take the "
+                f"tokenizer of the language model, or another template"
+            )
+        known = (tokenizer.token_to_id(t) for t in _BEGIN)
+        self._begin = [next((i for i in known if i is not None), None)]
+
+    @property
+    def token_side(self) -> int:
+        return 1  # it draws no pictures itself
+
+    @classmethod
+    def learned_text(cls, instruction: str) -> str:
+        return TEMPLATES["gemma"].write([Message("user", instruction)], reply=True).text.replace(MARK, "")
+
+    def chats(self, chats: Sequence[Chat], labels: bool, plain: bool = False) -> ChatBatch:
+        """One row per conversation.
+
+        Args:
+            chats: with as many `<image>` marks in users' messages as images.
+            labels: to be learned, ending with an answer; else ending with a user's message, to be answered.
+            plain: without the chat's template: the images, then the assistant's words and a newline.
+
+        Raises:
+            X2IError: images and marks differ in number, or turns are not in order.
+        """
+        rows = [self._row(chat, labels, plain) for chat in chats]
+        length = max(len(ids) for ids, _ in rows)
+        ids_BL = torch.zeros(len(rows), length, dtype=torch.long)
+        labels_BL = torch.full_like(ids_BL, IGNORE)
+        valid_BL = torch.zeros_like(ids_BL, dtype=torch.bool)
+        for row, (ids, learned) in enumerate(rows):
+            ids_BL[row, length - len(ids) :] = torch.tensor(ids)
+            labels_BL[row, length - len(ids) :] = torch.tensor(learned)
+            valid_BL[row, length - len(ids) :] = True
+        image_BL = ids_BL == _IMAGE
+        made = [views(image, self.config) for chat in chats for image in chat.images]
+        return ChatBatch(
+            ids_BL=ids_BL.masked_fill(image_BL, 0),
+            valid_BL=valid_BL,
+            image_BL=image_BL,
+            labels_BL=labels_BL if labels else None,
+            low_MVCHW=torch.stack([low for low, _ in made]) if made else None,
+            high_MCHW=torch.stack([high for _, high in made]) if made else None,
+        )
+
+    @property
+    def stop(self) -> tuple[int, ...]:
+        found = [self.tokenizer.encode(s, add_special_tokens=False).ids for s in self.template.stop]
+        return tuple(dict.fromkeys(ids[0] for ids in found if len(ids) == 1))
+
+    def _row(self, chat: Chat, labels: bool, plain: bool) -> tuple[list[int], list[int]]:
+        """Ids, `_IMAGE` on image tokens, and labels."""
+        written = (PLAIN if plain else self.template).write(chat.messages, reply=not labels)
+        marks = written.text.count(MARK)
+        if marks != len(chat.images):
+            raise X2IError(
+                f"a conversation has {len(chat.images)} images, but {marks} {MARK} marks in its users' messages: put "
+                f"one mark for each image"
+            )
+        ids, learned = self._tokens(written)
+        if labels and self.max_text_tokens is not None:
+            ids, learned = ids[: self.max_text_tokens + marks], learned[: self.max_text_tokens + marks]
+            if ids.count(_IMAGE) != marks:
+                raise X2IError(
+                    f"a conversation's images stand behind its first {self.max_text_tokens} text tokens: allow more, or "
+                    f"leave it out"
+                )
+        repeat = [self.config.image_tokens if i == _IMAGE else 1 for i in ids]
+        return (
+            [i for i, n in zip(ids, repeat, strict=True) for _ in range(n)],
+            [i for i, n in zip(learned, repeat, strict=True) for _ in range(n)],
+        )
+
+    def _tokens(self, written: Written) -> tuple[list[int], list[int]]:
+        """Ids and labels, one `_IMAGE` per image. Learned are the tokens that have a learned character."""
+        ids = [i for i in self._begin if i is not None]
+        labels = [IGNORE] * len(ids)
+        start = 0
+        for place, piece in enumerate(written.text.split(MARK)):
+            if place:
+                ids.append(_IMAGE)
+                labels.append(IGNORE)
+                start += len(MARK)
+            found = self.tokenizer.encode(piece, add_special_tokens=False)
+            for token, (first, last) in zip(found.ids, found.offsets, strict=True):
+                within = any(start + last > a and start + first < b for a, b in written.learned)
+                ids.append(token)
+                labels.append(token if within else IGNORE)
+            start += len(piece)
+        return ids, labels
+
+
+PROCESSOR = MiniGeminiProcessor
