@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from tests.trainer import corpora
 from x2i.base.config import parse_config
 from x2i.base.errors import RecipeError
-from x2i.model import registry
+from x2i.model import registry, weights
 from x2i.model.base import Chat, Message
 from x2i.trainer import checkpoint
 from x2i.trainer.config import RunConfig
@@ -146,3 +146,25 @@ def test_preferences_move_the_likelihoods_apart(both: Result, mixed: Path, tmp_p
 def test_every_architecture_has_presets_that_name_it() -> None:
     for name, config in registry.presets().items():
         assert config.architecture in registry.architectures(), name
+
+
+def test_parts_start_from_other_models_checkpoints(mixed: Path, tmp_path: Path) -> None:
+    """As {llm: Qwen/Qwen2.5-0.5B-Instruct} does: a language model that transformers saved, and an encoder."""
+    tokenizer = {"train": {"vocab_size": 320}}
+    numbers = registry.preset("ovis2-tiny").adapted(vocab_size=320, latent_channels=48)
+    other = registry.build(numbers)
+    other.llm.save_pretrained(tmp_path / "llm")
+    state = {n.removeprefix("visual_tokenizer.backbone."): t for n, t in other.state_dict().items() if "backbone" in n}
+    weights.save(state, tmp_path / "encoder.safetensors")
+    spec: dict[str, Any] = {"llm": str(tmp_path / "llm"), "encoder": str(tmp_path / "encoder.safetensors")}
+    stage = {"mixture": {"describe": 1}, "steps": 1, "lr": 1e-12, "resolution": 32}
+    changes: dict[str, Any] = {"tokenizer": tokenizer, "preview": {"per_task": 0}}
+    made = run(mixed, tmp_path / "run", stage, model={"preset": "ovis2-tiny", "pretrained": spec}, **changes)
+    found = load_file(made.checkpoint / "model.safetensors")
+    for name, tensor in other.state_dict().items():
+        if name in found and name.startswith(("llm.", "visual_tokenizer.backbone.")):
+            torch.testing.assert_close(found[name], tensor, atol=1e-6, rtol=0)
+    words, table = found["llm.model.embed_tokens.weight"], found["vte.weight"]
+    assert abs(float(table.std() / words.std()) - 1) < 0.1  # drawn like the language model's own
+    with pytest.raises(RecipeError, match=r"model\.pretrained: no part 'lm'"):
+        run(mixed, tmp_path / "no", stage, model={"preset": "ovis2-tiny", "pretrained": {"lm": "x"}}, **changes)
