@@ -4,6 +4,7 @@ model.safetensors    the weights, in the published names
 ema.safetensors      the averaged weights, if the run keeps them: what is drawn with
 adapter/             with adapters instead of the two: their weights alone, as the library peft lays them out
 ema_adapter/         the averaged ones, if the run keeps them
+vae/                 the autoencoder, where `x2i convert` has put it beside the weights
 config.json          the model's and the autoencoder's configuration, the resolution
 tokenizer.json       the tokenizer
 optimizer.pt         the optimiser's state
@@ -23,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 from x2i.base.config import parse_config
 from x2i.base.errors import X2IError
 from x2i.base.files import atomic, remove
-from x2i.model.config import ModelFile
+from x2i.model.config import AutoencoderKLConfig, ModelFile
 
 if TYPE_CHECKING:
     import torch
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from x2i.model.vae import VAE
 
 MODEL, EMA, OPTIMIZER = "model.safetensors", "ema.safetensors", "optimizer.pt"
-ADAPTER, EMA_ADAPTER = "adapter", "ema_adapter"
+ADAPTER, EMA_ADAPTER, VAE_FOLDER = "adapter", "ema_adapter", "vae"
 CONFIG, TRAINER, PREVIEW = "config.json", "trainer.json", "preview.png"
 _NAME = re.compile(r"step-(\d{6,})")
 
@@ -180,8 +181,17 @@ def load_painter(path: Path, device: torch.device | str = "cpu") -> tuple[Painte
 
 
 def describe(place: Path) -> ModelFile:
-    """The content of a checkpoint's config.json. Raises X2IError."""
-    return parse_config(ModelFile, _json(place / CONFIG), str(place / CONFIG))
+    """The content of a checkpoint's config.json; an autoencoder that lies within is named by where it lies now.
+
+    Raises:
+        X2IError: it cannot be read, or is of another kind.
+    """
+    found = parse_config(ModelFile, _json(place / CONFIG), str(place / CONFIG))
+    if isinstance(found.vae, AutoencoderKLConfig) and (place / VAE_FOLDER).is_dir():
+        return found.model_copy(
+            update={"vae": AutoencoderKLConfig(kind="autoencoder_kl", weights=str(place / VAE_FOLDER))}
+        )
+    return found
 
 
 def fetched(spec: str) -> Path:

@@ -17,9 +17,10 @@ Tensor names carry their axes:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -63,6 +64,10 @@ class OvisU1(Model[OvisInputs]):
     """Draws from text and images, and answers."""
 
     parts = PARTS
+    pretrained: ClassVar[Mapping[str, Mapping[str, str]]] = {
+        "llm": {"llm.model.": "model."},  # any Qwen3 of these numbers
+        "encoder": {"visual_tokenizer.backbone.": ""},
+    }
     config: OvisU1Config
 
     def __init__(self, config: OvisU1Config) -> None:
@@ -72,6 +77,14 @@ class OvisU1(Model[OvisInputs]):
         self.visual_tokenizer = VisualTokenizer(config.tokenizer)
         self.vte = VisualEmbedding(config.tokenizer.vocab_size, config.llm.hidden_size)
         self.visual_generator = nn.ModuleDict({"backbone": Decoder(config.decoder)})
+        self._renew_table()
+
+    def begin(self, pretrained: Sequence[str]) -> None:
+        if "llm" in pretrained:
+            self._renew_table()
+
+    def _renew_table(self) -> None:
+        """Draw the visual table anew, like the language model's embedding (AIDC-AI/Ovis, v1 training)."""
         embedding = self.llm.model.embed_tokens.weight
         if not embedding.is_meta:
             initialise_like(self.vte, embedding)
@@ -163,6 +176,10 @@ class OvisU1(Model[OvisInputs]):
         if inputs.patches_NF is not None:
             visual_ND = self._visual(inputs, inputs.patches_NF).to(words_BLD.dtype)
             embeds_BLD = embeds_BLD.masked_scatter(marks_BL1 == VISUAL, visual_ND)
+        elif self.training and torch.is_grad_enabled():
+            # text alone: as published, an image takes part with weight 0, so that on every device the same parameters
+            # are used in every step
+            embeds_BLD = embeds_BLD + 0 * self._unseen(words_BLD).sum()
         return embeds_BLD[:, : self.config.max_tokens]
 
     def _visual(self, inputs: OvisInputs, patches_NF: Tensor) -> Tensor:
@@ -175,6 +192,14 @@ class OvisU1(Model[OvisInputs]):
         merged = self.config.tokenizer.encoder.hidden_stride**2
         each = visual_ND.split([rows * columns // merged for rows, columns in inputs.grids])
         return torch.cat([each[number] for number in inputs.shown])
+
+    def _unseen(self, like: Tensor) -> Tensor:
+        """Embedding of the smallest image, all zeros."""
+        encoder = self.config.tokenizer.encoder
+        patches_NF = like.new_zeros(encoder.hidden_stride**2, 3 * encoder.patch_size**2)
+        with _gradients(self.visual_tokenizer):
+            words = self.visual_tokenizer(patches_NF, ((encoder.hidden_stride, encoder.hidden_stride),))
+        return self.vte(words).to(like.dtype)
 
     def _sources(self, inputs: OvisInputs, like: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """Tokens, positions and mask of the source images; the k-th of a row is image k."""
