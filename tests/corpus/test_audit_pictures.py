@@ -100,6 +100,8 @@ ORIGINAL = {"image_id": hashlib.sha256(OWN.data).hexdigest()}
         ((OTHER, OWN), None, {"parameters": {"published": True}, "input_ids": ["0"]}, True),
         ((OWN,), None, {}, True),
         ((OTHER,), None, {"others": [{"image_id": "0"}]}, False),
+        ((OTHER,), None, {"parameters": {"degradation": "deblur"}}, False),
+        ((OWN,), None, {"parameters": {"degradation": "clean"}}, True),
         ((OTHER,), None, {"parameters": "damaged", "others": []}, True),  # the one picture that is talked of
     ],
 )

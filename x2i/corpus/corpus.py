@@ -160,6 +160,7 @@ class Corpus:
             provenance=record["provenance"],
             objects=record.get("objects", {}),
             mask=picture(record["mask"], row["output_size"]) if "mask" in record else None,
+            rejected_response=record.get("rejected_response"),
         )
 
     def _at(self, name: str) -> str:

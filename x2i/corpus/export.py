@@ -1,7 +1,7 @@
 """A corpus in the layouts that others read: files of records, and the pictures that they name.
 
     DIR/llava.json, sharegpt4v.json      a list of {id, image, conversations}     understanding
-    DIR/swift.jsonl                      {messages, images, objects}              understanding, as ms-swift reads it
+    DIR/swift.jsonl                      {messages, images, objects, rejected_response}   understanding, for ms-swift
     DIR/x2i.jsonl                        {task_type, instruction, input_images, output_image}   OmniGen's X2I
     DIR/json_files/aesthetics_plus_all_group_TASK_all.json    {source, prompt, control_TASK}    MultiGen-20M
     DIR/images/ab/abcd….jpg              the pictures, named by their content, each once
@@ -257,6 +257,8 @@ def _swift(sample: Sample, folder: _Folder) -> tuple[str, dict[str, Any]] | str:
         return "has no messages"
     record: dict[str, Any] = {"messages": list(sample.messages)}
     record["images"] = [folder.picture(p) for p in sample.input_images]
+    if sample.rejected_response is not None:
+        record["rejected_response"] = sample.rejected_response
     return "swift.jsonl", record | ({"objects": sample.objects} if sample.objects else {})
 
 

@@ -22,7 +22,8 @@ def said(table: str) -> str:
 
     Two published edits may end in the same picture, and one picture may be talked of in several conversations.
     """
-    told = [f"{table}.text", f"array_to_string({table}.inputs, ' ')", f"{table}.meta ->> '$.messages'"]
+    told = [f"{table}.text", f"array_to_string({table}.inputs, ' ')"]
+    told += [f"{table}.meta ->> '$.{name}'" for name in ("messages", "rejected_response")]
     ready = f"len({table}.inputs) > 0 or contains({table}.meta, '\"messages\":')"
     return f"case when {ready} then md5(concat_ws(chr(0), {', '.join(told)})) end"
 

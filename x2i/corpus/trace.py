@@ -169,6 +169,8 @@ class _Tracer:
             return out | {"problem": f"cannot be read ({type(error).__name__}: {error}); `x2i verify` says more"}
         told = {name: sample.provenance.get(name) for name in ("seed", "parameters", "untouched", "carried")}
         told["others"] = sample.provenance.get("others", [])  # further rows whose pictures are in it
+        if sample.rejected_response is not None:
+            told["rejected_response"] = sample.rejected_response
         return out | {"instruction": sample.instruction, "messages": list(sample.messages), **told}
 
     def rows(self, row_ids: list[str]) -> list[dict[str, Any]]:

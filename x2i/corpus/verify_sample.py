@@ -41,6 +41,7 @@ class Record(BaseModel):
     messages: list[dict[str, Any]] = []
     images: list[str] = []
     objects: dict[str, Any] = {}
+    rejected_response: str | None = None
     provenance: dict[str, Any]
 
 
@@ -130,6 +131,11 @@ class SampleCheck:
             self._fault("sample_json", f"{self._key}.json has a `mask`, and no `output_image` that it could be of")
         if record.messages and record.images != record.input_images:
             self._fault("sample_json", f"{self._key}.json: `images` of its messages are not its `input_images`")
+        if record.rejected_response is not None and not (
+            record.messages and record.messages[-1].get("role") == "assistant"
+        ):
+            problem = "has a `rejected_response`, and no answer at the end of `messages` that could be better"
+            self._fault("sample_json", f"{self._key}.json {problem}")
         if record.output_image is None and not record.messages:
             self._fault("sample_json", f"{self._key}.json has neither `output_image` nor `messages`")
         numbers = sorted({int(n) for n in IMAGE_MARK.findall(record.instruction)})

@@ -139,7 +139,9 @@ def _told(sample: Sample) -> list[tuple[str, str]]:
     def filled(text: str) -> str:
         return re.sub("<ref-object>|<bbox>", lambda m: str(next(spoken[m[0]], m[0])), text)
 
-    return [(str(m.get("role", "")), filled(_content(m.get("content")))) for m in sample.messages[:INPUTS]]
+    told = [(str(m.get("role", "")), filled(_content(m.get("content")))) for m in sample.messages[:INPUTS]]
+    rejected = sample.rejected_response
+    return told if rejected is None else [*told, ("rejected", _content(rejected))]
 
 
 def _content(content: Any) -> str:
@@ -198,7 +200,8 @@ def own_picture(sample: Sample) -> Picture | None:
     """The picture in a sample that is its row's own, for sure; None where it may be a map, an edit or another row's.
 
     It is so told: what has the row's own bytes; the output of a sample without inputs; the output of a published
-    sample, or the last picture of a published conversation; the one picture of a conversation over one original.
+    sample, or the last picture of a published conversation; the one picture of a conversation over one original, unless
+    it was damaged for it (`diagnose`).
     """
     about = sample.provenance if isinstance(sample.provenance, dict) else {}
     output, inputs = sample.output_image, sample.input_images
@@ -206,7 +209,8 @@ def own_picture(sample: Sample) -> Picture | None:
     published = isinstance(parameters, dict) and parameters.get("published") is True
     if output is not None and (published or not inputs):
         return output
-    alone = len(inputs) == 1 and not about.get("others") and not about.get("input_ids")
+    damaged = isinstance(parameters, dict) and parameters.get("degradation", "clean") != "clean"
+    alone = len(inputs) == 1 and not about.get("others") and not about.get("input_ids") and not damaged
     if output is None and inputs and (published or alone):
         return inputs[-1]
     pictures = ([] if output is None else [output]) + list(inputs)

@@ -24,7 +24,10 @@ def check(task_type: Any, instruction: Any, inputs: int) -> Problem | None:
 
 
 class Published(NamedTuple):
-    """A record of OmniGen's, taken apart; `meta` is all but the names of its pictures, `text` the instruction."""
+    """A record of OmniGen's, taken apart; `meta` is all but the names of its pictures, `text` the instruction.
+
+    Of a conversation, `output` is the last of its pictures.
+    """
 
     meta: dict[str, Any]
     text: str | None = None
@@ -34,7 +37,13 @@ class Published(NamedTuple):
 
 
 def parsed(record: dict[str, Any]) -> Published:
-    """What a published record says, {"task_type", "instruction", "input_images", "output_image"}, and what is wrong."""
+    """What a published record says, and what is wrong with it.
+
+    It is {"task_type", "instruction", "input_images", "output_image"}; or a conversation as ms-swift has them,
+    {"messages", "images"} with no output image, and perhaps {"objects", "rejected_response"}.
+    """
+    if record.get("messages") and not record.get("output_image"):
+        return _conversation(record)
     instruction, inputs, output = (record.get(k) for k in ("instruction", "input_images", "output_image"))
     meta = {k: v for k, v in record.items() if k not in ("input_images", "output_image")}
     text = (instruction.strip() or None) if isinstance(instruction, str) else None
@@ -47,3 +56,13 @@ def parsed(record: dict[str, Any]) -> Published:
     elif not output:
         problem = Problem("no_output_image", "a record with no output image (an understanding task)")
     return Published(meta, text, tuple(inputs), output or None, problem)
+
+
+def _conversation(record: dict[str, Any]) -> Published:
+    names = record.get("images") or record.get("input_images") or []
+    meta = {k: v for k, v in record.items() if k not in ("images", "input_images", "output_image")}
+    if not isinstance(names, list) or not all(isinstance(p, str) and p for p in names):
+        return Published(meta, problem=Problem("bad_metadata", "'images' is not a list of paths"))
+    if not names:
+        return Published(meta, problem=Problem("no_image", "a conversation about no image"))
+    return Published(meta, None, tuple(names[:-1]), names[-1])

@@ -27,7 +27,7 @@ class X2I(PairLines):
     """Published X2I samples, from plain files and archives. Image paths start at the folder of the JSON lines."""
 
     kind = "x2i"
-    version = 2
+    version = 3  # conversations
     Config = X2IConfig
 
     def drafts(self, record: dict[str, Any], location: str) -> Iterator[Draft]:

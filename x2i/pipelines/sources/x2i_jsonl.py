@@ -2,8 +2,12 @@
 
     {"task_type": ..., "instruction": "... <img><|image_1|></img> ...", "input_images": [...], "output_image": ...}
 
-Task types are kept as they are, typos too. Image files are not part of a unit's identity (nothing is
-asked of 10^8 files when planning): change the record when its picture changes.
+Task types are kept as they are, typos too. Conversations are read as ms-swift has them:
+
+    {"messages": [...], "images": [...], "objects": {...}, "rejected_response": ...}
+
+The last of their pictures is the row's; they have no text, so set `select.require_text: false`. Image files are not part
+of a unit's identity (nothing is asked of 10^8 files when planning): change the record when its picture changes.
 """
 
 from __future__ import annotations
@@ -36,7 +40,7 @@ class X2IJsonl(RecordSource):
     """Records in the order of their lines."""
 
     kind = "x2i_jsonl"
-    version = 2
+    version = 3  # conversations
     Config = X2IJsonlConfig
     config: X2IJsonlConfig
     endings = LINES

@@ -149,6 +149,7 @@ class Selected:
         *,
         images: Sequence[Picture] | None = None,
         objects: dict[str, Any] | None = None,
+        rejected_response: str | None = None,
         others: Sequence[Selected] = (),
         variant: str = "",
     ) -> Sample:
@@ -157,12 +158,23 @@ class Selected:
         Args:
             images: the pictures that are talked of; None: this row's own.
             objects: `ref` and `bbox`, in the order of the `<ref-object>` and `<bbox>` in the messages.
+            rejected_response: an answer worse than the last message, for preference training.
         """
         pictures = (self.picture,) if images is None else tuple(images)
         provenance = self._provenance(task_type, parameters, others, False)
         said = tuple(dict(m) for m in messages)
         key = self.key(task_type, variant)
-        return Sample(key, task_type, "", pictures, None, said, provenance, objects=objects or {})
+        return Sample(
+            key,
+            task_type,
+            "",
+            pictures,
+            None,
+            said,
+            provenance,
+            objects=objects or {},
+            rejected_response=rejected_response,
+        )
 
     def _provenance(
         self, task_type: str, parameters: dict[str, Any] | None, others: Sequence[Selected], untouched: bool

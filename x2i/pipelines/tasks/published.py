@@ -11,7 +11,7 @@ class Published(Task):
     """One sample per row whose source gave `task_type` and `instruction`; its task type is kept, typos too.
 
     Rows whose source gave `messages` (ms-swift's format, an `<image>` for each picture) become understanding samples,
-    of the task type that the source gave, or `understanding`.
+    of the task type that the source gave, or `understanding`; with its `objects` and its `rejected_response`.
     """
 
     name = "published"
@@ -36,6 +36,10 @@ class Published(Task):
 
     def _talk(self, row: Selected, messages: list[Any]) -> Iterator[Sample | Skipped]:
         sound = all(isinstance(m, dict) and isinstance(m.get("role"), str) and "content" in m for m in messages)
+        objects, rejected = row.meta.get("objects") or None, row.meta.get("rejected_response")
+        sound = sound and isinstance(objects, dict | None)
+        if rejected is not None:  # worse than an answer that must be there
+            sound = sound and isinstance(rejected, str) and messages[-1]["role"] == "assistant"
         if not sound:
             yield Skipped(self.name, "bad_messages")
             return
@@ -46,4 +50,6 @@ class Published(Task):
             return
         task_type = row.meta.get("task_type")
         task_type = task_type if isinstance(task_type, str) and task_type else "understanding"
-        yield row.conversation(task_type, messages, {"published": True}, images=images)
+        yield row.conversation(
+            task_type, messages, {"published": True}, images=images, objects=objects, rejected_response=rejected
+        )
