@@ -45,7 +45,7 @@ def ask(
     text = question if marks else "<image>" * len(pictures) + ("\n" if pictures else "") + question
     found = find(checkpoint)
     loaded = load_model(found.path, device)
-    side = loaded.described.resolution
+    side = loaded.described.chat_resolution or loaded.described.resolution
     shown = tuple(shrink(picture, side) for picture in pictures)
     turns = (*((Message("system", system),) if system else ()), Message("user", text))
     inputs = loaded.processor.chats([Chat(turns, shown)], labels=False)

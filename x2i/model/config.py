@@ -50,4 +50,7 @@ class ModelFile(Config):
     vae: VAEConfig | None = Field(None, description="its autoencoder; null for models that draw nothing")
     max_text_tokens: int | None = Field(None, description="longest instruction that it was trained with")
     resolution: int = Field(512, description="side in pixels of the pictures of its last stage")
+    chat_resolution: int | None = Field(
+        None, description="shorter side in pixels of pictures that are asked about; default: `resolution`"
+    )
     base: str | None = Field(None, description="the weights that its adapters change; null where it has all weights")

@@ -109,8 +109,12 @@ class Stage(Config):
     name: str = Field(pattern=r"^[A-Za-z0-9._-]+$", description="unique name; it seeds the stage's order and noise")
     resolution: int = Field(
         gt=0,
-        description="side of the square crop in pixels, a multiple of a token's side; pictures of conversations are "
-        "shown whole, scaled down to this shorter side",
+        description="side of the square crop in pixels, a multiple of a token's side",
+    )
+    chat_resolution: int | None = Field(
+        None,
+        gt=0,
+        description="conversations show their pictures whole, scaled down to this shorter side; default: `resolution`",
     )
     steps: int = Field(gt=0, description="optimiser steps")
     batch: int = Field(gt=0, description="samples per step, over all devices")
@@ -152,6 +156,10 @@ class Stage(Config):
     weight_decay: float = Field(0.0, ge=0, description="AdamW's decay")
     betas: tuple[float, float] = Field((0.9, 0.999), description="AdamW's momenta")
     clip: float = Field(1.0, gt=0, description="largest norm of the gradient")
+
+    def side(self, chat: bool) -> int:
+        """Side in pixels of a picture to draw, or shorter side of one that a conversation shows."""
+        return self.chat_resolution or self.resolution if chat else self.resolution
 
     @field_validator("mixture")
     @classmethod

@@ -273,4 +273,5 @@ class Loader:
                     yield [f.result() for f in ahead.popleft()]
 
     def _example(self, draw: Draw) -> Example:
-        return self._reader.planned(self._plan, draw, self._stage.resolution, self._stage.min_crop)
+        side = self._stage.side(draw.task in self._reader.table.chats)
+        return self._reader.planned(self._plan, draw, side, self._stage.min_crop)

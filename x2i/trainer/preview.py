@@ -17,7 +17,7 @@ from x2i.model.base import Chat, Model, Processor, Request
 from x2i.model.pixels import centre_crop
 from x2i.model.placeholders import with_placeholders
 from x2i.model.sampling import Options, Painter
-from x2i.trainer.config import Preview
+from x2i.trainer.config import Preview, Stage
 from x2i.trainer.data import DamagedSample, Example, SampleReader
 
 _TILE, _GAP, _TEXT, _HEAD = 128, 8, 208, 26
@@ -82,18 +82,14 @@ def answers_of(
     return rows
 
 
-def choose(
-    reader: SampleReader,
-    tasks: Sequence[str],
-    per_task: int,
-    side: int,
-) -> list[tuple[str, Example]]:
+def choose(reader: SampleReader, stage: Stage, per_task: int) -> list[tuple[str, Example]]:
     """For each task `per_task` examples, labelled `task · held out` or `task · seen`: one held out, the others seen.
 
     Samples without input images are always seen ones: words alone do not say which picture they belong to.
     """
     out: list[tuple[str, Example]] = []
-    for task in tasks:
+    for task in sorted(stage.mixture):
+        side = stage.side(task in reader.table.chats)
         held, seen = reader.table.held_out[task], reader.table.train[task]
         some = _whole(reader, held, 1, side)
         if some and not some[0].inputs:

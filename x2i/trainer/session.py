@@ -149,6 +149,7 @@ class Session:
                 vae=self._vae_config if self._model.draws else None,
                 max_text_tokens=run.max_text_tokens,
                 resolution=stage.resolution,
+                chat_resolution=stage.chat_resolution,
                 base=None if run.model.lora is None else run.model.weights,
             ).model_dump(mode="json"),
             tokens.FILE: self._tokenizer.to_str(pretty=True).encode(),
@@ -246,13 +247,15 @@ class Session:
         for task in sorted(stage.mixture):
             for index in self._table.held_out[task][: self._run.held_out_samples]:
                 with contextlib.suppress(DamagedSample):  # logged when the trainer meets it
-                    out.setdefault(task, []).append(self._reader.read(int(index), stage.resolution))
+                    out.setdefault(task, []).append(
+                        self._reader.read(int(index), stage.side(task in self._table.chats))
+                    )
         return out
 
     def _preview(self, place: int) -> bytes | None:
         stage, processor = self._run.stages[place], self._processors[place]
         options, side = self._run.preview, stage.resolution
-        chosen = preview.choose(self._reader, sorted(stage.mixture), options.per_task, side)
+        chosen = preview.choose(self._reader, stage, options.per_task)
         painter = Painter(self._model, self._vae, processor) if self._model.draws else None
         rows = preview.rows_of(painter, chosen, options, side) if painter else []
         rows += preview.answers_of(self._model, processor, chosen, options, plain=stage.plain_captions)
@@ -325,7 +328,8 @@ class Session:
         if self._newest is not None:
             return tokens.load(self._newest.path)
         if self._run.tokenizer is not None:
-            return tokens.build(self._run.tokenizer, self._reader, processor)
+            tasks = {task for stage in self._run.stages for task in stage.mixture}
+            return tokens.build(self._run.tokenizer, self._reader, processor, tasks)
         assert self._base is not None
         return tokens.load(self._base)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +21,16 @@ log = logging.getLogger(__name__)
 FILE = "tokenizer.json"
 
 
-def build(spec: TokenizerSpec, reader: SampleReader, processor: type[Processor[Any]]) -> Tokenizer:
-    """The run's tokenizer, given or trained. Raises RecipeError if a given one lacks what the model's chat needs."""
+def build(
+    spec: TokenizerSpec, reader: SampleReader, processor: type[Processor[Any]], tasks: Collection[str]
+) -> Tokenizer:
+    """The run's tokenizer, given or trained on the texts of its tasks, with the chat around them.
+
+    Raises:
+        RecipeError: a given one lacks what the model's chat needs.
+    """
     if spec.train is not None:
-        texts = (
-            processor.learned_text(text) for text in texts_of(reader, spec.train.samples)
-        )  # the chat is learned too
+        texts = (processor.learned_text(text) for text in texts_of(reader, spec.train.samples, tasks))
         return train(texts, spec.train, processor.special_tokens, processor.begin)
     assert spec.path is not None
     tokenizer = load(spec.path)
@@ -46,12 +50,15 @@ def load(path: str | Path) -> Tokenizer:
         raise X2IError(f"{file}: not a tokenizer of the tokenizers library ({error})") from None
 
 
-def texts_of(reader: SampleReader, limit: int) -> Iterable[str]:
-    """At most `limit` instructions or conversations, evenly spaced over the table; damaged samples are left out."""
-    count = len(reader.table)
-    for index in np.unique(np.linspace(0, count - 1, min(limit, count)).astype(int)):
+def texts_of(reader: SampleReader, limit: int, tasks: Collection[str]) -> Iterable[str]:
+    """At most `limit` instructions or conversations, evenly spaced over the samples of some tasks; no damaged ones."""
+    table = reader.table
+    rows = np.sort(
+        np.concatenate([part[t] for part in (table.train, table.held_out) for t in table.tasks if t in tasks])
+    )
+    for place in np.unique(np.linspace(0, len(rows) - 1, min(limit, len(rows))).astype(int)):
         try:
-            yield reader.text(int(index))
+            yield reader.text(int(rows[place]))
         except DamagedSample as damage:
             log.warning("left out of the tokenizer's text: %s", damage)
 
