@@ -1,15 +1,13 @@
 """AIMv2 and Ovis's visual tokenizer are the published ones: names, counts, outputs; packed images stay apart."""
 
-import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional as F
-from transformers import Aimv2VisionConfig, Aimv2VisionModel, Ovis2VisionConfig
-from transformers.models.ovis2.modeling_ovis2 import Ovis2VisionModel, hard_softmax
+from transformers.models.ovis2.modeling_ovis2 import hard_softmax
 
-from tests.model.filling import fill
 from x2i.base.errors import X2IError
+from x2i.model.filling import draw, fill
 from x2i.model.layers.aimv2 import AIMv2, merge_order, patchify
 from x2i.model.layers.config import AIMv2Config, VisualTokenizerConfig
 from x2i.model.layers.visual_tokenizer import (
@@ -19,13 +17,11 @@ from x2i.model.layers.visual_tokenizer import (
     initialise_like,
     tokenize,
 )
+from x2i.model.ovis2 import verify as of_ovis2
+from x2i.model.ovis_u1 import verify as of_ovis_u1
+from x2i.model.verify import compared
 
-SMALL = AIMv2Config(hidden_size=32, layers=2, heads=2, intermediate_size=48, patch_size=4, image_size=32)
-FIXED = SMALL.model_copy(update={"rope": False})
-
-
-def draw(seed: int, *shape: int) -> Tensor:
-    return torch.from_numpy(np.random.Generator(np.random.PCG64(seed)).standard_normal(shape)).float()
+SMALL, FIXED = of_ovis_u1.ENCODER, of_ovis2.SMALL.tokenizer.encoder
 
 
 def encoder(config: AIMv2Config = SMALL, std: float = 0.3) -> AIMv2:
@@ -66,15 +62,10 @@ def test_published_names() -> None:
 def test_native_resolution_gives_the_published_codes_figures() -> None:
     """Figures of AIMv2Model in AIDC-AI/Ovis-U1-3B's modeling_aimv2.py (hidden_states[-1]) on the same weights,
     with attention within each image in place of flash_attn; two images of 24 x 40 and 56 x 16 pixels."""
-    patches, grids = patchify([draw(1, 3, 24, 40), draw(2, 3, 56, 16)], 4, 2)
-    assert grids == [(6, 10), (14, 4)]
-    with torch.no_grad():
-        flat = encoder()(patches, grids).double().flatten()
-    figures = [3.223115, 0.947681, -6.431258, -3.418037, -7.251678, 2.529290]
-    figures += [-5.491569, -3.888959, -4.364002, 7.050662, 1.968625, -3.894120]
-    assert flat[:: len(flat) // 12][:12].tolist() == pytest.approx(figures, abs=1e-4)
-    assert flat.mean().item() == pytest.approx(-0.038298, abs=1e-5)
-    assert flat.std(correction=0).item() == pytest.approx(6.107359, abs=1e-4)
+    row = compared("ovis_u1", of_ovis_u1.outputs()[0])
+    assert (row.what, row.how) == ("encoder at native resolution, two images", "recorded")
+    assert row.largest > 20
+    assert row.difference is not None and row.difference < 2e-4
 
 
 def test_packed_images_equal_each_alone() -> None:
@@ -111,7 +102,7 @@ def test_gradients_reach_every_parameter_but_the_norm_that_is_not_applied() -> N
 
 @pytest.mark.parametrize(
     ("rows", "columns", "config", "words"),
-    [(6, 10, SMALL, "need patches"), (3, 4, SMALL, "multiples"), (4, 4, FIXED, "resize images to 32 x 32")],
+    [(6, 10, SMALL, "need patches"), (3, 4, SMALL, "multiples"), (2, 8, FIXED, "resize images to 16 x 16")],
 )
 def test_wrong_grids_are_told(rows: int, columns: int, config: AIMv2Config, words: str) -> None:
     patches = draw(1, 12 if rows == 3 else 16, 48)
@@ -126,82 +117,29 @@ def test_images_that_cannot_be_cut_are_told() -> None:
         patchify([], 4, 2)
 
 
-def blocks_of_transformers(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """Our names and tensors from those of transformers' encoders (Aimv2 and Ovis2 share them)."""
-    ours = {}
-    for i in range(FIXED.layers):
-        at = f"{prefix}encoder.layers.{i}."
-        qkv = [state[f"{at}attention.{part}_proj.weight"] for part in "qkv"]
-        ours[f"trunk.blocks.{i}.attn.qkv.weight"] = torch.cat(qkv)
-        ours[f"trunk.blocks.{i}.attn.proj.weight"] = state[f"{at}attention.out_proj.weight"]
-        for mine, theirs in (("fc1", "gate_proj"), ("fc2", "down_proj"), ("fc3", "up_proj")):
-            ours[f"trunk.blocks.{i}.mlp.{mine}.weight"] = state[f"{at}ffn.{theirs}.weight"]
-        for k in (1, 2):
-            ours[f"trunk.blocks.{i}.norm_{k}.weight"] = state[f"{at}rms_norm{k}.weight"]
-    patch = "patch_embed" if f"{prefix}embeddings.patch_embed.weight" in state else "patch_embedding"
-    for kind in ("weight", "bias"):
-        ours[f"preprocessor.patchifier.proj.{kind}"] = state[f"{prefix}embeddings.{patch}.{kind}"]
-    ours["preprocessor.patchifier.norm.weight"] = state[f"{prefix}embeddings.rms_norm.weight"]
-    ours["preprocessor.pos_embed"] = state[f"{prefix}embeddings.position_embedding.weight"][None]
-    ours["trunk.post_trunk_norm.weight"] = state[f"{prefix}rms_norm.weight"]
-    return ours
-
-
-SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48, "patch_size": 4}
-
-
+@torch.no_grad()
 def test_fixed_table_equals_transformers_aimv2() -> None:
-    theirs = Aimv2VisionModel(Aimv2VisionConfig(**SIZES, image_size=32, use_head=False)).eval()
-    fill(theirs, 0.3)
-    ours = AIMv2(FIXED).eval()
-    ours.load_state_dict(blocks_of_transformers(theirs.state_dict(), ""))
-    images = draw(1, 2, 3, 32, 32)
-    with torch.no_grad():
-        normed = theirs(images).last_hidden_state.view(2, 8, 8, 32)
-        features = ours(*patchify(list(images), 4, 2))
-    expected = torch.cat([merge_order(grid, 2) for grid in normed])
-    torch.testing.assert_close(ours.trunk.post_trunk_norm(features), expected, rtol=0, atol=2e-5)
+    ours, theirs = of_ovis2.encoded()
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=5e-5)
 
 
-def ovis2(how: str) -> tuple[Ovis2VisionModel, VisualTokenizer]:
-    """transformers' vision model of Ovis2 and our tokenizer, on the same weights."""
-    theirs = Ovis2VisionModel(
-        Ovis2VisionConfig(**SIZES, image_size=32, vocab_size=60, hidden_stride=2, tokenize_function=how)
-    ).eval()
-    fill(theirs, 0.3)
-    config = VisualTokenizerConfig(encoder=FIXED, vocab_size=60, indicators=5, tokenize=how)
-    ours = VisualTokenizer(config).eval()
-    state = theirs.state_dict()
-    mapped = {f"backbone.{k}": v for k, v in blocks_of_transformers(state, "transformer.").items()}
-    mapped |= {"head.0.weight": state["head_linear.weight"]}
-    mapped |= {f"head.1.{kind}": state[f"head_norm.{kind}"] for kind in ("weight", "bias")}
-    ours.load_state_dict(mapped)
-    return theirs, ours
-
-
+@torch.no_grad()
 def test_tokenizer_equals_transformers_ovis2_but_for_the_last_norm() -> None:
     """transformers feeds the head with features after the trunk's norm; AIDC-AI/Ovis, and so we, before it."""
-    theirs, ours = ovis2("softmax")
-    images = draw(1, 2, 3, 32, 32)
-    patches, grids = patchify(list(images), 4, 2)
-    with torch.no_grad():
-        published = theirs(images).pooler_output.flatten(0, 1)
-        mine = ours(patches, grids)
-        normed = ours.backbone.trunk.post_trunk_norm(ours.backbone(patches, grids))
-        as_transformers = tokenize(ours.head(normed.view(32, -1)), "softmax")
-        theirs.transformer.rms_norm = nn.Identity()
-        without_norm = theirs(images).pooler_output.flatten(0, 1)
-    assert mine.shape == (32, 60)
-    torch.testing.assert_close(mine[:, :-5], without_norm, rtol=0, atol=1e-5)
-    torch.testing.assert_close(as_transformers, published, rtol=0, atol=1e-5)
-    assert (mine[:, :-5] - published).abs().max() > 1e-2
+    mine, without_norm = of_ovis2.tokenized(normed=False)
+    normed, as_published_there = of_ovis2.tokenized(normed=True)
+    assert mine.shape == (20, 59)
+    torch.testing.assert_close(mine, without_norm, rtol=0, atol=1e-5)
+    torch.testing.assert_close(normed, as_published_there, rtol=0, atol=1e-5)
+    assert (mine - as_published_there).abs().max() > 1e-2
 
 
 def test_weights_sum_to_one_and_indicators_get_none() -> None:
     for how in ("softmax", "gumbel_argmax", "st_argmax"):
-        _, ours = ovis2(how)
-        weights = ours(*patchify([draw(1, 3, 32, 32)], 4, 2))
-        torch.testing.assert_close(weights.sum(dim=-1), torch.ones(16))
+        ours = VisualTokenizer(VisualTokenizerConfig(encoder=FIXED, vocab_size=60, indicators=5, tokenize=how)).eval()
+        fill(ours, 0.3)
+        weights = ours(*patchify([draw(1, 3, 16, 16)], 4, 2))
+        torch.testing.assert_close(weights.sum(dim=-1), torch.ones(4))
         assert weights[:, -5:].abs().sum() == 0
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 
 from x2i.base.errors import X2IError
 from x2i.model.base import Message
@@ -105,8 +105,9 @@ def test_a_question_ends_where_the_answer_begins(tokenizer: Tokenizer) -> None:
     ],
 )
 def test_where_learning_begins(tokenizer: Tokenizer, answer: str, runs: list[str]) -> None:
-    chat = ChatML(tokenizer, think=EMPTY_THINK, last_newline=False)
-    assert learned(tokenizer, chat.learn((TALK[0], Message("assistant", answer)))) == runs
+    for last_newline in (False, True):
+        chat = ChatML(tokenizer, think=EMPTY_THINK, last_newline=last_newline)
+        assert learned(tokenizer, chat.learn((TALK[0], Message("assistant", answer)))) == runs
 
 
 def test_a_token_across_the_edge_is_not_learned(tokenizer: Tokenizer) -> None:
@@ -115,9 +116,14 @@ def test_a_token_across_the_edge_is_not_learned(tokenizer: Tokenizer) -> None:
     assert learned(tokenizer, words) == ["yes<|im_end|>"]
 
 
-def test_a_token_in_front_of_every_text_is_left_out(tokenizer: Tokenizer) -> None:
-    from tokenizers import processors
+def test_spans_without_their_blanks(tokenizer: Tokenizer) -> None:
+    """Some tokenizers leave the blanks out of a token's span."""
+    trimming = byte_tokenizer()
+    trimming.post_processor = processors.ByteLevel(trim_offsets=True)
+    assert ChatML(trimming).learn(TALK) == ChatML(tokenizer).learn(TALK)
 
+
+def test_a_token_in_front_of_every_text_is_left_out(tokenizer: Tokenizer) -> None:
     begun = byte_tokenizer()
     begun.post_processor = processors.TemplateProcessing(single="<|endoftext|> $A", special_tokens=[(SPECIAL[0], 0)])
     assert ChatML(begun).learn(TALK) == ChatML(tokenizer).learn(TALK)

@@ -1,7 +1,6 @@
 """Mini-Gemini is MGM: its figures, counts and names; mining looks where it should; it learns, answers and draws.
 
-Figures come from dvlab-research/MGM (mgm/model/mgm_arch.py with the backbone of multimodal_encoder/openclip_encoder.py
-over timm's ConvNeXt and transformers' CLIP, at 769820c), on weights filled by name with std 0.2 and normal inputs of PCG64.
+What is compared with dvlab-research/MGM, and how, x2i/model/mini_gemini/verify.py says.
 """
 
 import json
@@ -16,18 +15,20 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor, nn
 
-from tests.model.filling import fill
 from x2i.base.errors import RecipeError, X2IError
 from x2i.model.base import Chat, Message
+from x2i.model.filling import draw as numbers
+from x2i.model.mini_gemini import verify
 from x2i.model.mini_gemini.batch import ChatBatch
 from x2i.model.mini_gemini.config import PRESETS, RECIPES, STAGES, MiniGeminiConfig
-from x2i.model.mini_gemini.convnext import ConvNeXt
 from x2i.model.mini_gemini.generation import NEGATIVE, Painter, asked, draw, split_prompt
 from x2i.model.mini_gemini.images import views
 from x2i.model.mini_gemini.model import MiniGemini, windows
 from x2i.model.mini_gemini.processor import MiniGeminiProcessor
 from x2i.model.mini_gemini.template import PLAIN, TEMPLATES
+from x2i.model.mini_gemini.verify import filled
 from x2i.model.registry import changed
+from x2i.model.verify import Comparison, compared
 from x2i.model.weights import load, load_part, prefixed, save
 
 TINY = PRESETS["mini-gemini-tiny"]
@@ -50,24 +51,7 @@ def like(config: MiniGeminiConfig = TINY, **changes: Any) -> MiniGeminiConfig:
     return made
 
 
-#: Numbers of a small Llama.
-FEW = {"intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
-TINY_HD = like(grid=2, overview=True, high={"image_size": 128})
-
-
-def numbers(seed: int, *shape: int) -> Tensor:
-    return torch.from_numpy(np.random.Generator(np.random.PCG64(seed)).standard_normal(shape)).float()
-
-
-def filled(config: MiniGeminiConfig = TINY, std: float = 0.2) -> MiniGemini:
-    model = MiniGemini(config).eval()
-    fill(model, std)
-    return model
-
-
-def picked(found: Tensor) -> list[float]:
-    flat = found.flatten()
-    return flat[torch.linspace(0, len(flat) - 1, 12).long()].tolist()
+TINY_HD = verify.hd()
 
 
 def byte_tokenizer(*texts: str, special: tuple[str, ...] = MiniGeminiProcessor.special_tokens) -> Tokenizer:
@@ -216,108 +200,27 @@ def test_the_language_model_is_read_from_its_own_checkpoint(tmp_path: Path) -> N
     assert (loss / count).item() == pytest.approx(expected.item(), rel=1e-5)
 
 
-def test_the_convnext_is_openclips_by_name() -> None:
-    openclip = pytest.importorskip("open_clip")
-    numbers = openclip.factory.get_model_config("convnext_large_d_320")
+@pytest.mark.parametrize("model", ["mgm-2b", "mgm-7b"])
+def test_all_names_are_those_of_mgm_and_of_the_libraries(model: str) -> None:
+    rows = verify.names(model)
+    assert [row.part for row in rows] == ["mining and projector", "language model", "low encoder", "high encoder"]
+    assert all(row.ok and (row.missing or row.matched) for row in rows)
     with torch.device("meta"):
-        visual = openclip.model.CLIP(**numbers).visual.state_dict()
-        model = MiniGemini(PRESETS["mgm-2b"])
-    state = model.model.vision_tower_aux.state_dict()
-    ours = {name.replace("vision_", "visual.trunk."): tuple(tensor.shape) for name, tensor in state.items()}
-    trunk = {f"visual.{n}": tuple(t.shape) for n, t in visual.items() if n.startswith(("trunk.stem", "trunk.stages"))}
-    assert ours == trunk
+        assert sum(row.ours for row in rows) == len(MiniGemini(PRESETS[model]).state_dict())  # none is left out
 
 
 # encoders and mining against other code
 
 
-def test_the_convnext_computes_what_timms_does() -> None:
-    timm = pytest.importorskip("timm")
-    high = TINY.high
-    ours = ConvNeXt(high.widths, high.depths).eval()
-    fill(ours, 0.2)
-    theirs = timm.models.convnext.ConvNeXt(depths=high.depths, dims=high.widths, num_classes=0).eval()
-    state = {name.removeprefix("vision_"): tensor for name, tensor in ours.state_dict().items()}
-    assert all(n.startswith("head.") for n in theirs.load_state_dict(state, strict=False).missing_keys)
-    pixels, widths = numbers(5, 2, 3, 64, 96), list(high.widths)
-    with torch.no_grad():
-        found = ours(pixels).split(widths, dim=1)
-        x = theirs.stem(pixels)
-        for stage, part in zip(theirs.stages, found, strict=True):
-            x = stage(x)
-            large = nn.functional.interpolate(x, size=(16, 24), mode="bilinear", align_corners=False)
-            assert (part - large).abs().max() < 1e-5  # seen: 0
-
-
-@pytest.mark.parametrize(
-    ("config", "mean", "std", "values"),
-    [
-        (
-            TINY,
-            -0.2387460,
-            2.9537213,
-            (
-                *(-0.989478, 1.819363, 2.527841, 0.615083, 6.242077, 0.362398),
-                *(-0.709316, -0.492072, 1.600323, 1.145376, -2.966634, 3.387208),
-            ),
-        ),
-        (
-            TINY_HD,
-            -0.1379573,
-            2.9321063,
-            (
-                *(1.713568, -2.869163, -0.041713, 5.42349, -2.882917, 2.936162),
-                *(0.635748, -0.964085, -2.480818, -2.816159, -0.677876, 1.567808),
-            ),
-        ),
-    ],
-    ids=["plain", "hd"],
-)
-def test_image_tokens_are_those_of_mgm(
-    config: MiniGeminiConfig, mean: float, std: float, values: tuple[float, ...]
-) -> None:
-    model, side = filled(config), config.high.image_size
-    with torch.no_grad():
-        found = model.encode(numbers(1, 2, config.views, 3, 32, 32), numbers(2, 2, 3, side, side))
-    assert found.shape == (2, config.image_tokens, 64)
-    assert picked(found) == pytest.approx(values, abs=1e-4)  # seen on the machine that recorded them: 0
-    assert (found.mean().item(), found.std().item()) == pytest.approx((mean, std), abs=1e-5)
-
-
-def test_mining_is_that_of_mgm() -> None:
-    with torch.no_grad():
-        found = filled().mine(numbers(3, 2, 16, 32), numbers(4, 2, 112, 16, 16))
-    values = [2.101886, 0.165012, -0.775081, -1.313321, -0.851073, -0.088147]
-    values += [-0.415577, 0.100345, -1.55373, -1.00799, 0.634281, 1.392005]
-    assert picked(found) == pytest.approx(values, abs=1e-5)
-    assert (found.mean().item(), found.std().item()) == pytest.approx((-0.0626879, 1.1109502), abs=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("llm", "losses"),
-    [
-        ({"model_type": "llama", "numbers": FEW}, (27.869095, 40.280144)),
-        ({}, (49.673412, 70.341187)),  # Gemma, all input embeddings scaled, as transformers did then
-    ],
-    ids=["llama", "gemma"],
-)
-def test_losses_are_those_of_mgm(llm: dict[str, Any], losses: tuple[float, float]) -> None:
-    """`prepare_inputs_labels_for_multimodal`, then transformers' trunk and head; rows of 9 and 14 text tokens."""
-    made = TINY.model_dump()
-    model = filled(MiniGeminiConfig.model_validate(made | {"llm": made["llm"] | {"vocab_size": 100} | llm}))
-    rng, images, length = np.random.Generator(np.random.PCG64(8)), 16, 30
-    ids, labels = torch.zeros(2, length, dtype=torch.long), torch.full((2, length), -100)
-    valid, image = torch.zeros(2, length, dtype=torch.bool), torch.zeros(2, length, dtype=torch.bool)
-    for row, (count, place) in enumerate(((9, 2), (14, 5))):
-        words, start = torch.from_numpy(rng.integers(3, 100, count)), length - count - images
-        ids[row, start : start + place], ids[row, start + place + images :] = words[:place], words[place:]
-        image[row, start + place : start + place + images], valid[row, start:] = True, True
-        labels[row, start + place + images + 2 :] = words[place + 2 :]
-    batch = ChatBatch(ids, valid, image, labels, numbers(1, 2, 1, 3, 32, 32), numbers(2, 2, 3, 64, 64))
-    with torch.no_grad():
-        found, learned = model.next_token(batch)
-    assert found.tolist() == pytest.approx(losses, rel=1e-5)
-    assert learned.tolist() == [5, 7]
+@pytest.mark.parametrize("comparison", verify.outputs(), ids=lambda comparison: comparison.what)
+def test_outputs_are_those_of_mgm_and_of_the_libraries(comparison: Comparison) -> None:
+    row = compared("mini_gemini", comparison)
+    if row.missing:
+        pytest.skip(f"{row.missing} is not here")
+    assert row.ok, row
+    assert row.how == ("recorded" if "MGM" in row.public else "live")
+    assert row.largest > 1
+    assert row.difference is not None and row.difference < 1e-4
 
 
 # what mining must keep to

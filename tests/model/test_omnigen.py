@@ -2,30 +2,15 @@
 
 import pytest
 import torch
-from torch import nn
 
 from x2i.base.errors import X2IError
-from x2i.model.omnigen import names
-from x2i.model.omnigen.config import PRESETS, LongRope, OmniGenConfig
+from x2i.model.omnigen import names, verify
+from x2i.model.omnigen.config import PRESETS
 from x2i.model.omnigen.masks import hybrid_mask
 from x2i.model.omnigen.model import OmniGen
-from x2i.model.omnigen.prompt import Prompt, PromptBatch, collate
-
-SMALL = OmniGenConfig(
-    hidden_size=32,
-    layers=2,
-    heads=4,
-    kv_heads=4,
-    intermediate_size=48,
-    vocab_size=100,
-    max_positions=512,
-    in_channels=4,
-    pos_embed_max_size=16,
-    pos_embed_base_size=64,
-    time_dim=16,
-    rope_scaling=LongRope(short_factor=(1.0, 1.1, 1.2, 1.3), long_factor=(2.0, 3.0, 4.0, 5.0), original=128),
-)
-
+from x2i.model.omnigen.prompt import PromptBatch, collate
+from x2i.model.omnigen.verify import SMALL, randomised, text, with_images
+from x2i.model.verify import Comparison, compared
 
 #: The trunks that are tested: Phi-3 with its long-rope; Qwen3 with heads wider than their share; Llama with few keys.
 TRUNKS = {
@@ -33,29 +18,6 @@ TRUNKS = {
     "qwen3": SMALL.model_copy(update={"trunk": "qwen3", "trunk_options": {"head_dim": 12}, "rope_scaling": None}),
     "llama": SMALL.model_copy(update={"trunk": "llama", "kv_heads": 2, "rope_scaling": None}),
 }
-
-
-def randomised(config: OmniGenConfig = SMALL) -> OmniGen:
-    """A model whose every parameter is random, the zero-initialised head too."""
-    torch.manual_seed(0)
-    model = OmniGen(config).eval()
-    for parameter in model.parameters():
-        nn.init.normal_(parameter, std=0.2)
-    return model
-
-
-def text(length: int, seed: int) -> Prompt:
-    ids = torch.randint(3, 100, (length,), generator=torch.Generator().manual_seed(seed)).tolist()
-    return Prompt(tuple(ids), (0,) * length, ())
-
-
-def with_images(seed: int, before: int, *sizes: int, after: int = 3) -> Prompt:
-    """Text, then image, then text …: `sizes` are the images' tokens."""
-    ids, blocks = list(text(before, seed).ids), [0] * before
-    for place, size in enumerate(sizes, 1):
-        ids += [0] * size + list(text(after, seed + place).ids)
-        blocks += [place] * size + [0] * after
-    return Prompt(tuple(ids), tuple(blocks), tuple(range(len(sizes))))
 
 
 def test_published_model_has_the_published_count_and_names() -> None:
@@ -89,65 +51,12 @@ def test_published_model_has_the_published_count_and_names() -> None:
     assert model.llm.rotary_emb.attention_scaling == pytest.approx(1.1902381)
 
 
-@pytest.mark.parametrize("sizes", [(), (6,), (4, 6, 9)], ids=["text", "one image", "three images"])
-@pytest.mark.parametrize("long", [False, True], ids=["short", "past the long-rope switch"])
-def test_outputs_equal_those_of_diffusers(sizes: tuple[int, ...], long: bool) -> None:
-    diffusers = pytest.importorskip("diffusers")
-    ours = randomised()
-    rope = SMALL.rope_scaling
-    assert rope is not None
-    theirs = diffusers.OmniGenTransformer2DModel(
-        in_channels=4,
-        patch_size=2,
-        hidden_size=32,
-        rms_norm_eps=SMALL.norm_eps,
-        num_attention_heads=4,
-        num_key_value_heads=4,
-        intermediate_size=48,
-        num_layers=2,
-        pad_token_id=2,
-        vocab_size=100,
-        max_position_embeddings=512,
-        original_max_position_embeddings=128,
-        rope_scaling={"short_factor": list(rope.short_factor), "long_factor": list(rope.long_factor)},
-        pos_embed_max_size=16,
-        time_step_dim=16,
-    ).eval()
-    theirs.load_state_dict(names.to_diffusers(ours.state_dict(), SMALL))
-
-    # rows of unequal length; the first is the longest, since diffusers takes every row's positions from the first
-    prompts = [with_images(1, 150 if long else 12, *sizes), text(7, seed=9)]
-    grids = {4: (4, 4), 6: (4, 6), 9: (6, 6)}
-    generator = torch.Generator().manual_seed(1)
-    images = [torch.randn(4, *grids[s], generator=generator) for s in sizes]
-    batch = collate(prompts, [images, []])
-    x, t = torch.randn(2, 4, 6, 10, generator=generator), torch.tensor([0.3, 0.8])
-    noisy = 3 * 5
-
-    length = batch.ids_BL.shape[1]
-    spans: dict[int, list[list[int]]] = {}
-    for block in range(1, len(sizes) + 1):
-        where = (batch.blocks_BL[0] == block).nonzero().flatten()
-        spans.setdefault(0, []).append([int(where[0]), int(where[-1]) + 1])
-    positions = torch.zeros(2, length + 1 + noisy, dtype=torch.long)
-    for row, prompt in enumerate(prompts):
-        pad = length - len(prompt.ids)
-        positions[row, pad:] = torch.arange(length + 1 + noisy - pad)
-    with torch.no_grad():
-        expected = theirs(
-            hidden_states=x,
-            timestep=t,
-            input_ids=batch.ids_BL,
-            input_img_latents=[i[None] for i in images],
-            input_image_sizes=spans,
-            attention_mask=hybrid_mask(batch.valid_BL, batch.blocks_BL, noisy).float(),
-            position_ids=positions,
-            return_dict=False,
-        )[0]
-        found = ours(x, t, batch)
-    assert found.shape == x.shape
-    assert found.std() > 0.1
-    torch.testing.assert_close(found, expected, rtol=2e-5, atol=2e-5)
+@pytest.mark.parametrize("comparison", verify.outputs(), ids=lambda comparison: comparison.what)
+def test_outputs_equal_those_of_diffusers(comparison: Comparison) -> None:
+    row = compared("omnigen", comparison)
+    assert row.how == "live"
+    assert row.largest > 1
+    assert row.difference is not None and row.difference < 2e-5
 
 
 def test_names_of_diffusers_lead_back_to_ours() -> None:
@@ -169,13 +78,12 @@ def test_names_of_diffusers_lead_back_to_ours() -> None:
 
 
 def test_published_names_become_those_of_the_whole_diffusers_model() -> None:
-    diffusers = pytest.importorskip("diffusers")
-    config = PRESETS["omnigen-3.8b"]
+    checkpoint, diffusers = verify.names("omnigen-3.8b")
+    assert (checkpoint.matched, checkpoint.ours, checkpoint.published) == (211, 211, 211)
+    assert (diffusers.matched, diffusers.ours, diffusers.published) == (275, 275, 275)
     with torch.device("meta"):
-        ours = names.to_diffusers(OmniGen(config).state_dict(), config)
-        rope = {"short_factor": [1.0] * 48, "long_factor": [1.0] * 48}
-        theirs = diffusers.OmniGenTransformer2DModel(rope_scaling=rope).state_dict()
-    assert {n: t.shape for n, t in ours.items()} == {n: t.shape for n, t in theirs.items()}
+        theirs = verify.of_diffusers(PRESETS["omnigen-3.8b"])
+    assert sum(p.numel() for p in theirs.parameters()) == 3_762_072_592
 
 
 def test_other_trunks_are_what_transformers_counts() -> None:

@@ -64,7 +64,12 @@ def test_an_offloaded_layer_is_fetched_while_the_one_before_computes(monkeypatch
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None: Stream())
     monkeypatch.setattr(Tensor, "record_stream", lambda tensor, stream: None)
     fetch = cache._fetch
-    monkeypatch.setattr(cache, "_fetch", lambda layer, device: events.append(f"fetch {layer}") or fetch(layer, device))
+
+    def noted(layer: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        events.append(f"fetch {layer}")
+        return fetch(layer, device)
+
+    monkeypatch.setattr(cache, "_fetch", noted)
     x, t = noisy()
     for _ in range(2):
         torch.testing.assert_close(model.velocity(x, t, condition), model(x, t, batch), rtol=1e-5, atol=5e-6)

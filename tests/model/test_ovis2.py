@@ -1,6 +1,6 @@
 """Ovis2 is the published model: its counts, names, stages, outputs and inputs, and where transformers differs.
 
-Figures "of the published code" come from AIDC-AI/Ovis at 58b0ad6, run on weights filled by name (`filling.py`).
+Figures "of the published code" come from AIDC-AI/Ovis at 58b0ad6, run on weights filled by name.
 """
 
 import json
@@ -13,32 +13,20 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor, nn
 
-from tests.model.filling import fill
 from x2i.base.errors import X2IError
-from x2i.model import registry, weights
+from x2i.model import weights
 from x2i.model.base import Chat, Message
 from x2i.model.layers.aimv2 import patchify
 from x2i.model.layers.chat import IGNORE
 from x2i.model.layers.config import AIMv2Config, VisualTokenizerConfig
-from x2i.model.ovis2 import names
-from x2i.model.ovis2.config import PRESETS, STAGES, Ovis2Config, Qwen2Numbers, Tiles
+from x2i.model.ovis2 import names, verify
+from x2i.model.ovis2.config import PRESETS, STAGES, Ovis2Config, Tiles
 from x2i.model.ovis2.model import Ovis2, Ovis2Batch
-from x2i.model.ovis2.partition import TILE, layout
-from x2i.model.ovis2.processor import Ovis2Processor, Row, collate, expanded
+from x2i.model.ovis2.partition import TILE
+from x2i.model.ovis2.processor import Ovis2Processor, Row, collate
+from x2i.model.ovis2.verify import SMALL, filled, pixels, two_rows
+from x2i.model.verify import Comparison, compared
 
-SMALL = Ovis2Config(
-    llm=Qwen2Numbers(
-        hidden_size=32, layers=2, heads=4, kv_heads=2, intermediate_size=48, vocab_size=300, max_positions=512
-    ),
-    tokenizer=VisualTokenizerConfig(
-        encoder=AIMv2Config(
-            hidden_size=32, layers=2, heads=2, intermediate_size=48, patch_size=4, image_size=16, rope=False
-        ),
-        vocab_size=64,
-        indicators=5,
-    ),
-    max_length=200,
-)
 COLOURS = {"red": (220, 30, 30), "green": (20, 200, 40), "blue": (30, 40, 230), "yellow": (240, 230, 20)}
 
 
@@ -51,12 +39,6 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-def filled(config: Ovis2Config = SMALL) -> Ovis2:
-    model = Ovis2(config).eval()
-    fill(model, 0.3)
-    return model
-
-
 def byte_tokenizer() -> Tokenizer:
     """Qwen's three special tokens, and one token for each byte."""
     special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
@@ -66,23 +48,6 @@ def byte_tokenizer() -> Tokenizer:
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens(special)
     return tokenizer
-
-
-def pixels() -> Tensor:
-    """Five tiles of the published code's run."""
-    drawn = np.random.Generator(np.random.PCG64(7)).standard_normal((5, 3, 16, 16))
-    return torch.from_numpy(drawn.astype(np.float32))
-
-
-def two_rows(config: Ovis2Config = SMALL, learn: bool = True) -> Ovis2Batch:
-    """The published code's run: a row with two images (one in two tiles), and a shorter one with one image."""
-    ids = [
-        [185, 108, 82, 104, *layout((1, 2)), 290, 122, 170, *layout((1, 1)), 4, 257, 130, 226, 81, 192],
-        [109, 97, *layout((1, 1)), 51, 211, 102, 38, 210],
-    ]
-    tiles = [list(pixels()[:4]), list(pixels()[4:])]
-    rows = [expanded(i, [IGNORE] * (len(i) - 5) + i[-5:], t, learn, config) for i, t in zip(ids, tiles, strict=True)]
-    return collate(rows, learn, config)
 
 
 def figures(tensor: Tensor) -> list[float]:
@@ -100,23 +65,20 @@ def counted(model: nn.Module, *prefixes: str) -> int:
 
 
 def test_published_counts() -> None:
-    """Encoders and 1b: as published; the others follow, since Qwen2.5's counts are published too."""
-    expected = {
-        # language model, encoder (apple/aimv2-*-patch14-448), tokenizer with its head, all
-        "ovis2-1b": (494_032_768, 309_984_256, 578_530_294, 1_131_283_318),
-        "ovis2-2b": (1_543_714_304, 309_984_256, 578_530_294, 2_222_907_894),
-        "ovis2-4b": (3_085_938_688, 682_031_616, 1_084_785_142, 4_304_941_558),
-        "ovis2-8b": (7_615_616_512, 682_031_616, 1_084_785_142, 8_935_282_678),
-        "ovis2-16b": (14_770_033_664, 682_031_616, 1_084_785_142, 16_190_363_126),
-        "ovis2-34b": (32_763_876_352, 1_236_531_200, 1_773_492_214, 34_872_912_886),
+    """Of the parts, and of 1b and 4b, as published; the other totals follow from their parts."""
+    totals = {
+        "ovis2-1b": 1_131_283_318,
+        "ovis2-2b": 2_222_907_894,
+        "ovis2-4b": 4_304_941_558,
+        "ovis2-8b": 8_935_282_678,
+        "ovis2-16b": 16_190_363_126,
+        "ovis2-34b": 34_872_912_886,
     }
-    found = {}
-    for name in expected:
-        with torch.device("meta"):
-            model = registry.build(registry.preset(name))
-        parts = (counted(model, "llm."), counted(model, "visual_tokenizer.backbone."), counted(model, "visual_tok"))
-        found[name] = (*parts, counted(model))
-    assert found == expected
+    rows = {name: verify.parameters(name) for name in totals}
+    assert [row for each in rows.values() for row in each if not row.ok] == []
+    assert {name: each[0].counted for name, each in rows.items()} == totals
+    for total, llm, _, tokenizer, table in rows.values():
+        assert total.counted == llm.counted + tokenizer.counted + table.counted
 
 
 def test_names_and_bytes_of_the_published_checkpoint() -> None:
@@ -159,29 +121,12 @@ def test_stages_train_their_parts() -> None:
 # --- the published code's outputs ----------------------------------------------------------------------------------
 
 
-def test_visual_tokens_are_those_of_the_published_code() -> None:
-    patches, grids = patchify(list(pixels()), 4, 2)
-    found = filled().visual_tokenizer(patches, grids)
-    assert found.shape == (20, 64)
-    expected = [1.5625e-02, 9.752525e-03, 0.0249989, 0.0115094, 0.0175847, 0.0694105, 0.0152371, 0.0108396]
-    expected += [0.0138135, 0.0130257, 0.0137965, 0.0157422, 0.042862, 0.0]
-    assert figures(found) == pytest.approx(expected, rel=2e-5, abs=1e-7)
-
-
-def test_embeddings_logits_and_losses_are_those_of_the_published_code() -> None:
-    model, batch = filled(), two_rows()
-    with torch.no_grad():
-        embeds = model.embed(batch)[batch.valid_BL]
-        logits = model.llm.lm_head(model.hidden(batch))[batch.valid_BL]
-        sums, counts = model.next_token(batch)
-    expected = [6.502796e-04, 2.263612e-01, -0.0275488, -0.144422, 0.238753, 0.0350162, 0.0136859, 0.622424]
-    expected += [0.0093237, -0.238369, -0.0640939, 0.0175036, -0.0179892, -0.0695799]
-    assert figures(embeds) == pytest.approx(expected, rel=2e-5, abs=1e-6)
-    expected = [1.228667e-02, 1.699297, -1.69178, -0.355753, 0.409685, -3.24106, 1.43207, 1.79236]
-    expected += [-0.461118, -0.893805, 0.649057, 0.0387111, 3.1085, -0.36717]
-    assert figures(logits) == pytest.approx(expected, rel=1e-4, abs=1e-4)
-    assert sums.tolist() == pytest.approx([33.4434, 22.9602], rel=1e-4)
-    assert counts.tolist() == [5, 5]
+@pytest.mark.parametrize("comparison", verify.outputs(), ids=lambda comparison: comparison.what)
+def test_outputs_are_those_of_the_published_code_and_of_transformers(comparison: Comparison) -> None:
+    row = compared("ovis2", comparison)
+    assert row.ok, row
+    assert row.how == ("live" if row.public.startswith("transformers") else "recorded")
+    assert row.largest > 0.1
 
 
 def test_pixels_are_those_of_the_published_code() -> None:
@@ -203,53 +148,17 @@ def test_pixels_are_those_of_the_published_code() -> None:
 # --- transformers ----------------------------------------------------------------------------------------------------
 
 
-def of_transformers(model: Ovis2) -> nn.Module:
-    """transformers' class with the same weights; visual places are the ids 250 (tile) and 251 to 255 (marks)."""
-    ovis2 = pytest.importorskip("transformers.models.ovis2.modeling_ovis2")
-    vision = ovis2.Ovis2VisionConfig(
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        image_size=16,
-        patch_size=4,
-        vocab_size=64,
-        hidden_stride=2,
-    )
-    theirs = ovis2.Ovis2ForConditionalGeneration(
-        ovis2.Ovis2Config(
-            vision_config=vision,
-            text_config=model.llm.config,
-            image_token_id=250,
-            visual_indicator_token_ids=[251, 252, 253, 254, 255],
-            vocab_size=300,
-            hidden_size=32,
-        )
-    ).eval()
-    theirs.load_state_dict(names.to_transformers(model.state_dict()))
-    return theirs
-
-
-def test_logits_equal_those_of_transformers_but_for_the_encoders_last_norm() -> None:
-    model, batch = filled(), two_rows()
-    theirs = of_transformers(model)
-    ids = torch.where(batch.ids_BL == TILE, 250, torch.where(batch.ids_BL < TILE, -50 - batch.ids_BL, batch.ids_BL))
-
-    def logits() -> Tensor:
-        return theirs(input_ids=ids, pixel_values=pixels(), attention_mask=batch.valid_BL).logits[batch.valid_BL]
-
+def test_transformers_takes_the_features_after_the_encoders_last_norm() -> None:
+    """What `outputs` puts aside: the published code takes them before it, and the difference is no small one."""
     with torch.no_grad():
-        ours = model.llm.lm_head(model.hidden(batch))[batch.valid_BL]
-        as_it_is = logits()
-        theirs.model.vision_tower.transformer.rms_norm = nn.Identity()
-        torch.testing.assert_close(logits(), ours, rtol=1e-4, atol=1e-4)
-    assert (as_it_is - ours).abs().max() > 0.1  # they take the features after the norm, the published code before
+        ours, as_it_is = verify.logits(as_it_is=True)
+    assert (as_it_is - ours).abs().max() > 0.1
 
 
 def test_names_go_to_transformers_and_back() -> None:
     state = filled().state_dict()
     there = names.to_transformers(state)
-    assert there.keys() == of_transformers(filled()).state_dict().keys()
+    assert there.keys() == verify.of_transformers(filled()).state_dict().keys()
     back = names.from_transformers(there)
     assert back.keys() == state.keys()
     assert all(torch.equal(back[name], state[name]) for name in state)

@@ -22,6 +22,7 @@ from tests.model.test_chat import byte_tokenizer
 from x2i.base.errors import X2IError
 from x2i.model import flow
 from x2i.model.base import Branches, Chat, Message, Request
+from x2i.model.config import PixelsConfig
 from x2i.model.layers.chat import IGNORE
 from x2i.model.layers.config import AIMv2Config, VisualTokenizerConfig
 from x2i.model.ovis_u1.config import PARTS, PRESETS, STAGES, OvisU1Config, Qwen3Numbers
@@ -31,6 +32,7 @@ from x2i.model.ovis_u1.names import split_vae, with_vae
 from x2i.model.ovis_u1.processor import DESCRIBE, OvisU1Processor, named
 from x2i.model.ovis_u1.prompt import TEXT, VISUAL, OvisInputs, smart_resize
 from x2i.model.sampling import Options, Painter
+from x2i.model.vae import Pixels
 
 TOKENIZER = byte_tokenizer()
 SMALL = OvisU1Config(
@@ -342,6 +344,16 @@ def test_prompts() -> None:
     assert [len(row) for row in inputs.sources] == [0, 0, 1, 1, 0]
 
 
+def test_negative_words_replace_the_unconditional_ones() -> None:
+    (branch,) = processor().branches([EDIT], height=32, width=32, guidance=2, image_guidance=1.5, negative="blurred")
+    marks = branch.inputs.marks_BL.tolist()
+    texts = [
+        TOKENIZER.decode([i for i, m in zip(ids[:length], row, strict=False) if m == TEXT])
+        for ids, row, length in zip(branch.inputs.ids_BL.tolist(), marks, branch.inputs.lengths, strict=True)
+    ]
+    assert texts == [f"user\n\n{words}\n" for words in ("make it blue", "blurred", "blurred")]
+
+
 def test_white_image_is_as_published() -> None:
     """Of the picture's aspect where its size is known, and white in CLIP's numbers."""
     inputs = processor().branches([DRAW], height=16, width=64, guidance=1, image_guidance=1)[0].inputs
@@ -355,7 +367,7 @@ def test_white_image_is_as_published() -> None:
 def test_dropped_rows_show_nothing() -> None:
     kept, gone = processor().requests([EDIT]), processor().requests([EDIT, DRAW], dropped=[True, True])
     assert gone.sources == ((), ()) and len(kept.sources[0]) == 1
-    assert gone.grids == ((6, 10), (8, 8))  # of the source's aspect; a square where nothing gives a size
+    assert gone.grids == ((8, 10), (8, 8))  # of the source's aspect; a square where nothing gives a size
     text = [i for i, m in zip(gone.ids_BL[0].tolist(), gone.marks_BL[0].tolist(), strict=True) if m == TEXT]
     assert "Generate an image." in TOKENIZER.decode(text)
 
@@ -443,6 +455,7 @@ SIZES = [
     ((20, 500), (28, 200704, 2408448), (112, 2240)),
     ((500, 20), (28, 200704, 2408448), (2240, 112)),
     ((30, 6200), (28, 200704, 2408448), (56, 6356)),
+    ((6200, 30), (28, 200704, 2408448), (6356, 56)),
     ((333, 777), (32, 3136, 1003520), (320, 768)),
     ((1500, 2000), (32, 3136, 1003520), (864, 1152)),
     ((31, 40), (32, 3136, 1003520), (64, 64)),
@@ -522,6 +535,39 @@ def test_stages_train_their_parts(stage: str) -> None:
         assert reached is (name.startswith(prefixes) and not unused), name
 
 
+def test_text_alone_uses_every_parameter() -> None:
+    """On several devices the same parameters must take part in each step; the loss is that of text alone."""
+    made = OvisU1(SMALL)
+    fill(made, 0.1)
+    inputs = processor().chats([Chat((Message("user", "hi"), Message("assistant", "yes")))], labels=True)
+    learning = made.next_token(inputs)[0]
+    learning.sum().backward()
+    used = {n for n, p in made.named_parameters() if p.grad is not None}
+    assert used == {
+        n for n, _ in made.named_parameters() if n.startswith(("llm.", "vis", "vte")) and "post_trunk" not in n
+    } - {n for n, _ in made.named_parameters() if n.startswith("visual_generator")}
+    assert torch.allclose(learning, made.eval().next_token(inputs)[0], atol=1e-5)
+
+
+def test_parts_of_other_models() -> None:
+    """A fresh model takes a Qwen3 by its own names; the visual table is then drawn like its embedding."""
+    from transformers import Qwen3ForCausalLM
+
+    made = OvisU1(SMALL)
+    theirs = Qwen3ForCausalLM(made.llm.model.config).state_dict()
+    (ours, prefix), *_ = made.pretrained["llm"].items()
+    names = {ours + name.removeprefix(prefix) for name in theirs if name.startswith(prefix)}
+    assert names == {name for name in made.state_dict() if name.startswith("llm.")}
+    with torch.no_grad():
+        made.llm.model.embed_tokens.weight.normal_(mean=3, std=0.5)
+    before = made.vte.weight.clone()
+    made.begin(["encoder"])
+    assert torch.equal(made.vte.weight, before)
+    made.begin(["llm"])
+    assert made.vte.weight.mean().item() == pytest.approx(3, abs=0.05)
+    assert made.vte.weight.std().item() == pytest.approx(0.5, abs=0.05)
+
+
 def test_an_image_shown_twice_is_encoded_once() -> None:
     twice = processor().requests([EDIT, EDIT])
     assert twice.shown == (0, 0) and len(twice.grids) == 1
@@ -537,6 +583,8 @@ def test_times_are_bent_as_published() -> None:
     full = OvisU1Processor(PRESETS["ovis-u1-3b"], TOKENIZER, Means())
     assert full.shift(256, 256) == pytest.approx(math.exp(0.5))
     assert full.shift(1024, 1024) == pytest.approx(math.exp(1.15))
+    pixels = OvisU1Processor(SMALL, TOKENIZER, Pixels(PixelsConfig(factor=4)))  # 8 x 8 pixels a token
+    assert pixels.shift(128, 128) == pytest.approx(math.exp(0.5))
     mu = math.log(full.shift(512, 512))
     t = torch.linspace(1, 0, 11)
     published = math.exp(mu) / (math.exp(mu) + 1 / t - 1)

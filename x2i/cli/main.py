@@ -19,6 +19,7 @@ from x2i.cli.demo import demo
 from x2i.cli.diff import diff
 from x2i.cli.export import export
 from x2i.cli.forget import forget
+from x2i.cli.ledger import ledger
 from x2i.cli.models import app as models
 from x2i.cli.plan import plan
 from x2i.cli.sample import sample
@@ -46,7 +47,7 @@ def options(
     set_up_logging(verbose)
 
 
-for command in (plan, build, audit, verify, trace, diff, forget, export, train, sample, ask, convert, demo):
+for command in (plan, build, audit, verify, trace, diff, forget, export, train, ledger, sample, ask, convert, demo):
     app.command()(command)
 app.add_typer(models, name="models")
 

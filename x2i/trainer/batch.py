@@ -22,10 +22,9 @@ from x2i.trainer.data import Example
 
 @dataclass(frozen=True)
 class DrawBatch:
-    """Pictures to be drawn; row i belongs to `keys[i]` and `tasks[i]`. `weights` of the error [B, 1 or C, H, W], if any."""
+    """Pictures to be drawn; row i is `examples[i]`. `weights` of the error [B, 1 or C, H, W], if any."""
 
-    keys: tuple[str, ...]
-    tasks: tuple[str, ...]
+    examples: tuple[Example, ...]
     data: Tensor  # clean latents [B, C, H, W]
     noise: Tensor  # [B, C, H, W]
     t: Tensor  # [B]
@@ -35,10 +34,9 @@ class DrawBatch:
 
 @dataclass(frozen=True)
 class ChatBatch:
-    """Conversations to be answered. `rejected`: the same with worse answers."""
+    """Conversations to be answered; row i is `examples[i]`. `rejected`: the same with worse answers."""
 
-    keys: tuple[str, ...]
-    tasks: tuple[str, ...]
+    examples: tuple[Example, ...]
     inputs: Any
     rejected: Any | None = None
 
@@ -87,8 +85,7 @@ class Batcher:
         inputs = self._processor.requests(requests, dropped, self._posterior(generators[0]))
         noise = np.stack([g.standard_normal(tuple(data.shape[1:]), dtype=np.float32) for g in generators])
         return DrawBatch(
-            keys=tuple(e.key for e in examples),
-            tasks=tuple(e.task for e in examples),
+            examples=tuple(examples),
             data=data,
             noise=torch.from_numpy(noise).to(self._device),
             t=torch.tensor(np.array(t), dtype=torch.float32, device=self._device),
@@ -103,8 +100,7 @@ class Batcher:
         if rejected:
             chats = [e.rejected_chat for e in examples]
             worse = self._processor.chats(chats, labels=True, plain=plain).to(self._device)
-        keys, tasks = tuple(e.key for e in examples), tuple(e.task for e in examples)
-        return ChatBatch(keys, tasks, inputs.to(self._device), worse)
+        return ChatBatch(tuple(examples), inputs.to(self._device), worse)
 
     def token_entropy(self, examples: Sequence[Example]) -> float:
         """Entropy in nats of the frequencies of the tokens in the answers: what guessing by them would lose per token."""

@@ -37,7 +37,8 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Example:
-    """A decoded sample. `draw` is its number in the stage's stream.
+    """A decoded sample. `draw` is its number in the stage's stream, `sample` its row in the table, `replaced` why the
+    sample that was planned gave way to it, if it did.
 
     To be drawn: images are uint8 [side, side, 3]. To be answered (`output` is None): `messages` speak of the inputs,
     which are whole, [H, W, 3] with `side` as the shorter side; `rejected` is an answer that is worse than the last one.
@@ -51,6 +52,8 @@ class Example:
     output: np.ndarray | None
     messages: tuple[Message, ...] = ()
     rejected: str | None = None
+    sample: int = -1
+    replaced: str | None = None
 
     @property
     def nbytes(self) -> int:
@@ -112,7 +115,7 @@ class SampleReader:
                 return self._cache[name]
             if index in self.damaged:
                 raise DamagedSample(self.damaged[index].reason)
-        example = self._decode(self.table[index], side, whole)
+        example = replace(self._decode(self.table[index], side, whole), sample=index)
         with self._lock:
             if name not in self._cache and example.nbytes <= self._limit:
                 self._cache[name] = example
@@ -132,15 +135,16 @@ class SampleReader:
         Raises:
             X2IError: so many in a row are damaged that the corpus must be.
         """
-        candidate = draw
+        candidate, reason = draw, None
         for attempt in range(1, 34):
             try:
                 if min_crop == 1 or draw.task in self.table.chats:
-                    return replace(self.read(candidate.sample, side), draw=draw.index)
+                    return replace(self.read(candidate.sample, side), draw=draw.index, replaced=reason)
                 whole = self._read(candidate.sample, math.ceil(side / min_crop), whole=True)
-                return _cut(replace(whole, draw=draw.index), side, min_crop, plan.key)
+                return _cut(replace(whole, draw=draw.index, replaced=reason), side, min_crop, plan.key)
             except DamagedSample as damage:
                 self._record_damage(candidate.sample, str(damage))
+                reason = reason or f"{self.table[draw.sample].key}: {damage}"
                 candidate = plan.spare(draw, attempt)
         raise X2IError(
             f"33 samples of {draw.task} in a row are damaged, the last for this reason: "

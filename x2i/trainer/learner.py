@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,13 +24,36 @@ from x2i.trainer.data import Example
 
 
 @dataclass(frozen=True)
-class StepReport:
-    """What one step did: mean loss, mean loss by task, the gradient's norm before clipping, the learning rate."""
+class RowReport:
+    """What one sample lost; `t` is a picture's timestep, `tokens` are those of a conversation that were learned."""
 
+    example: Example
     loss: float
-    by_task: dict[str, float]
+    t: float | None = None
+    tokens: int | None = None
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What one step did: its samples, the gradient's norm before clipping, the learning rate."""
+
+    rows: tuple[RowReport, ...]
     grad_norm: float
     lr: float
+
+    @property
+    def loss(self) -> float:
+        """Mean over the samples."""
+        return float(np.mean([r.loss for r in self.rows]))
+
+    def mean(self, key: Callable[[RowReport], str | None]) -> dict[str, float]:
+        """Mean loss of the rows by what `key` says of them; those of which it says None are left out."""
+        groups: dict[str, list[float]] = {}
+        for row in self.rows:
+            name = key(row)
+            if name is not None:
+                groups.setdefault(name, []).append(row.loss)
+        return {name: float(np.mean(losses)) for name, losses in sorted(groups.items())}
 
 
 @dataclass(frozen=True)
@@ -123,35 +146,35 @@ class Learner:
             group["lr"] = lr
         self._anneal(stage, stage_step)
         self.optimizer.zero_grad(set_to_none=True)
-        rows = sum(len(b.keys) for b in batches)
-        values, keys, tasks = [], list[str](), list[str]()
+        count = sum(len(b.examples) for b in batches)
+        rows: list[RowReport] = []
         for batch in batches:
-            loss, each = self._loss(batch, stage)
+            loss, each, tokens = self._loss(batch, stage)
             if not loss.requires_grad:
-                some = ", ".join(sorted(set(batch.tasks)))
+                some = ", ".join(sorted({e.task for e in batch.examples}))
                 raise RecipeError(f"stages.{stage.name}.train: nothing that learns takes part in {some}: leave it out")
-            (loss * (len(batch.keys) / rows)).backward()
-            values.append(each.detach().float().cpu().numpy())
-            keys += batch.keys
-            tasks += batch.tasks
-        norm = torch.nn.utils.clip_grad_norm_(self._learning(), stage.clip)
-        all_values = np.concatenate(values)
-        if not np.isfinite(all_values).all() or not torch.isfinite(norm):
-            self._refuse(keys, tasks, all_values, float(norm), stage, stage_step)
+            (loss * (len(batch.examples) / count)).backward()
+            t = batch.t.tolist() if isinstance(batch, DrawBatch) else [None] * len(batch.examples)
+            learned = [None] * len(batch.examples) if tokens is None else tokens.tolist()
+            values = each.detach().float().tolist()
+            rows += map(RowReport, batch.examples, values, t, learned)
+        norm = float(torch.nn.utils.clip_grad_norm_(self._learning(), stage.clip))
+        if not math.isfinite(norm) or not all(math.isfinite(r.loss) for r in rows):
+            self._refuse(rows, norm, stage, stage_step)
         self.optimizer.step()
         self._average(global_step)
-        return StepReport(float(all_values.mean()), mean_by_task(tasks, all_values), float(norm), lr)
+        return StepReport(tuple(rows), norm, lr)
 
-    def _loss(self, batch: Batch, stage: Stage) -> tuple[Tensor, Tensor]:
-        """What is learned from a batch, a mean over its rows; and the loss of each row [B]."""
+    def _loss(self, batch: Batch, stage: Stage) -> tuple[Tensor, Tensor, Tensor | None]:
+        """What is learned from a batch, a mean over its rows; the loss of each row [B]; tokens that each learns [B]."""
         if isinstance(batch, DrawBatch):
             each = self.velocity_losses(batch)
-            return each.mean(), each
+            return each.mean(), each, None
         if batch.rejected is not None:
             return self._preference_loss(batch, stage)
         sums, counts = self._next_token(batch.inputs)
         # every token of the batch counts alike, whichever answer it belongs to
-        return stage.answer_weight * sums.sum() / counts.sum().clamp_min(1), sums / counts.clamp_min(1)
+        return stage.answer_weight * sums.sum() / counts.sum().clamp_min(1), sums / counts.clamp_min(1), counts
 
     def velocity_losses(self, batch: DrawBatch) -> Tensor:
         """Squared error of the velocity, weighted where the batch says so, per sample [B], float32."""
@@ -166,14 +189,15 @@ class Learner:
         with self._autocast():
             return (model or self.model).next_token(inputs)
 
-    def _preference_loss(self, batch: ChatBatch, stage: Stage) -> tuple[Tensor, Tensor]:
+    def _preference_loss(self, batch: ChatBatch, stage: Stage) -> tuple[Tensor, Tensor, Tensor]:
         assert stage.preference is not None and self.reference is not None
-        chosen, rejected = (-self._next_token(i)[0] for i in (batch.inputs, batch.rejected))
+        chosen, counts = self._next_token(batch.inputs)
+        rejected, _ = self._next_token(batch.rejected)
         with torch.no_grad():
             before, worse = (-self._next_token(i, self.reference)[0] for i in (batch.inputs, batch.rejected))
         smoothing = stage.preference.label_smoothing
-        each, _ = losses.dpo(chosen, rejected, before, worse, beta=stage.preference.beta, label_smoothing=smoothing)
-        return each.mean(), each
+        each, _ = losses.dpo(-chosen, -rejected, before, worse, beta=stage.preference.beta, label_smoothing=smoothing)
+        return each.mean(), each, counts
 
     def _anneal(self, stage: Stage, step: int) -> None:
         """Set the temperature of the visual tokenizer, where there is one: linear from the first step to the last."""
@@ -253,21 +277,14 @@ class Learner:
         enabled = self.run.precision == "bfloat16"
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled)
 
-    def _refuse(
-        self, keys: list[str], tasks: list[str], values: np.ndarray, norm: float, stage: Stage, step: int
-    ) -> None:
-        bad = [f"{k} ({t})" for k, t, v in zip(keys, tasks, values, strict=True) if not np.isfinite(v)]
-        which = ", ".join(bad) or f"none alone (gradient norm {norm}); the batch: {', '.join(keys)}"
+    def _refuse(self, rows: Sequence[RowReport], norm: float, stage: Stage, step: int) -> None:
+        bad = [f"{r.example.key} ({r.example.task})" for r in rows if not math.isfinite(r.loss)]
+        keys = ", ".join(r.example.key for r in rows)
+        which = ", ".join(bad) or f"none alone (gradient norm {norm}); the batch: {keys}"
         raise X2IError(
             f"stage {stage.name}, step {step}: the loss is not finite; samples: {which}. The weights are untouched; "
             f"the last checkpoint is whole. A lower lr or a longer warm-up may help."
         )
-
-
-def mean_by_task(tasks: Sequence[str], values: np.ndarray) -> dict[str, float]:
-    """Mean loss of each task that occurs."""
-    names = np.array(tasks)
-    return {str(t): float(values[names == t].mean()) for t in np.unique(names)}
 
 
 def _size(x_BCHW: Tensor) -> tuple[int, int]:

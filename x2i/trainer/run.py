@@ -23,7 +23,7 @@ from x2i.trainer.progress import Progress, Silent
 
 log = logging.getLogger(__name__)
 
-IDENTITY, LOGS = "run.json", "logs"
+IDENTITY, LOGS, LEDGER = "run.json", "logs", "ledger"
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ def clear(output: Path) -> None:
     """Remove a run's checkpoints, logs and identity from its folder; other files stay."""
     for found in checkpoint.all_of(output):
         remove(found.path)
-    for name in (LOGS, IDENTITY):
+    for name in (LOGS, LEDGER, IDENTITY):
         remove(output / name)
 
 

@@ -31,7 +31,8 @@ from x2i.trainer.batch import Batcher
 from x2i.trainer.checkpoint import Checkpoint
 from x2i.trainer.config import RunConfig, Stage
 from x2i.trainer.data import DamagedSample, Example, Loader, SampleReader
-from x2i.trainer.learner import HeldOutLoss, Learner, StepReport
+from x2i.trainer.learner import HeldOutLoss, Learner, RowReport, StepReport
+from x2i.trainer.ledger import Entry, Ledger
 from x2i.trainer.plan import StagePlan
 from x2i.trainer.progress import Progress
 from x2i.trainer.run import LOGS, Result, result_of
@@ -87,6 +88,7 @@ class Session:
 
         began, first = time.monotonic(), self._step
         self._announce()
+        self._ledger = Ledger(self._run.output, self._step)
         self._writer = SummaryWriter(self._run.output / LOGS, purge_step=self._step or None)
         self._progress.start(self._run.total_steps, self._step)
         try:
@@ -122,6 +124,7 @@ class Session:
             batches = self._batchers[place].training(examples, run.seed, stage)
             report = self._learner.step(batches, stage, number, self._step)
             self._step += 1
+            self._ledger.add(self._entries(stage, report))
             self._log(stage, report, stage.batch / (time.monotonic() - began))
             last = number + 1 == stage.steps
             if last or self._step % run.checkpoint_every == 0:
@@ -170,6 +173,7 @@ class Session:
             assert self._learner.optimizer is not None
             optimizer = self._learner.optimizer.state_dict()
             files[checkpoint.OPTIMIZER] = lambda path: torch.save(optimizer, path)
+        self._ledger.flush(self._step)
         self._newest = checkpoint.write(checkpoint.folder(run.output, self._step), files)
         self._report(losses)
         ends, total = set(), 0
@@ -268,13 +272,24 @@ class Session:
         self._writer.add_image("preview", pixels.view(picture.height, picture.width, 3), self._step, dataformats="HWC")
         return buffer.getvalue()
 
+    def _entries(self, stage: Stage, report: StepReport) -> Iterator[Entry]:
+        for row in report.rows:
+            example, ref = row.example, self._table[row.example.sample]
+            yield Entry(
+                *(self._step, stage.name, example.draw, ref.place, ref.key, ref.task, ref.source, ref.image_id),
+                *(row.loss, row.t, row.tokens, example.replaced),
+            )
+
     def _log(self, stage: Stage, report: StepReport, rate: float) -> None:
-        for task, value in {"": report.loss, **report.by_task}.items():
+        tasks = report.mean(lambda row: row.example.task)
+        for task, value in {"": report.loss, **tasks}.items():
             self._smoothed[task] = _SMOOTH * self._smoothed.get(task, value) + (1 - _SMOOTH) * value
         add = self._writer.add_scalar
         add("train/loss", report.loss, self._step)
-        for task, value in report.by_task.items():
+        for task, value in tasks.items():
             add(f"train/loss/{task}", value, self._step)
+        for name, value in report.mean(_timestep_bin).items():
+            add(f"train/loss_at/{name}", value, self._step)
         add("train/grad_norm", report.grad_norm, self._step)
         add("train/lr", report.lr, self._step)
         add("train/samples_per_second", rate, self._step)
@@ -405,6 +420,14 @@ class Session:
         finally:
             for each, handler in before.items():
                 signal.signal(each, handler)
+
+
+def _timestep_bin(row: RowReport) -> str | None:
+    """The quarter of [0, 1] in which a picture's timestep lies."""
+    if row.t is None:
+        return None
+    quarter = min(int(row.t * 4), 3)
+    return f"t_{quarter / 4:.2f}_{(quarter + 1) / 4:.2f}"
 
 
 def _device(name: str) -> torch.device:

@@ -26,6 +26,9 @@ class SampleRef:
     size: int
     sha256: str
     members: tuple[tuple[str, int, int], ...]  # suffix, offset in the shard, size
+    source: str
+    image_id: str
+    place: int  # of the corpus in the run's list
 
 
 class SampleTable:
@@ -81,7 +84,8 @@ class SampleTable:
         row = corpus.manifest.slice(int(self._row[index]), 1).to_pylist()[0]
         members = tuple((m["suffix"], m["offset"], m["size"]) for m in row["members"])
         return SampleRef(
-            corpus, row["key"], row["task_type"], row["shard"], row["offset"], row["size"], row["sha256"], members
+            *(corpus, row["key"], row["task_type"], row["shard"], row["offset"], row["size"], row["sha256"], members),
+            *(row["source"], row["image_id"], int(self._corpus[index])),
         )
 
 
