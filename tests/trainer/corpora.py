@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import skimage.data
 from PIL import Image, ImageFilter
 from sklearn.datasets import load_sample_image
 
-from x2i.corpus.manifest import SCHEMA, corpus_digest
+from x2i.corpus.manifest import SCHEMA, ManifestWriter, corpus_digest
 from x2i.corpus.sample import Picture, Sample, placeholder
 from x2i.corpus.shard import ShardWriter
 
@@ -86,8 +85,8 @@ def chats(count: int) -> Iterator[Made]:
         )
 
 
-def write(folder: Path, made: list[Made], per_shard: int = 20) -> Path:
-    """Write shards, manifest.parquet and corpus.json."""
+def write(folder: Path, made: list[Made], per_shard: int = 20, row_group: int = 16) -> Path:
+    """Write shards, manifest.parquet (in small row groups) and corpus.json."""
     (folder / "shards").mkdir(parents=True)
     rows: list[dict[str, Any]] = []
     shards: list[dict[str, Any]] = []
@@ -99,7 +98,8 @@ def write(folder: Path, made: list[Made], per_shard: int = 20) -> Path:
                 rows.append(_row(item, name, entry))
         shards.append({"name": name, "size": writer.size, "samples": writer.samples, "sha256": writer.sha256})
     table = pa.Table.from_pylist(rows, schema=SCHEMA)
-    pq.write_table(table, folder / "manifest.parquet")
+    with ManifestWriter(folder / "manifest.parquet", row_group) as manifest:
+        manifest.write(table)
     info = {"format": 1, "digest": corpus_digest(shards, table.to_batches()), "shards": shards}
     (folder / "corpus.json").write_text(json.dumps(info))
     return folder

@@ -1,30 +1,25 @@
-"""Which checkpoints saw an image: a run's record is replayed against the corpus as it was when the run began.
+"""Which checkpoints saw an image: a run's ledger says which samples each step consumed, the manifests what is in them.
 
-The order of a run's samples is a pure function of its record (run.json) and of the corpora's manifests, so nothing
-else is needed: run.json says stages, mixture and seed, and the digests of the corpora; the checkpoints say how far it
-came, and which samples were damaged and replaced. Where a corpus has changed since, it cannot be told; so before
-`forget` changes one, it keeps in the run's folder what the next question needs:
+A sample may hold other images than its own, and only the manifest names them. Where a corpus has changed since, it
+cannot be told; so before `forget` changes one, it keeps in the run's folder what the next question needs:
 
-RUN/samples.parquet    of each sample that the run could read: corpus (place in run.json), key, task_type, image_id,
-                       images, output_size (null: no output image); the corpora's digests in its metadata
+RUN/samples.parquet    of each sample that the run could read: corpus (place in run.json), key, image_id, images;
+                       the corpora's digests in its metadata
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    import numpy as np
     import pyarrow as pa
 
     from x2i.corpus.corpus import Corpus
-    from x2i.trainer.plan import StagePlan
-    from x2i.trainer.table import SampleTable
 
 #: What `forget` leaves in a run's folder.
 SAMPLES = "samples.parquet"
@@ -54,7 +49,7 @@ class Seen:
 def seen(folders: Collection[Path], corpus: Path, image_ids: Collection[str]) -> list[Seen]:
     """The checkpoints below `folders` that saw any of these images, or of which it cannot be told.
 
-    Call it before the corpus is changed: with other samples the order is another.
+    Call it before the corpus is changed: its manifest says which samples hold them.
     """
     found: list[Seen] = []
     weights: list[tuple[Path, str]] = []
@@ -81,21 +76,24 @@ def runs_below(folder: Path) -> Iterator[Path]:
 
 def _of_run(run: Path, record: dict[str, Any], corpus: Path, image_ids: Collection[str]) -> Iterator[Seen]:
     from x2i.trainer.checkpoint import all_of
-    from x2i.trainer.table import SampleTable
 
     checkpoints = all_of(run)
     if not checkpoints or not _concerns(record, corpus):
         return
-    corpora = _kept(run, record) or _opened(record, corpus)
-    if isinstance(corpora, str):
-        yield from _all(run, corpora)
+    kept = _kept(run, record)
+    if kept is None:
+        corpora = _opened(record, corpus)
+        if isinstance(corpora, str):
+            yield from _all(run, corpora)
+            return
+        kept = [_samples(c) for c in corpora]
+    keys = [_holding(table, image_ids) for table in kept]
+    steps = _steps(run, checkpoints[-1].step, keys)
+    if steps is None:
+        yield from _all(
+            run, "its ledger does not tell of all its steps (an earlier x2i trained it, or files are missing)"
+        )
         return
-    config = record["config"]
-    table = SampleTable(corpora, config["held_out"])  # type: ignore[arg-type]
-    gone = _rows(table, lambda c: _holding(c, image_ids))
-    broken = {d["key"] for c in checkpoints for d in c.info.get("damaged", ())}
-    damaged = _rows(table, lambda c: _named(c, broken)) if broken else gone[:0]
-    steps = sorted(_steps(table, config, checkpoints[-1].step, gone, damaged))
     for checkpoint in checkpoints:
         until = [s for s in steps if s <= checkpoint.step]
         if until:
@@ -128,14 +126,6 @@ def _opened(record: dict[str, Any], corpus: Path) -> list[Corpus] | str:
     return out
 
 
-@dataclass(frozen=True)
-class _Kept:
-    """As much of a corpus as is needed, from a run's own folder."""
-
-    path: Path
-    manifest: pa.Table
-
-
 def keep(folders: Collection[Path], corpus: Path) -> None:
     """Write RUN/samples.parquet of every run that read this corpus, while the corpus is what the run read."""
     import pyarrow as pa
@@ -151,23 +141,29 @@ def keep(folders: Collection[Path], corpus: Path) -> None:
             continue
         if isinstance(corpora, str):
             continue
-        tables = []
-        for place, one in enumerate(corpora):
-            rows = one.manifest
-            images = rows["images"] if "images" in rows.column_names else pa.nulls(len(rows), pa.list_(pa.string()))
-            columns = {"corpus": pa.array([place] * len(rows), pa.int32())}
-            columns |= {name: rows[name] for name in ("key", "task_type", "image_id")} | {"images": images}
-            there = rows["output_size"].is_valid()
-            columns["output_size"] = pa.chunked_array([pa.array([v or None for v in there.to_pylist()], pa.bool_())])
-            tables.append(pa.table(columns))
+        tables = [_samples(corpus) for corpus in corpora]
+        for place, table in enumerate(tables):
+            tables[place] = table.append_column("corpus", pa.array([place] * len(table), pa.int32()))
         digests = json.dumps([c["digest"] for c in record["corpora"]])
         with atomic(run / SAMPLES) as temporary:
             table = pa.concat_tables(tables).replace_schema_metadata({"corpora": digests})
             pq.write_table(table, temporary, compression="zstd")
 
 
-def _kept(run: Path, record: dict[str, Any]) -> list[_Kept] | None:
-    """A run's corpora as `keep` wrote them; None if it did not, or of another run in the same folder."""
+def _samples(corpus: Corpus) -> pa.Table:
+    """Key and images of a corpus's samples; a corpus of an early build names no images but the sample's own."""
+    import pyarrow as pa
+
+    with corpus.open_manifest() as file:
+        columns = [n for n in ("key", "image_id", "images") if n in file.schema_arrow.names]
+        table = file.read(columns)
+    if "images" not in columns:
+        table = table.append_column("images", pa.nulls(len(table), pa.list_(pa.string())))
+    return table
+
+
+def _kept(run: Path, record: dict[str, Any]) -> list[pa.Table] | None:
+    """A run's samples by corpus as `keep` wrote them; None if it did not, or of another run in the same folder."""
     import pyarrow as pa
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
@@ -178,8 +174,7 @@ def _kept(run: Path, record: dict[str, Any]) -> list[_Kept] | None:
         return None
     if json.loads((table.schema.metadata or {}).get(b"corpora", b"[]")) != [c["digest"] for c in record["corpora"]]:
         return None
-    parts = (table.filter(pc.field("corpus") == place) for place in range(len(record["corpora"])))
-    return [_Kept(Path(c["path"]), part) for c, part in zip(record["corpora"], parts, strict=True)]
+    return [table.filter(pc.field("corpus") == place) for place in range(len(record["corpora"]))]
 
 
 def _all(run: Path, why: str) -> Iterator[Seen]:
@@ -207,103 +202,33 @@ def _inherited(found: list[Seen], weights: list[tuple[Path, str]]) -> Iterator[S
                     yield Seen(str(run), str(checkpoint.path), checkpoint.step, through=base)
 
 
-def _holding(corpus: Corpus | _Kept, image_ids: Collection[str]) -> np.ndarray:
-    """Rows of the manifest whose samples hold one of the images."""
-    import numpy as np
+def _holding(samples: pa.Table, image_ids: Collection[str]) -> pa.Array:
+    """Keys of the samples that hold one of the images."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
     wanted = pa.array(sorted(image_ids), pa.string())
-    own = np.flatnonzero(pc.is_in(corpus.manifest["image_id"], value_set=wanted).to_numpy())
-    if "images" not in corpus.manifest.column_names:  # an old corpus names no partners
-        return own
-    images = corpus.manifest["images"].combine_chunks()
-    hit = pc.is_in(images.flatten(), value_set=wanted).to_numpy(zero_copy_only=False)
-    return np.union1d(own, pc.list_parent_indices(images).to_numpy(zero_copy_only=False)[hit])
+    own = samples.filter(pc.is_in(samples["image_id"], value_set=wanted))["key"]
+    images = samples["images"].combine_chunks()
+    parents = pc.list_parent_indices(images).filter(pc.is_in(images.flatten(), value_set=wanted))
+    return pc.unique(pa.concat_arrays([*own.chunks, *samples["key"].take(parents).chunks]))
 
 
-def _named(corpus: Corpus | _Kept, keys: Collection[str]) -> np.ndarray:
-    import numpy as np
-    import pyarrow as pa
+def _steps(run: Path, last: int, keys: Sequence[pa.Array]) -> list[int] | None:
+    """The steps up to `last` that consumed a sample of these keys (by corpus), once per draw; None if it is not told."""
     import pyarrow.compute as pc
+    import pyarrow.parquet as pq
 
-    there = pc.is_in(corpus.manifest["key"], value_set=pa.array(sorted(keys), pa.string()))
-    return np.flatnonzero(there.to_numpy())
+    from x2i.trainer.ledger import files_of
 
-
-def _rows(table: SampleTable, wanted: Any) -> np.ndarray:
-    """Rows of the sample table, given a function that says which rows of a corpus's manifest are meant."""
-    import numpy as np
-
-    out = [
-        np.flatnonzero((table._corpus == place) & np.isin(table._row, wanted(corpus)))
-        for place, corpus in enumerate(table.corpora)
-    ]
-    return np.concatenate(out)
-
-
-def _steps(
-    table: SampleTable, config: dict[str, Any], last: int, gone: np.ndarray, damaged: np.ndarray
-) -> Iterator[int]:
-    """The steps (from 1, over all stages) up to `last` that consumed one of the samples `gone`, once per draw."""
-    from x2i.trainer.plan import StagePlan
-
-    begun = 0
-    for stage in config["stages"]:
-        done = max(0, min(stage["steps"], last - begun))
-        if done:
-            plan = StagePlan(table.train, stage["mixture"], stage["batch"], config["seed"], stage["name"])
-            for index in draws_of(plan, done * stage["batch"], gone, damaged):
-                yield begun + index // stage["batch"] + 1
-        begun += stage["steps"]
-
-
-def draws_of(plan: StagePlan, count: int, gone: np.ndarray, damaged: np.ndarray) -> Iterator[int]:
-    """Numbers of the draws below `count` that took one of the samples `gone`, themselves or as spares of `damaged` ones.
-
-    The permutations are inverted, so that the work grows with the samples that are asked for, not with the draws.
-    """
-    wanted, broken = set(gone.tolist()), set(damaged.tolist())
-    for task in plan.tasks:
-        yield from (i for i, _ in _places(plan, task, count, wanted))
-        for index, position in _places(plan, task, count, broken):
-            attempt = 1
-            while plan._at(task, position + attempt) in broken and attempt < 33:
-                attempt += 1
-            if plan._at(task, position + attempt) in wanted:
-                yield index
-
-
-def _places(plan: StagePlan, task: str, count: int, wanted: set[int]) -> Iterator[tuple[int, int]]:
-    """(number, position in the task's stream) of every draw below `count` that is dealt one of these samples."""
-    import numpy as np
-
-    samples, dealt = plan._samples[task], plan.counts[task]
-    size, number = len(samples), plan.tasks.index(task)
-    most = -(-count // plan.window) * dealt  # positions that any of these draws can have
-    for place in np.flatnonzero(np.isin(samples, sorted(wanted))).tolist():
-        for epoch in range(-(-most // size)):
-            position = epoch * size + unpermuted(place, size, *plan.key, task, epoch)
-            window, rank = divmod(position, dealt)
-            if position >= most:
-                continue
-            tasks, ranks = plan._deal_window(window)
-            index = window * plan.window + int(np.flatnonzero((tasks == number) & (ranks == rank))[0])
-            if index < count:
-                yield index, position
-
-
-def unpermuted(place: int, size: int, *key: int | str) -> int:
-    """The number that `x2i.trainer.plan.permuted` sends to `place`: the same network, its rounds undone in reverse."""
-    from x2i.trainer.plan import _mix, _round_keys
-
-    half = max((size - 1).bit_length() + 1, 2) // 2
-    mask = (1 << half) - 1
-    rounds = _round_keys(*key)
-    while True:
-        left, right = place >> half, place & mask
-        for round_key in reversed(rounds):
-            left, right = right ^ (_mix(left ^ round_key) & mask), left
-        place = left << half | right
-        if place < size:
-            return place
+    steps: list[int] = []
+    told = 0
+    for file, first, end in files_of(run):
+        if first != told + 1:
+            return None
+        told = end
+        table = pq.read_table(file, columns=["step", "corpus", "key"])
+        for place, wanted in enumerate(keys):
+            here = table.filter((pc.field("corpus") == place) & pc.field("key").isin(wanted))
+            steps += here["step"].to_pylist()
+    return sorted(steps) if told >= last else None

@@ -71,6 +71,12 @@ class Corpus:
             table = pq.read_table(file)
         return table if self.task_type is None else table.filter(pc.field("task_type") == self.task_type)
 
+    def open_manifest(self, **options: Any) -> pq.ParquetFile:
+        """The manifest's file, to be read in parts; `options` are `pyarrow.parquet.ParquetFile`'s."""
+        if isinstance(self.path, Path):
+            return pq.ParquetFile(self.path / MANIFEST, **options)
+        return pq.ParquetFile(self._fs.open(self._at(MANIFEST)), **options)
+
     @cached_property
     def selection(self) -> pa.Table:
         """Every row that the sources held, with its verdict: kept, or the reason for which it fell."""

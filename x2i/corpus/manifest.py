@@ -2,13 +2,22 @@
 
 Offsets are bytes from the start of the shard; `members[].offset` points at a file's content, past its
 tar header. `scores` are the annotators' values that the selection saw, named `annotator.column`.
+
+The file has two columns more (`SPLIT`), which follow from the images' ids, and row groups of a fixed number of rows: so
+a reader can split the corpus and count its parts by four narrow columns, and fetch rows by the group (`ManifestWriter`).
 """
+
+from __future__ import annotations
 
 import hashlib
 from collections.abc import Container, Iterable
+from pathlib import Path
+from types import TracebackType
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from x2i.base.errors import X2IError
 from x2i.base.seeds import canonical_json, digest
@@ -39,6 +48,90 @@ SCHEMA = pa.schema(
     ]
 )
 
+#: Derived columns: no part of the digest, and absent from corpora of earlier builds.
+SPLIT = pa.schema(
+    [
+        pa.field("split", pa.uint32(), nullable=False),  # `split_point` of image_id
+        pa.field("split_others", pa.uint32()),  # the least over the other `images`; null if there are none
+    ]
+)
+
+#: The file's columns.
+STORED = pa.schema([*SCHEMA, *SPLIT])
+
+#: Rows of a row group: small enough to fetch one for a few samples, large enough for a short footer.
+ROW_GROUP = 16_384
+
+#: Columns whose values repeat. Dictionaries of hashes would only be in the way.
+_REPEATING = [
+    *("shard", "task_type", "source", "scores.key_value.key", "members.list.element.suffix"),
+    *("input_sizes.list.element.width", "input_sizes.list.element.height", "output_size.width", "output_size.height"),
+]
+
+
+def split_point(image_id: str) -> int:
+    """Where an image lies in [0, 2^32): from its id alone. Those below a share of it are held out."""
+    return int(digest("held-out/1", image_id)[:8], 16)
+
+
+def split_columns(image_ids: pa.Array | pa.ChunkedArray, images: pa.Array | pa.ChunkedArray | None) -> list[pa.Array]:
+    """The columns of `SPLIT`. Without `images` (corpora of early builds) a sample holds the one image only."""
+    own = [i or "" for i in image_ids.to_pylist()]
+    held = [[i] for i in own] if images is None else images.to_pylist()
+    point = {i: split_point(i) for i in {*own, *(i for each in held for i in each)}}
+    least = (min((point[i] for i in each if i != mine), default=None) for mine, each in zip(own, held, strict=True))
+    return [
+        pa.array(np.fromiter((point[i] for i in own), np.uint32, len(own))),
+        pa.array(list(least), pa.uint32()),
+    ]
+
+
+def stored(table: pa.Table) -> pa.Table:
+    """The rows with all columns of the file. Raises X2IError if they do not say which images they hold."""
+    refuse_older(table.column_names, "the manifest")
+    if not set(SPLIT.names) <= set(table.column_names):
+        for field, column in zip(SPLIT, split_columns(table["image_id"], table["images"]), strict=True):
+            table = table.append_column(field, column)
+    return table.select(STORED.names).cast(STORED)
+
+
+class ManifestWriter:
+    """Writes a manifest from tables of any length, in row groups of a fixed number of rows."""
+
+    def __init__(self, path: str | Path, row_group: int = ROW_GROUP) -> None:
+        told = ["shard", "task_type", "source", "size", "instruction_chars", "output_size.width", "output_size.height"]
+        self._file = pq.ParquetWriter(
+            path, STORED, compression="zstd", use_dictionary=_REPEATING, write_statistics=told
+        )
+        self._row_group = row_group
+        self._waiting: list[pa.Table] = []
+        self._rows = 0
+
+    def __enter__(self) -> ManifestWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if kind is None:
+            self._write(0)
+        self._file.close()
+
+    def write(self, table: pa.Table) -> None:
+        """Append rows of `SCHEMA` or of `STORED`."""
+        if table.num_rows:
+            self._waiting.append(stored(table))
+            self._rows += table.num_rows
+            self._write(self._row_group)
+
+    def _write(self, least: int) -> None:
+        """Write row groups as long as `least` rows wait, and any do."""
+        if not self._rows or self._rows < least:
+            return
+        table = pa.concat_tables(self._waiting)
+        done = self._rows - self._rows % self._row_group if least else self._rows
+        for start in range(0, done, self._row_group):
+            self._file.write_table(table.slice(start, min(self._row_group, done - start)).combine_chunks())
+        self._waiting, self._rows = [table.slice(done)], self._rows - done
+
 
 def originals(provenance: dict[str, Any]) -> list[str]:
     """SHA-256 of every original image that a sample derives from, the row's own first, each once."""
@@ -64,7 +157,7 @@ def corpus_digest(shards: Iterable[dict[str, Any]], batches: Iterable[pa.RecordB
     """
     rows = hashlib.sha256()
     for batch in batches:
-        for row in batch.to_pylist():
+        for row in batch.drop_columns([n for n in SPLIT.names if n in batch.schema.names]).to_pylist():
             row["scores"] = sorted(row["scores"])  # a map has no order of its own
             rows.update(canonical_json(row).encode() + b"\n")
     names = [[s["name"], s["size"], s["samples"], s["sha256"]] for s in shards]

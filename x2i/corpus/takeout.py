@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from x2i.base.errors import X2IError
 from x2i.base.sql import connect, literal
 from x2i.corpus.corpus import MANIFEST, SELECTION
-from x2i.corpus.manifest import SCHEMA, refuse_older
+from x2i.corpus.manifest import STORED, ManifestWriter, refuse_older, stored
 from x2i.corpus.shard import ShardWriter
 from x2i.corpus.tombstones import find_hits
 
@@ -136,13 +136,12 @@ def _tasks(old: dict[str, dict[str, Any]], gone: dict[str, int]) -> dict[str, di
 
 def _manifest(source: Path, target: Path, copies: _Copies) -> None:
     """The manifest with the new places; shards are written on the way, in its order."""
-    with pq.ParquetFile(source) as file, pq.ParquetWriter(target, SCHEMA, compression="zstd") as writer:
+    with pq.ParquetFile(source) as file, ManifestWriter(target) as writer:
         for number in range(file.num_row_groups):
-            table = file.read_row_group(number, columns=SCHEMA.names).cast(SCHEMA)
+            table = stored(file.read_row_group(number))
             if copies.touches(table):
-                table = pa.Table.from_pylist(list(copies.rows(table)), schema=SCHEMA)
-            if table.num_rows:
-                writer.write_table(table)
+                table = pa.Table.from_pylist(list(copies.rows(table)), schema=STORED)
+            writer.write(table)
     copies.close()
 
 

@@ -40,6 +40,9 @@ COLUMNS: dict[str, pa.DataType] = {
     "members": pa.list_(MEMBER),
 }
 
+#: Further columns, which follow from the images' ids and are no part of the digest; earlier builds wrote none.
+DERIVED: dict[str, pa.DataType] = {"split": pa.uint32(), "split_others": pa.uint32()}
+
 #: What reading damaged Parquet raises; ValueError covers text that is no UTF-8.
 UNREADABLE = (pa.ArrowException, OSError, ValueError)
 
@@ -242,6 +245,7 @@ class Manifest:
     def _fits(self, schema: pa.Schema) -> bool:
         there = {field.name: field.type for field in schema}
         wrong = [f"{name} ({kind})" for name, kind in COLUMNS.items() if there.get(name) != kind]
+        wrong += [f"{name} ({kind})" for name, kind in DERIVED.items() if there.get(name, kind) != kind]
         if wrong:
             problem = f"has no columns {', '.join(wrong)}; it has {', '.join(f'{n} ({t})' for n, t in there.items())}"
             self._faults.add("manifest_unreadable", MANIFEST, problem, remedy=STRANGE)
@@ -271,9 +275,25 @@ class Manifest:
                     problem = f"row {number} has no {', '.join(empty)}"
                     self._faults.add("manifest_null", MANIFEST, problem, row["key"])
                 else:
+                    split = {name: row.pop(name) for name in DERIVED if name in row}
+                    if any(split[name] != value for name, value in split_of(row).items() if name in split):
+                        problem = f"row {number} has {split}, by its images it is {split_of(row)}"
+                        self._faults.add("manifest_split", MANIFEST, problem, row["key"])
                     self._hash.update(line(row))
                     yield row
                 number += 1
+
+
+def split_of(row: dict[str, Any]) -> dict[str, int | None]:
+    """What the derived columns must hold: where the image lies in [0, 2^32), and the least of the sample's others."""
+    others = [_point(i) for i in row["images"] if i != row["image_id"]]
+    return {"split": _point(row["image_id"]), "split_others": min(others, default=None)}
+
+
+def _point(image_id: str) -> int:
+    """The first 32 bits of the SHA-256 of the JSON list ["held-out/1", image_id]."""
+    text = json.dumps(["held-out/1", image_id], separators=(",", ":"), ensure_ascii=False)
+    return int(hashlib.sha256(text.encode()).hexdigest()[:8], 16)
 
 
 def line(row: dict[str, Any]) -> bytes:

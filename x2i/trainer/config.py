@@ -123,7 +123,13 @@ class Stage(Config):
     schedule: Literal["constant", "cosine", "linear"] = Field(
         "constant", description="what the learning rate does after the warm-up; the last two end at 0"
     )
-    mixture: dict[str, float] = Field(description="weight of each task_type; tasks not named are not trained")
+    mixture: dict[str, float] = Field(
+        description="weight of each task_type (or source, or corpus: `mixture_by`); what is not named is not trained"
+    )
+    mixture_by: Literal["task", "source", "corpus"] = Field(
+        "task",
+        description="what `mixture` names; a corpus is called by its recipe's name, or its path where two have the same",
+    )
     min_crop: float = Field(
         1.0,
         gt=0,
@@ -165,7 +171,7 @@ class Stage(Config):
     @classmethod
     def _positive(cls, value: dict[str, float]) -> dict[str, float]:
         if not value or min(value.values()) <= 0:
-            raise ValueError("name at least one task, each with a weight above 0")
+            raise ValueError("name at least one of them, each with a weight above 0")
         return value
 
 

@@ -129,16 +129,18 @@ class SampleReader:
         record = self._record(self._blob(self.table[index]))
         return str(record.get("instruction") or "") or "\n".join(m.text for m in _messages(record))
 
-    def planned(self, plan: StagePlan, draw: Draw, side: int, min_crop: float = 1.0) -> Example:
-        """The sample of a draw, or of its next spare that is whole, cut as `Stage.min_crop` says.
+    def planned(self, plan: StagePlan, draw: Draw, stage: Stage) -> Example:
+        """The sample of a draw, or of its next spare that is whole, cut as the stage says.
 
         Raises:
             X2IError: so many in a row are damaged that the corpus must be.
         """
         candidate, reason = draw, None
         for attempt in range(1, 34):
+            chat = candidate.task in self.table.chats
+            side, min_crop = stage.side(chat), stage.min_crop
             try:
-                if min_crop == 1 or draw.task in self.table.chats:
+                if min_crop == 1 or chat:
                     return replace(self.read(candidate.sample, side), draw=draw.index, replaced=reason)
                 whole = self._read(candidate.sample, math.ceil(side / min_crop), whole=True)
                 return _cut(replace(whole, draw=draw.index, replaced=reason), side, min_crop, plan.key)
@@ -147,7 +149,7 @@ class SampleReader:
                 reason = reason or f"{self.table[draw.sample].key}: {damage}"
                 candidate = plan.spare(draw, attempt)
         raise X2IError(
-            f"33 samples of {draw.task} in a row are damaged, the last for this reason: "
+            f"33 samples of {draw.stratum} in a row are damaged, the last for this reason: "
             f"{self.damaged[draw.sample].reason}. `x2i verify CORPUS` says what is wrong with the corpus."
         )
 
@@ -277,5 +279,4 @@ class Loader:
                     yield [f.result() for f in ahead.popleft()]
 
     def _example(self, draw: Draw) -> Example:
-        side = self._stage.side(draw.task in self._reader.table.chats)
-        return self._reader.planned(self._plan, draw, side, self._stage.min_crop)
+        return self._reader.planned(self._plan, draw, self._stage)

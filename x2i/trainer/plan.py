@@ -1,12 +1,18 @@
-"""The order of the samples: a pure function of the samples, the mixture, the seed, the stage and the step.
+"""The order of the samples: a pure function of the manifests, the mixture, the seed, the stage and the step.
 
-Nothing is stored and nothing grows with the corpus, so a step number is the whole state of the stream.
+Nothing is stored, so a step number is the whole state of the stream; and no shard is read for it.
 
 - Draws are numbered through a stage; step n takes draws [n * batch, (n + 1) * batch).
 - A window is `WINDOW` draws. The mixture is rounded once to whole draws per window (largest remainder, at
-  least one for each task), and each window shuffles them anew with a generator of its own.
-- Each task is a stream of its own. It walks through its samples epoch by epoch, each time in another order:
-  a keyed permutation that is computed at a point (a Feistel network with cycle walking), never stored.
+  least one for each stratum), and each window shuffles them anew with a generator of its own.
+- A stratum is what the mixture names: a task, a source or a corpus. Each is a stream of its own, which walks through
+  its samples epoch by epoch, each time in another order. An epoch puts the manifest's row groups in a random order,
+  cuts them into runs of about `ROWS` rows, and shuffles the stratum's samples within each run: by a keyed permutation
+  that is computed at a point (a Feistel network with cycle walking). So a place in the stream leads to one row group,
+  which is read then, and the row groups of one run serve all draws until the next. A stratum that fits into one run is
+  shuffled as a whole.
+
+The order is that of the manifests' rows: the same samples in other row groups, or in another order, make another plan.
 """
 
 from __future__ import annotations
@@ -14,6 +20,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Protocol
 
 import numpy as np
 
@@ -21,6 +28,11 @@ from x2i.base.errors import RecipeError
 from x2i.base.seeds import digest, generator
 
 WINDOW = 4096
+
+#: Rows of the manifest, of whatever stratum, in which a stratum's samples are shuffled. Sixteen row groups: less, and a
+#: run may show few of a corpus's sources; more, and there is more of the manifest to be kept (70 MB for this many).
+ROWS = 1 << 18
+
 _ROUNDS = 6
 
 
@@ -30,53 +42,76 @@ class Draw:
 
     Attributes:
         index: number of the draw within its stage, from 0.
-        task: the task_type it was dealt.
-        sample: row of the sample table.
-        position: place in the task's stream; `position // len(samples)` is the epoch.
+        stratum: the task, source or corpus that it was dealt.
+        task: the sample's task_type.
+        sample: number in the sample table.
+        position: place in the stratum's stream; `position // len(samples)` is the epoch.
     """
 
     index: int
+    stratum: str
     task: str
     sample: int
     position: int
+
+
+class Stratum(Protocol):
+    """Samples to be drawn alike, as `x2i.trainer.table.Samples`: counted by row group, found when asked for."""
+
+    @property
+    def counts(self) -> np.ndarray:
+        """Samples in each row group that has any."""
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """All rows of these row groups."""
+
+    def at(self, entry: int, rank: int) -> int:
+        """The number of the `rank`-th sample in the `entry`-th of these row groups."""
+
+    def task(self, sample: int) -> str:
+        """A sample's task."""
 
 
 class StagePlan:
     """The stream of one stage. `key` (seed and stage) seeds all that is random in it.
 
     Args:
-        samples: for each task, the rows of its training samples, in the table's order.
-        mixture: weights by task; need not sum to 1.
+        samples: for each stratum, its training samples.
+        mixture: weights by stratum; need not sum to 1.
         batch: draws per step.
         seed: the run's seed.
         stage: the stage's name.
         window: draws per window.
+        rows: rows of the manifest within which a stratum's samples are shuffled.
 
     Raises:
-        RecipeError: a task of the mixture has no samples, or there are more tasks than draws in a window.
+        RecipeError: a stratum of the mixture has no samples, or there are more than draws in a window.
     """
 
     def __init__(
         self,
-        samples: Mapping[str, np.ndarray],
+        samples: Mapping[str, Stratum],
         mixture: Mapping[str, float],
         batch: int,
         seed: int,
         stage: str,
         window: int = WINDOW,
+        rows: int = ROWS,
     ) -> None:
-        missing = [t for t in mixture if not len(samples.get(t, ()))]
-        if missing:
-            there = ", ".join(t for t in samples if len(samples[t])) or "none"
+        there = {name for name, stratum in samples.items() if len(stratum.counts)}
+        if missing := [name for name in mixture if name not in there]:
+            known = ", ".join(sorted(there)) or "none"
             raise RecipeError(
-                f"stages.{stage}.mixture: the corpora have no training samples of {', '.join(missing)}; they have {there}"
+                f"stages.{stage}.mixture: the corpora have no training samples of {', '.join(missing)}; they have {known}"
             )
-        self.tasks = sorted(mixture)
+        self.strata = sorted(mixture)
         self.batch = batch
         self.window = window
-        self._samples = {t: samples[t] for t in self.tasks}
         self.key = (seed, stage)
-        self.counts = dict(zip(self.tasks, round_mixture([mixture[t] for t in self.tasks], window), strict=True))
+        self._streams = {name: _Stream(samples[name], (*self.key, name), rows) for name in self.strata}
+        counts = round_mixture([mixture[name] for name in self.strata], window)
+        self.counts = dict(zip(self.strata, counts, strict=True))
         self._deal_window = lru_cache(maxsize=4)(self._deal)
 
     def step(self, number: int) -> list[Draw]:
@@ -86,29 +121,66 @@ class StagePlan:
     def draw(self, index: int) -> Draw:
         """The draw of this number."""
         window, offset = divmod(index, self.window)
-        tasks, ranks = self._deal_window(window)
-        task = self.tasks[tasks[offset]]
-        position = window * self.counts[task] + int(ranks[offset])
-        return Draw(index, task, self._at(task, position), position)
+        dealt, ranks = self._deal_window(window)
+        stratum = self.strata[dealt[offset]]
+        return self._drawn(index, stratum, window * self.counts[stratum] + int(ranks[offset]))
 
     def spare(self, draw: Draw, attempt: int) -> Draw:
-        """What stands in for a damaged sample: the `attempt`-th (from 1) sample after it in its task's stream."""
-        return Draw(draw.index, draw.task, self._at(draw.task, draw.position + attempt), draw.position + attempt)
+        """What stands in for a damaged sample: the `attempt`-th (from 1) sample after it in its stratum's stream."""
+        return self._drawn(draw.index, draw.stratum, draw.position + attempt)
 
-    def _at(self, task: str, position: int) -> int:
-        samples = self._samples[task]
-        epoch, place = divmod(position, len(samples))
-        return int(samples[permuted(place, len(samples), *self.key, task, epoch)])
+    def _drawn(self, index: int, stratum: str, position: int) -> Draw:
+        stream = self._streams[stratum]
+        sample = stream.at(position)
+        return Draw(index, stratum, stream.samples.task(sample), sample, position)
 
     def _deal(self, window: int) -> tuple[np.ndarray, np.ndarray]:
-        """For each draw of a window: the task's number, and how many of that task came before it."""
-        dealt = np.repeat(np.arange(len(self.tasks)), list(self.counts.values()))
+        """For each draw of a window: the stratum's number, and how many of that stratum came before it."""
+        dealt = np.repeat(np.arange(len(self.strata)), list(self.counts.values()))
         generator("plan/window/1", *self.key, window).shuffle(dealt)
         ranks = np.empty(self.window, np.int64)
-        for task in range(len(self.tasks)):
-            where = np.flatnonzero(dealt == task)
+        for number in range(len(self.strata)):
+            where = np.flatnonzero(dealt == number)
             ranks[where] = np.arange(len(where))
         return dealt, ranks
+
+
+@dataclass(frozen=True)
+class _Epoch:
+    """The order of one epoch: row groups, where each ends in the stream, and where the runs begin (and the last ends)."""
+
+    order: np.ndarray
+    ends: np.ndarray
+    runs: np.ndarray
+
+
+class _Stream:
+    """One stratum's samples, epoch after epoch."""
+
+    def __init__(self, samples: Stratum, key: tuple[int | str, ...], rows: int) -> None:
+        self.samples = samples
+        self._key, self._rows = key, rows
+        self._size = int(samples.counts.sum())
+        self._epoch = lru_cache(maxsize=4)(self._ordered)
+
+    def at(self, position: int) -> int:
+        """The sample at a position of the stream."""
+        number, place = divmod(position, self._size)
+        epoch = self._epoch(number)
+        run = int(np.searchsorted(epoch.runs, place, "right")) - 1
+        begin, end = int(epoch.runs[run]), int(epoch.runs[run + 1])
+        place = begin + permuted(place - begin, end - begin, *self._key, number, run)
+        entry = int(np.searchsorted(epoch.ends, place, "right"))
+        group = int(epoch.order[entry])
+        return self.samples.at(group, place - int(epoch.ends[entry]) + int(self.samples.counts[group]))
+
+    def _ordered(self, number: int) -> _Epoch:
+        counts, sizes = self.samples.counts, self.samples.sizes
+        order = generator("plan/groups/1", *self._key, number).permutation(len(counts))
+        ends = np.cumsum(counts[order])
+        run = (np.cumsum(sizes[order]) - sizes[order]) // self._rows
+        first = np.flatnonzero(np.diff(run, prepend=-1))
+        return _Epoch(order, ends, np.append(ends[first] - counts[order][first], self._size))
 
 
 def round_mixture(weights: list[float], total: int) -> list[int]:
@@ -118,7 +190,7 @@ def round_mixture(weights: list[float], total: int) -> list[int]:
         RecipeError: more weights than `total`.
     """
     if len(weights) > total:
-        raise RecipeError(f"a mixture of {len(weights)} tasks does not fit into windows of {total} draws")
+        raise RecipeError(f"a mixture of {len(weights)} parts does not fit into windows of {total} draws")
     exact = np.array(weights, float) / sum(weights) * total
     counts = np.maximum(np.floor(exact).astype(int), 1)
     while (rest := total - counts.sum()) != 0:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,8 @@ from x2i.model.placeholders import with_placeholders
 from x2i.model.sampling import Options, Painter
 from x2i.trainer.config import Preview, Stage
 from x2i.trainer.data import DamagedSample, Example, SampleReader
+from x2i.trainer.mixture import held_out_of, training_of
+from x2i.trainer.table import Samples
 
 _TILE, _GAP, _TEXT, _HEAD = 128, 8, 208, 26
 _INK, _SOFT, _PAPER, _CARD = (28, 30, 34), (110, 114, 122), (244, 244, 242), (255, 255, 255)
@@ -88,9 +91,9 @@ def choose(reader: SampleReader, stage: Stage, per_task: int) -> list[tuple[str,
     Samples without input images are always seen ones: words alone do not say which picture they belong to.
     """
     out: list[tuple[str, Example]] = []
-    for task in sorted(stage.mixture):
-        side = stage.side(task in reader.table.chats)
-        held, seen = reader.table.held_out[task], reader.table.train[task]
+    held_out = held_out_of(reader.table, stage)
+    for task, seen in training_of(reader.table, stage).items():
+        side, held = stage.side(task in reader.table.chats), held_out[task]
         some = _whole(reader, held, 1, side)
         if some and not some[0].inputs:
             some = []
@@ -100,15 +103,15 @@ def choose(reader: SampleReader, stage: Stage, per_task: int) -> list[tuple[str,
     return out
 
 
-def _whole(reader: SampleReader, indices: np.ndarray, count: int, side: int) -> list[Example]:
+def _whole(reader: SampleReader, samples: Samples, count: int, side: int) -> list[Example]:
     """Up to `count` undamaged samples, evenly spaced."""
     found: list[Example] = []
-    step = max(len(indices) // max(count, 1), 1)
-    for index in [*indices[::step], *indices]:
+    step = max(len(samples) // max(count, 1), 1)
+    for sample in chain(samples[::step], samples):
         if len(found) >= count:
             break
         try:
-            example = reader.read(int(index), side)
+            example = reader.read(sample, side)
         except DamagedSample:
             continue
         if all(example.key != f.key for f in found):

@@ -25,6 +25,9 @@ log = logging.getLogger(__name__)
 
 IDENTITY, LOGS, LEDGER = "run.json", "logs", "ledger"
 
+#: Of run.json. 2: samples come in the order of `x2i.trainer.plan` by row groups; before, in another.
+FORMAT = 2
+
 
 @dataclass(frozen=True)
 class Result:
@@ -125,7 +128,7 @@ def _claim(config: RunConfig, corpora: list[Corpus], new: bool) -> None:
     As long as there is no checkpoint the run is `new`, and may change at will.
     """
     now = {
-        "format": 1,
+        "format": FORMAT,
         "run": config.digest,
         "corpora": [{"path": str(c.path), "digest": c.digest} for c in corpora],
         "config": config.identity(),
@@ -137,12 +140,19 @@ def _claim(config: RunConfig, corpora: list[Corpus], new: bool) -> None:
         return
     try:
         before = json.loads(path.read_text(encoding="utf-8"))
+        form = before["format"]
         changes = _differences(before["config"], now["config"])
         was, are = [str(c["digest"]) for c in before["corpora"]], [c.digest for c in corpora]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RecipeError(
             f"{path}: missing or damaged ({error}). Use --fresh to start over, or another `output`."
         ) from None
+    if form != FORMAT:
+        raise RecipeError(
+            f"{config.output}: this run was begun by another x2i (format {form}, this one has {FORMAT}), which gave it its "
+            "samples in another order: it cannot go on exactly. Give another `output`, with `model: {weights: "
+            f"{config.output}}}` to start from its newest checkpoint; or use --fresh to remove it and start over."
+        )
     if was != are:
         changes.append(f"corpora: their digests were {_short(was)}, now they are {_short(are)}")
     if changes:

@@ -33,7 +33,7 @@ from x2i.trainer.config import RunConfig, Stage
 from x2i.trainer.data import DamagedSample, Example, Loader, SampleReader
 from x2i.trainer.learner import HeldOutLoss, Learner, RowReport, StepReport
 from x2i.trainer.ledger import Entry, Ledger
-from x2i.trainer.plan import StagePlan
+from x2i.trainer.mixture import held_out_of, plan_of, tasks_of
 from x2i.trainer.progress import Progress
 from x2i.trainer.run import LOGS, Result, result_of
 from x2i.trainer.table import SampleTable
@@ -53,7 +53,7 @@ class Session:
         if run.cpu_threads is not None:
             torch.set_num_threads(run.cpu_threads)
         self._table = SampleTable(corpora, run.held_out)
-        self._plans = [StagePlan(self._table.train, s.mixture, s.batch, run.seed, s.name) for s in run.stages]
+        self._plans = [plan_of(self._table, stage, run.seed) for stage in run.stages]
         self._device = _device(run.device)
         self._reader = SampleReader(self._table, run.reading.cache_mib << 20)
         self._base = None if run.model.weights is None else checkpoint.fetched(run.model.weights)
@@ -248,12 +248,10 @@ class Session:
 
     def _held_out(self, stage: Stage) -> dict[str, list[Example]]:
         out: dict[str, list[Example]] = {}
-        for task in sorted(stage.mixture):
-            for index in self._table.held_out[task][: self._run.held_out_samples]:
+        for task, held_out in held_out_of(self._table, stage).items():
+            for index in held_out.spread(self._run.held_out_samples):
                 with contextlib.suppress(DamagedSample):  # logged when the trainer meets it
-                    out.setdefault(task, []).append(
-                        self._reader.read(int(index), stage.side(task in self._table.chats))
-                    )
+                    out.setdefault(task, []).append(self._reader.read(index, stage.side(task in self._table.chats)))
         return out
 
     def _preview(self, place: int) -> bytes | None:
@@ -325,7 +323,7 @@ class Session:
             if trained < parameters:
                 what = "adapters" if self._run.model.lora else ", ".join(stage.train or ())
                 self._progress.note(f"stage {stage.name} trains {trained:,} of {parameters:,} parameters: {what}")
-        unused = sorted(set(self._table.tasks) - {t for s in self._run.stages for t in s.mixture})
+        unused = sorted(set(self._table.tasks) - {t for s in self._run.stages for t in tasks_of(self._table, s)})
         if unused:
             self._progress.note(f"tasks of the corpora that no stage trains: {', '.join(unused)}")
 
@@ -343,7 +341,7 @@ class Session:
         if self._newest is not None:
             return tokens.load(self._newest.path)
         if self._run.tokenizer is not None:
-            tasks = {task for stage in self._run.stages for task in stage.mixture}
+            tasks = {task for stage in self._run.stages for task in tasks_of(self._table, stage)}
             return tokens.build(self._run.tokenizer, self._reader, processor, tasks)
         assert self._base is not None
         return tokens.load(self._base)
@@ -379,8 +377,9 @@ class Session:
     def _check_stages(self) -> None:
         """Refuse what this model cannot learn. Raises RecipeError."""
         for place, stage in enumerate(self._run.stages):
-            chats = sorted(stage.mixture.keys() & self._table.chats)
-            pictures = sorted(stage.mixture.keys() - self._table.chats)
+            tasks = tasks_of(self._table, stage)
+            chats = sorted(tasks & self._table.chats)
+            pictures = sorted(tasks - self._table.chats)
             if chats and not self._model.answers:
                 raise RecipeError(
                     f"stages.{stage.name}.mixture: samples of {', '.join(chats)} have no output image, and this model "

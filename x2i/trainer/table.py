@@ -1,17 +1,30 @@
-"""The samples of a run: one row per sample of all corpora, split into training and held-out images."""
+"""The samples of a run: what the corpora hold, counted; a sample is found in its manifest when it is asked for.
+
+A sample's number is its row, the corpora's manifests one after the other. Nothing here grows with their rows but the
+counts (by row group, task and source); row groups are read when a sample in them is wanted, and what is kept of them is
+bounded in bytes.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Generic, Literal, Protocol, TypeVar, overload
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from x2i.base.errors import RecipeError
-from x2i.base.seeds import digest
 from x2i.corpus.corpus import Corpus
+from x2i.trainer.index import APART, HELD_OUT, TRAIN, ManifestReader, split_sides
+
+By = Literal["task", "source", "corpus"]
+
+#: What of the manifest a `SampleRef` is made of.
+_COLUMNS = ["key", "task_type", "shard", "offset", "size", "sha256", "members", "source", "image_id"]
 
 
 @dataclass(frozen=True)
@@ -31,89 +44,256 @@ class SampleRef:
     place: int  # of the corpus in the run's list
 
 
+@dataclass(frozen=True)
+class Cell:
+    """Samples that a mixture can tell apart from others; `corpus` is the place in the run's list."""
+
+    corpus: int
+    task: str
+    source: str
+
+
 class SampleTable:
-    """Samples of all corpora, ordered by task, key and corpus.
+    """Samples of all corpora, in the order of their manifests.
 
-    The order comes from the manifests' content, not from how samples are spread over shards. An image,
-    with every sample made from it, is either for training or held out: decided by a digest of its id alone,
-    so growing a corpus moves no image from one side to the other. Samples of other images that hold a held-out one
-    too, as the example of a few-shot sequence, are on neither side: `apart`.
+    An image, with every sample made from it, is either for training or held out: decided by a digest of its id alone,
+    so growing a corpus moves no image from one side to the other. (Only where no image at all falls below the share,
+    the lowest is held out.) Samples of other images that hold a held-out one too, as the example of a few-shot
+    sequence, are on neither side: `apart`.
 
-    `chats` are the tasks whose samples have no output image: conversations to be answered.
+    Attributes:
+        tasks: task types that occur, sorted; `chats`: those whose samples have no output image, conversations to be
+            answered.
+        train, held_out: samples by task.
+        derived: paths of the corpora whose split had to be computed, as an earlier build wrote them.
+
+    Args:
+        corpora: to read from, in the run's order.
+        held_out: share of the images.
+        memory: bytes of the manifests' parts that are kept.
+
+    Raises:
+        RecipeError: the corpora have no sample.
     """
 
-    def __init__(self, corpora: Sequence[Corpus], held_out: float) -> None:
+    def __init__(self, corpora: Sequence[Corpus], held_out: float, memory: int = 256 << 20) -> None:
         self.corpora = list(corpora)
-        self.chats: set[str] = set()
-        parts = []
-        for place, corpus in enumerate(corpora):
-            manifest = corpus.manifest
-            rows = pa.table(
-                {
-                    "corpus": pa.array(np.full(len(manifest), place, np.int32)),
-                    "row": pa.array(np.arange(len(manifest), dtype=np.int64)),
-                    "key": manifest["key"],
-                    "task": manifest["task_type"],
-                    "image_id": manifest["image_id"],
-                    "images": _images(manifest),
-                }
-            )
-            fit = manifest["output_size"].is_valid()
-            self.chats |= set(pc.unique(rows.filter(pc.invert(fit))["task"]).to_pylist())
-            parts.append(rows)
-        table = pa.concat_tables(parts)
-        table = table.sort_by([("task", "ascending"), ("key", "ascending"), ("corpus", "ascending")])
-        if not len(table):
-            names = ", ".join(str(c.path) for c in corpora)
-            raise RecipeError(f"corpora: {names}: no sample; nothing to train on")
-        self._corpus = table["corpus"].to_numpy()
-        self._row = table["row"].to_numpy()
-        tasks = table["task"].to_numpy(zero_copy_only=False)
-        held = _held_out(table["image_id"], held_out)
-        mixed = _holding(table["images"], table["image_id"].filter(pa.array(held))) & ~held
-        self.apart = int(mixed.sum())
-        self.tasks: list[str] = sorted(set(tasks.tolist()))
-        self.train = {t: np.flatnonzero((tasks == t) & ~held & ~mixed) for t in self.tasks}
-        self.held_out = {t: np.flatnonzero((tasks == t) & held) for t in self.tasks}
+        names = [str(c.info.get("name") or Path(str(c.path)).name) for c in corpora]
+        self._names = [n if names.count(n) == 1 else str(c.path) for n, c in zip(names, corpora, strict=True)]
+        self._readers = [ManifestReader(corpus) for corpus in corpora]
+        self._below = min(int(np.ceil(held_out * 2**32)), 2**32 - 1)
+        found = [reader.count(self._below) for reader in self._readers]
+        points = [p for f in found for p in (f.least, f.most) if p is not None]
+        if not points:
+            told = ", ".join(str(c.path) for c in corpora)
+            raise RecipeError(f"corpora: {told}: no sample; nothing to train on")
+        if held_out > 0 and not any(f.counts[:, HELD_OUT].any() for f in found) and min(points) < max(points):
+            self._below = min(points) + 1
+            found = [reader.count(self._below) for reader in self._readers]
+        sizes = [reader.sizes for reader in self._readers]
+        self.sizes = np.concatenate(sizes)
+        self._firsts = np.concatenate([[0], np.cumsum(self.sizes)])  # first row of each row group, and the end
+        self._groups = np.concatenate([[0], np.cumsum([len(s) for s in sizes])])  # first row group of each corpus
+        self.cells = [Cell(place, *name) for place, f in enumerate(found) for name in f.names]
+        self._codes = {cell: code for code, cell in enumerate(self.cells)}
+        before = np.cumsum([0] + [len(f.names) for f in found])
+        self._group = np.concatenate([f.group + first for f, first in zip(found, self._groups, strict=False)])
+        self._cell = np.concatenate([f.cell + first for f, first in zip(found, before, strict=False)])
+        self._counts = np.concatenate([f.counts for f in found])
+        self.apart = int(self._counts[:, APART].sum())
+        self.chats = {task for f in found for task in f.chats}
+        self.derived = [str(r.corpus.path) for r in self._readers if r.derived]
+        self.tasks = sorted({cell.task for cell in self.cells})
+        self.train = self.samples(TRAIN)
+        self.held_out = self.samples(HELD_OUT)
+        self._sides: _Kept[_Group] = _Kept(memory // 4)
+        self._blocks: _Kept[_Block] = _Kept(memory - memory // 4)
 
     def __len__(self) -> int:
-        return len(self._row)
+        return int(self._firsts[-1])
 
-    def __getitem__(self, index: int) -> SampleRef:
-        corpus = self.corpora[self._corpus[index]]
-        row = corpus.manifest.slice(int(self._row[index]), 1).to_pylist()[0]
-        members = tuple((m["suffix"], m["offset"], m["size"]) for m in row["members"])
+    def __getitem__(self, sample: int) -> SampleRef:
+        group, row = self._locate(sample)
+        code = self._group_of(group).tasks[row]
+        block = self._blocks.get((group, code), lambda: self._block(group, code))
+        found = block.table.slice(int(np.searchsorted(block.rows, row)), 1).to_pylist()[0]
+        members = tuple((m["suffix"], m["offset"], m["size"]) for m in found["members"])
+        place = self._place(group)
         return SampleRef(
-            *(corpus, row["key"], row["task_type"], row["shard"], row["offset"], row["size"], row["sha256"], members),
-            *(row["source"], row["image_id"], int(self._corpus[index])),
+            *(self.corpora[place], found["key"], found["task_type"], found["shard"], found["offset"], found["size"]),
+            *(found["sha256"], members, found["source"], found["image_id"], place),
         )
 
+    def task(self, sample: int) -> str:
+        """A sample's task."""
+        group, row = self._locate(sample)
+        return self.tasks[self._group_of(group).tasks[row]]
 
-def _held_out(image_ids: pa.ChunkedArray, share: float) -> np.ndarray:
-    """True for held-out images: those whose digest falls below `share`, or the lowest one if none does."""
-    encoded = pc.dictionary_encode(image_ids.combine_chunks())
-    values = encoded.dictionary.to_pylist()
-    point = np.array([int(digest("held-out/1", v)[:13], 16) / 16**13 for v in values])
-    chosen = point < share
-    if share > 0 and not chosen.any() and len(values) > 1:
-        chosen[point.argmin()] = True
-    return chosen[encoded.indices.to_numpy(zero_copy_only=False)]
+    def samples(self, side: int, by: By = "task", of: Callable[[Cell], bool] = lambda _: True) -> dict[str, Samples]:
+        """The samples of one side by task, source or corpus; `of` says of which cells."""
+        parts: dict[str, list[int]] = {name: [] for name in sorted({self.name(cell, by) for cell in self.cells})}
+        for code, cell in enumerate(self.cells):
+            if of(cell):
+                parts[self.name(cell, by)].append(code)
+        return {name: Samples(self, codes, side) for name, codes in parts.items()}
+
+    def name(self, cell: Cell, by: By) -> str:
+        """What a mixture calls the samples of a cell: the task, the source or the corpus.
+
+        A corpus is called by the name in its recipe; or by its path, where two have the same.
+        """
+        if by != "corpus":
+            return cell.task if by == "task" else cell.source
+        return self._names[cell.corpus]
+
+    def counted(self, codes: Sequence[int], side: int) -> tuple[np.ndarray, np.ndarray]:
+        """The row groups that hold samples of these cells on this side, and how many."""
+        chosen = np.isin(self._cell, codes)
+        counts = np.bincount(self._group[chosen], self._counts[chosen, side], len(self.sizes)).astype(np.int64)
+        groups = np.flatnonzero(counts)
+        return groups, counts[groups]
+
+    def row(self, codes: tuple[int, ...], side: int, group: int, rank: int) -> int:
+        """The sample that is the `rank`-th (from 0) of these cells on this side in a row group."""
+        rows = self._group_of(group).rows(codes, side)
+        return int(self._firsts[group]) + int(rows[rank])
+
+    def _locate(self, sample: int) -> tuple[int, int]:
+        if not 0 <= sample < len(self):
+            raise IndexError(sample)
+        group = int(np.searchsorted(self._firsts, sample, "right")) - 1
+        return group, sample - int(self._firsts[group])
+
+    def _place(self, group: int) -> int:
+        return int(np.searchsorted(self._groups, group, "right")) - 1
+
+    def _group_of(self, group: int) -> _Group:
+        return self._sides.get(group, lambda: self._parsed(group))
+
+    def _parsed(self, group: int) -> _Group:
+        place = self._place(group)
+        kinds, own, others = self._readers[place].kinds_and_split(group - int(self._groups[place]))
+        cells = np.array([self._codes.get(Cell(place, *name), -1) for name in kinds.names], np.int32)
+        tasks = np.array([self.tasks.index(task) for task, _ in kinds.names], np.int16)
+        return _Group(cells[kinds.codes], tasks[kinds.codes], split_sides(own, others, self._below))
+
+    def _block(self, group: int, code: int) -> _Block:
+        rows = np.flatnonzero(self._group_of(group).tasks == code)
+        place = self._place(group)
+        table = self._readers[place].read(group - int(self._groups[place]), _COLUMNS)
+        return _Block(rows, table.take(pa.array(rows)).combine_chunks())
 
 
-def _images(manifest: pa.Table) -> pa.ChunkedArray:
-    """All images of each sample; corpora of older builds name the one only that it is a sample of."""
-    if "images" in manifest.column_names:
-        return manifest["images"]
-    return pa.chunked_array(
-        [pa.ListArray.from_arrays(np.arange(len(c) + 1, dtype=np.int32), c) for c in manifest["image_id"].chunks],
-        pa.list_(pa.string()),
-    )
+class Samples(Sequence[int]):
+    """Numbers of samples, in the table's order: those of some cells on one side. Counted, and found when asked for.
+
+    Attributes:
+        counts: samples in each of the row groups that hold any, in order; `sizes`: all rows of these row groups.
+    """
+
+    def __init__(self, table: SampleTable, codes: Sequence[int], side: int) -> None:
+        self._table, self._codes, self._side = table, tuple(codes), side
+        self._groups, self.counts = table.counted(codes, side)
+        self.sizes = table.sizes[self._groups]
+        self._ends = np.cumsum(self.counts)
+
+    def __len__(self) -> int:
+        return int(self._ends[-1]) if len(self._ends) else 0
+
+    @overload
+    def __getitem__(self, place: int) -> int: ...
+    @overload
+    def __getitem__(self, place: slice) -> list[int]: ...
+    def __getitem__(self, place: int | slice) -> int | list[int]:
+        if isinstance(place, slice):
+            return [self[i] for i in range(*place.indices(len(self)))]
+        if place < 0:
+            place += len(self)
+        if not 0 <= place < len(self):
+            raise IndexError(place)
+        entry = int(np.searchsorted(self._ends, place, "right"))
+        return self.at(entry, place - int(self._ends[entry] - self.counts[entry]))
+
+    def at(self, entry: int, rank: int) -> int:
+        """The `rank`-th sample of the `entry`-th row group that holds any, both from 0."""
+        return self._table.row(self._codes, self._side, int(self._groups[entry]), rank)
+
+    def task(self, sample: int) -> str:
+        """A sample's task."""
+        return self._table.task(sample)
+
+    def spread(self, count: int) -> list[int]:
+        """At most `count` of them, evenly spaced."""
+        places = np.unique(np.linspace(0, len(self) - 1, min(count, len(self))).astype(np.int64))
+        return [self[int(p)] for p in places]
 
 
-def _holding(images: pa.ChunkedArray, sought: pa.ChunkedArray) -> np.ndarray:
-    """True for the samples that hold one of the sought images."""
-    images = images.combine_chunks()
-    found = pc.is_in(images.flatten(), value_set=sought.combine_chunks())
-    out = np.zeros(len(images), bool)
-    out[pc.list_parent_indices(images).to_numpy(zero_copy_only=False)[found.to_numpy(zero_copy_only=False)]] = True
-    return out
+class _Group:
+    """Cell, task and side of the rows of one row group."""
+
+    def __init__(self, cells: np.ndarray, tasks: np.ndarray, sides: np.ndarray) -> None:
+        self.cells, self.tasks, self.sides = cells, tasks, sides
+        self._rows: dict[tuple[tuple[int, ...], int], np.ndarray] = {}
+
+    def rows(self, codes: tuple[int, ...], side: int) -> np.ndarray:
+        """The rows of these cells on this side, in order."""
+        if (codes, side) not in self._rows:
+            there = np.isin(self.cells, codes) & (self.sides == side)
+            self._rows[codes, side] = np.flatnonzero(there).astype(np.int32)
+        return self._rows[codes, side]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes, with rows by task for both sides."""
+        return 2 * (self.cells.nbytes + self.tasks.nbytes + self.sides.nbytes)
+
+
+@dataclass(frozen=True)
+class _Block:
+    """Rows of one task in a row group, and what the manifest says of them."""
+
+    rows: np.ndarray
+    table: pa.Table
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the table."""
+        return int(self.table.nbytes)
+
+
+class _Sized(Protocol):
+    @property
+    def nbytes(self) -> int: ...
+
+
+_T = TypeVar("_T", bound=_Sized)
+
+
+class _Kept(Generic[_T]):
+    """What was made, by name, up to a number of bytes: the least recently used goes first. Each is made by one thread."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit, self._held = limit, 0
+        self._items: OrderedDict[Hashable, _T] = OrderedDict()
+        self._lock = threading.Lock()
+        self._making: dict[Hashable, threading.Lock] = {}
+
+    def get(self, name: Hashable, make: Callable[[], _T]) -> _T:
+        """What has this name; made now if it is not there."""
+        with self._lock:
+            if name in self._items:
+                self._items.move_to_end(name)
+                return self._items[name]
+            gate = self._making.setdefault(name, threading.Lock())
+        with gate:
+            with self._lock:
+                if name in self._items:
+                    return self._items[name]
+            made = make()
+            with self._lock:
+                self._making.pop(name, None)
+                self._items[name] = made
+                self._held += made.nbytes
+                while self._held > self._limit and len(self._items) > 1:
+                    self._held -= self._items.popitem(last=False)[1].nbytes
+        return made

@@ -53,12 +53,13 @@ def load(path: str | Path) -> Tokenizer:
 def texts_of(reader: SampleReader, limit: int, tasks: Collection[str]) -> Iterable[str]:
     """At most `limit` instructions or conversations, evenly spaced over the samples of some tasks; no damaged ones."""
     table = reader.table
-    rows = np.sort(
-        np.concatenate([part[t] for part in (table.train, table.held_out) for t in table.tasks if t in tasks])
-    )
-    for place in np.unique(np.linspace(0, len(rows) - 1, min(limit, len(rows))).astype(int)):
+    parts = [part[task] for part in (table.train, table.held_out) for task in table.tasks if task in tasks]
+    ends = np.cumsum([len(part) for part in parts])
+    total = int(ends[-1]) if parts else 0
+    for place in np.unique(np.linspace(0, total - 1, min(limit, total)).astype(int)):
+        part = int(np.searchsorted(ends, place, "right"))
         try:
-            yield reader.text(int(rows[place]))
+            yield reader.text(parts[part][int(place) - int(ends[part])])
         except DamagedSample as damage:
             log.warning("left out of the tokenizer's text: %s", damage)
 

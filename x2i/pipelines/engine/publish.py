@@ -30,7 +30,7 @@ from x2i.corpus import place, tombstones
 from x2i.corpus.card import card
 from x2i.corpus.corpus import CARD, FORMAT, INFO, MANIFEST, RECIPE, SELECTION
 from x2i.corpus.lake import Column, Lake, count_rows
-from x2i.corpus.manifest import SCHEMA, corpus_digest
+from x2i.corpus.manifest import SCHEMA, ManifestWriter, corpus_digest
 from x2i.corpus.takeout import link, take_out
 from x2i.pipelines.annotators.base import Annotator
 from x2i.pipelines.engine.assemble import OUTCOME, PART
@@ -241,7 +241,7 @@ def _link_groups(groups: Groups, new: Path) -> dict[str, Any]:
     fallen: list[dict[str, str]] = []
     outcomes = [json.loads((groups.folder(n) / OUTCOME).read_text()) for n in range(len(groups.units))]
     width = max(5, len(str(sum(len(o["shards"]) for o in outcomes))))
-    with writing(new / MANIFEST), pq.ParquetWriter(new / MANIFEST, SCHEMA, compression="zstd") as writer:
+    with writing(new / MANIFEST), ManifestWriter(new / MANIFEST) as writer:
         for number, outcome in enumerate(outcomes):
             names = {}
             for shard in outcome["shards"]:
@@ -250,8 +250,7 @@ def _link_groups(groups: Groups, new: Path) -> dict[str, Any]:
                 shards.append({**shard, "name": names[shard["name"]]})
             part = pq.read_table(groups.folder(number) / PART, schema=SCHEMA)
             column = pa.array([names[n] for n in part["shard"].to_pylist()], pa.string())
-            if part.num_rows:
-                writer.write_table(part.set_column(1, SCHEMA.field("shard"), column))
+            writer.write(part.set_column(1, SCHEMA.field("shard"), column))
             made.update(outcome["made"])
             skipped.update(outcome["skipped"])
             fallen += outcome["fallen"]

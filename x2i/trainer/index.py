@@ -1,0 +1,207 @@
+"""What a manifest holds, counted by row group: the one pass over a corpus that a run begins with.
+
+Four narrow columns are read (task_type, source and the two of `x2i.corpus.manifest.SPLIT`), a row group at a time, and
+what stays in memory is the counts: for each row group, how many samples of each task and source are for training, held
+out, or apart. Corpora of earlier builds lack the split's columns; then they are computed from the images' ids, which
+takes some microseconds a sample, and are kept.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, TypeVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from x2i.corpus.corpus import Corpus
+from x2i.corpus.manifest import SPLIT, split_columns
+
+#: The sides of the split, as numbers of a row.
+TRAIN, HELD_OUT, APART = range(3)
+
+_KINDS = ["task_type", "source"]
+_THREADS = 4
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class Kinds:
+    """Task and source of the rows of one row group: `codes` are places in `names`."""
+
+    codes: np.ndarray
+    names: list[tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class Counted:
+    """One manifest's counts: entry i says that row group `group[i]` holds `counts[i]` rows of `names[cell[i]]` by side.
+
+    Attributes:
+        least, most: of the split points that occur, None if there is no row.
+        chats: tasks with samples that have no output image.
+    """
+
+    names: list[tuple[str, str]]
+    group: np.ndarray
+    cell: np.ndarray
+    counts: np.ndarray  # [entries, 3]
+    least: int | None
+    most: int | None
+    chats: set[str]
+
+
+class ManifestReader:
+    """Row groups of one corpus's manifest, read by threads at will.
+
+    Attributes:
+        sizes: rows of each row group.
+        derived: whether the split must be computed.
+    """
+
+    def __init__(self, corpus: Corpus) -> None:
+        self.corpus = corpus
+        self._lock = threading.Lock()
+        self._file = corpus.open_manifest(read_dictionary=[*_KINDS, "shard"])
+        metadata = self._file.metadata
+        self.sizes = np.array([metadata.row_group(g).num_rows for g in range(metadata.num_row_groups)], np.int64)
+        self._columns = set(self._file.schema_arrow.names)
+        self.derived = not set(SPLIT.names) <= self._columns
+        self._computed: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+
+    def read(self, group: int, columns: list[str]) -> pa.Table:
+        """Columns of one row group."""
+        with self._lock:
+            return self._file.read_row_group(group, columns=columns)
+
+    def kinds_and_split(self, group: int) -> tuple[Kinds, np.ndarray, np.ndarray]:
+        """Task and source, the image's split point (uint32), and the least of the sample's other images (or the most)."""
+        return self._parsed(group, self.read(group, self._narrow))
+
+    def count(self, below: int) -> Counted:
+        """One pass over the manifest: samples are held out whose image's split point lies `below`."""
+        codes: dict[tuple[str, str], int] = {}
+        parts: list[tuple[int, np.ndarray, np.ndarray]] = []
+        chats = set[str]()
+        least, most = 2**32, -1
+        for group, kinds, own, others, without in self._all():
+            if not len(own):
+                continue
+            sides = split_sides(own, others, below)
+            found = np.bincount(kinds.codes * 3 + sides, minlength=3 * len(kinds.names)).reshape(-1, 3)
+            there = np.flatnonzero(found.any(1))
+            cells = np.array([codes.setdefault(kinds.names[i], len(codes)) for i in there], np.int32)
+            parts.append((group, cells, found[there]))
+            least, most = min(least, int(own.min())), max(most, int(own.max()))
+            if without:
+                totals = dict.fromkeys((kinds.names[i][0] for i in there), 0)
+                for i in there:
+                    totals[kinds.names[i][0]] += int(found[i].sum())
+                if without == len(own):
+                    chats |= totals.keys()
+                elif without != sum(n for task, n in totals.items() if task in chats):
+                    chats |= self._chats(group, kinds)
+        names = sorted(codes)
+        new = np.empty(len(codes), np.int32)
+        new[[codes[n] for n in names]] = np.arange(len(names))
+        empty = np.empty(0, np.int32)
+        return Counted(
+            names,
+            np.concatenate([np.full(len(c), g, np.int32) for g, c, _ in parts] or [empty]),
+            new[np.concatenate([c for _, c, _ in parts] or [empty])],
+            np.concatenate([n for _, _, n in parts] or [np.empty((0, 3))]).astype(np.int64),
+            least if parts else None,
+            most if parts else None,
+            chats,
+        )
+
+    @property
+    def _narrow(self) -> list[str]:
+        derived = [n for n in ("image_id", "images") if n in self._columns]
+        return [*_KINDS, *(derived if self.derived else SPLIT.names)]
+
+    def _all(self) -> Iterator[tuple[int, Kinds, np.ndarray, np.ndarray, int]]:
+        """Every row group in order, read in threads, with the number of samples that have no output image."""
+        mine = threading.local()
+
+        def read(group: int) -> tuple[int, Kinds, np.ndarray, np.ndarray, int]:
+            if not hasattr(mine, "file"):
+                options: dict[str, Any] = {"metadata": self._file.metadata, "read_dictionary": _KINDS}
+                mine.file = self.corpus.open_manifest(**options)
+            table = mine.file.read_row_group(group, columns=self._narrow, use_threads=False)
+            return (group, *self._parsed(group, table), self._without_output(mine.file, group))
+
+        yield from _in_order(read, range(len(self.sizes)))
+
+    def _parsed(self, group: int, table: pa.Table) -> tuple[Kinds, np.ndarray, np.ndarray]:
+        task, source = (_encoded(table[name]) for name in _KINDS)
+        sources = source.dictionary.to_pylist()
+        codes = task.indices.to_numpy().astype(np.int64) * len(sources) + source.indices.to_numpy()
+        names = [(t, s) for t in task.dictionary.to_pylist() for s in sources]
+        if not self.derived:
+            return Kinds(codes, names), _plain(table["split"]), _plain(table["split_others"])
+        if group not in self._computed:
+            images = table["images"] if "images" in self._columns else None
+            own, others = split_columns(table["image_id"], images)
+            self._computed[group] = own.to_numpy(), _plain(others)
+        return Kinds(codes, names), *self._computed[group]
+
+    def _without_output(self, file: pq.ParquetFile, group: int) -> int:
+        """Samples of a row group without an output image; the file's statistics say how many."""
+        column = file.metadata.row_group(group).column(self._width)
+        if column.statistics is not None and column.statistics.has_null_count:
+            return int(column.statistics.null_count)
+        return int(file.read_row_group(group, columns=["output_size"])["output_size"].null_count)
+
+    @property
+    def _width(self) -> int:
+        """The place of `output_size.width` among the file's leaves."""
+        if not hasattr(self, "_width_at"):
+            schema = self._file.schema
+            self._width_at = next(i for i in range(len(schema)) if schema.column(i).path == "output_size.width")
+        return self._width_at
+
+    def _chats(self, group: int, kinds: Kinds) -> set[str]:
+        """Tasks with samples that have no output image, of one row group."""
+        missing = self.read(group, ["output_size"])["output_size"].combine_chunks().is_null().to_numpy(False)
+        return {kinds.names[i][0] for i in np.unique(kinds.codes[missing])}
+
+
+def split_sides(own: np.ndarray, others: np.ndarray, below: int) -> np.ndarray:
+    """The side of each row: held out if its image lies `below`; apart if only another of its images does."""
+    if not below:
+        return np.zeros(len(own), np.uint8)
+    last = np.uint32(below - 1)
+    held = own <= last
+    return np.where(held, np.uint8(HELD_OUT), np.uint8(APART) * (others <= last))
+
+
+def _encoded(column: pa.ChunkedArray) -> pa.DictionaryArray:
+    if column.num_chunks == 1:
+        return column.chunk(0)
+    if pa.types.is_dictionary(column.type):
+        return column.unify_dictionaries().combine_chunks()
+    return column.combine_chunks().dictionary_encode()
+
+
+def _plain(column: pa.Array | pa.ChunkedArray) -> np.ndarray:
+    """Values as uint32; nulls are the greatest."""
+    if column.null_count == len(column):
+        return np.full(len(column), 2**32 - 1, np.uint32)
+    return column.fill_null(2**32 - 1).to_numpy() if column.null_count else column.to_numpy()
+
+
+def _in_order(work: Callable[[int], _T], items: Iterable[int]) -> Iterator[_T]:
+    """`work` of every item, in order, by threads that run no more than a little ahead."""
+    rest = iter(items)
+    with ThreadPoolExecutor(_THREADS, thread_name_prefix="x2i-index") as pool:
+        running = deque(pool.submit(work, item) for item in islice(rest, 4 * _THREADS))
+        while running:
+            yield running.popleft().result()
+            running.extend(pool.submit(work, item) for item in islice(rest, 1))
