@@ -133,6 +133,21 @@ class ManifestWriter:
         self._waiting, self._rows = [table.slice(done)], self._rows - done
 
 
+def renew(source: Path, target: Path) -> bool:
+    """Write the manifest of an earlier build with the file's present columns and row groups.
+
+    False, and nothing is written, if it has them, or does not say which images a sample holds.
+    """
+    with pq.ParquetFile(source) as file:
+        there = set(file.schema_arrow.names)
+        if "images" not in there or set(SPLIT.names) <= there:
+            return False
+        with ManifestWriter(target) as writer:
+            for number in range(file.num_row_groups):
+                writer.write(file.read_row_group(number))
+    return True
+
+
 def originals(provenance: dict[str, Any]) -> list[str]:
     """SHA-256 of every original image that a sample derives from, the row's own first, each once."""
     others = [i for o in provenance.get("others", ()) for i in (o["image_id"], *o.get("input_ids", ()))]

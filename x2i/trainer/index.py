@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 from typing import Any, TypeVar
 
@@ -159,13 +160,11 @@ class ManifestReader:
             return int(column.statistics.null_count)
         return int(file.read_row_group(group, columns=["output_size"])["output_size"].null_count)
 
-    @property
+    @cached_property
     def _width(self) -> int:
         """The place of `output_size.width` among the file's leaves."""
-        if not hasattr(self, "_width_at"):
-            schema = self._file.schema
-            self._width_at = next(i for i in range(len(schema)) if schema.column(i).path == "output_size.width")
-        return self._width_at
+        schema = self._file.schema
+        return next(i for i in range(len(schema)) if schema.column(i).path == "output_size.width")
 
     def _chats(self, group: int, kinds: Kinds) -> set[str]:
         """Tasks with samples that have no output image, of one row group."""

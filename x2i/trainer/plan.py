@@ -167,10 +167,10 @@ class _Stream:
         """The sample at a position of the stream."""
         number, place = divmod(position, self._size)
         epoch = self._epoch(number)
-        run = int(np.searchsorted(epoch.runs, place, "right")) - 1
+        run = int(epoch.runs.searchsorted(place, "right")) - 1
         begin, end = int(epoch.runs[run]), int(epoch.runs[run + 1])
         place = begin + permuted(place - begin, end - begin, *self._key, number, run)
-        entry = int(np.searchsorted(epoch.ends, place, "right"))
+        entry = int(epoch.ends.searchsorted(place, "right"))
         group = int(epoch.order[entry])
         return self.samples.at(group, place - int(epoch.ends[entry]) + int(self.samples.counts[group]))
 

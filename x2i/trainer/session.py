@@ -318,6 +318,11 @@ class Session:
             self._progress.note(
                 f"{self._table.apart} samples are on neither side: a held-out image is among their inputs"
             )
+        for path in self._table.derived:
+            self._progress.note(
+                f"{path}: an earlier x2i built it: its images' digests are computed at each start; `x2i build` on its "
+                "recipe writes them into the manifest"
+            )
         for place, stage in enumerate(self._run.stages):
             trained = sum(learn[n] for n in self._learner.trained(place))
             if trained < parameters:

@@ -116,7 +116,7 @@ class SampleTable:
         group, row = self._locate(sample)
         code = self._group_of(group).tasks[row]
         block = self._blocks.get((group, code), lambda: self._block(group, code))
-        found = block.table.slice(int(np.searchsorted(block.rows, row)), 1).to_pylist()[0]
+        found = block.table.slice(int(block.rows.searchsorted(row)), 1).to_pylist()[0]
         members = tuple((m["suffix"], m["offset"], m["size"]) for m in found["members"])
         place = self._place(group)
         return SampleRef(
@@ -161,11 +161,11 @@ class SampleTable:
     def _locate(self, sample: int) -> tuple[int, int]:
         if not 0 <= sample < len(self):
             raise IndexError(sample)
-        group = int(np.searchsorted(self._firsts, sample, "right")) - 1
+        group = int(self._firsts.searchsorted(sample, "right")) - 1
         return group, sample - int(self._firsts[group])
 
     def _place(self, group: int) -> int:
-        return int(np.searchsorted(self._groups, group, "right")) - 1
+        return int(self._groups.searchsorted(group, "right")) - 1
 
     def _group_of(self, group: int) -> _Group:
         return self._sides.get(group, lambda: self._parsed(group))
@@ -195,6 +195,7 @@ class Samples(Sequence[int]):
         self._table, self._codes, self._side = table, tuple(codes), side
         self._groups, self.counts = table.counted(codes, side)
         self.sizes = table.sizes[self._groups]
+        self._tasks = {table.cells[code].task for code in codes}
         self._ends = np.cumsum(self.counts)
 
     def __len__(self) -> int:
@@ -211,7 +212,7 @@ class Samples(Sequence[int]):
             place += len(self)
         if not 0 <= place < len(self):
             raise IndexError(place)
-        entry = int(np.searchsorted(self._ends, place, "right"))
+        entry = int(self._ends.searchsorted(place, "right"))
         return self.at(entry, place - int(self._ends[entry] - self.counts[entry]))
 
     def at(self, entry: int, rank: int) -> int:
@@ -219,8 +220,8 @@ class Samples(Sequence[int]):
         return self._table.row(self._codes, self._side, int(self._groups[entry]), rank)
 
     def task(self, sample: int) -> str:
-        """A sample's task."""
-        return self._table.task(sample)
+        """The task of one of them."""
+        return next(iter(self._tasks)) if len(self._tasks) == 1 else self._table.task(sample)
 
     def spread(self, count: int) -> list[int]:
         """At most `count` of them, evenly spaced."""

@@ -30,7 +30,7 @@ from x2i.corpus import place, tombstones
 from x2i.corpus.card import card
 from x2i.corpus.corpus import CARD, FORMAT, INFO, MANIFEST, RECIPE, SELECTION
 from x2i.corpus.lake import Column, Lake, count_rows
-from x2i.corpus.manifest import SCHEMA, ManifestWriter, corpus_digest
+from x2i.corpus.manifest import SCHEMA, ManifestWriter, corpus_digest, renew
 from x2i.corpus.takeout import link, take_out
 from x2i.pipelines.annotators.base import Annotator
 from x2i.pipelines.engine.assemble import OUTCOME, PART
@@ -274,8 +274,10 @@ def _link_published(out: Path, old: dict[str, Any], groups: Groups, new: Path) -
         taken = take_out(out, old, further, new)
         shards, tasks, lost = taken.shards, taken.tasks, lost | taken.effect.lost
     else:
-        for name in [s["name"] for s in old["shards"]] + [MANIFEST]:
+        for name in [s["name"] for s in old["shards"]]:
             link(out / name, new / name)
+        if not renew(out / MANIFEST, new / MANIFEST):
+            link(out / MANIFEST, new / MANIFEST)
     return {"shards": shards, "tasks": tasks, "fallen": fallen, "lost": lost}
 
 
