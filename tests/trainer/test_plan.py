@@ -85,11 +85,24 @@ def test_each_epoch_of_a_task_visits_every_sample_once_each_time_in_another_orde
     assert len({tuple(e) for e in epochs}) == len(epochs)
 
 
-@pytest.mark.parametrize("of", [1, 10, 30, 95, 10_000])
-def test_an_epoch_is_whole_however_short_its_runs_are_and_each_run_keeps_to_its_row_groups(of: int) -> None:
+@pytest.mark.parametrize(
+    ("limits", "most"),
+    [
+        ({"span": 1}, 1),
+        ({"span": 10}, 1),
+        ({"span": 30}, 3),
+        ({"span": 95}, 10),
+        ({"open_samples": 1}, 1),
+        ({"open_samples": 16}, 16),
+        ({}, 60),
+    ],
+)
+def test_an_epoch_is_whole_however_short_its_runs_are_and_each_run_keeps_to_its_row_groups(
+    limits: dict[str, int], most: int
+) -> None:
     counts = np.random.default_rng(0).integers(1, 9, 60)
     samples = Rows(counts, np.full(60, 10), 0, "a")
-    p = StagePlan({"a": samples}, {"a": 1}, 1, 0, "one", 50, rows=of)
+    p = StagePlan({"a": samples}, {"a": 1}, 1, 0, "one", 50, **limits)
     total = int(counts.sum())
     home = np.repeat(np.arange(60), counts)
     orders = []
@@ -100,7 +113,7 @@ def test_an_epoch_is_whole_however_short_its_runs_are_and_each_run_keeps_to_its_
         first = {int(home[s]): i for i, s in reversed(list(enumerate(order)))}
         for i in range(total):
             open_groups = max(open_groups, sum(first[g] <= i <= last[g] for g in range(60)))
-        assert open_groups <= max(1, -(-of // 10))
+        assert open_groups <= most
         assert np.corrcoef(order, np.arange(total))[0, 1] < 0.4
         orders.append(order)
     assert orders[0] != orders[1]

@@ -122,7 +122,7 @@ def test_a_table_that_keeps_nothing_and_one_without_the_split_columns_say_the_sa
 
 def test_each_epoch_has_every_training_sample_once_and_no_other(two: list[corpus.Corpus]) -> None:
     table = SampleTable(two, 0.2)
-    plan = StagePlan(table.train, {"deblur": 2, "describe": 1}, 8, 0, "one", window=48, rows=64)
+    plan = StagePlan(table.train, {"deblur": 2, "describe": 1}, 8, 0, "one", window=48, span=64)
     for task, part in table.train.items():
         if task in plan.strata:
             drawn = [d.sample for i in range(len(part) * 12) if (d := plan.draw(i)).task == task]

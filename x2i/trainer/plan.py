@@ -7,10 +7,10 @@ Nothing is stored, so a step number is the whole state of the stream; and no sha
   least one for each stratum), and each window shuffles them anew with a generator of its own.
 - A stratum is what the mixture names: a task, a source or a corpus. Each is a stream of its own, which walks through
   its samples epoch by epoch, each time in another order. An epoch puts the manifest's row groups in a random order,
-  cuts them into runs of about `ROWS` rows, and shuffles the stratum's samples within each run: by a keyed permutation
-  that is computed at a point (a Feistel network with cycle walking). So a place in the stream leads to one row group,
-  which is read then, and the row groups of one run serve all draws until the next. A stratum that fits into one run is
-  shuffled as a whole.
+  cuts them into runs, and shuffles the stratum's samples within each run: by a keyed permutation that is computed at a
+  point (a Feistel network with cycle walking). So a place in the stream leads to one row group, which is read then, and
+  the row groups of one run serve all draws until the next. A run ends with the row group that brings it to its share of
+  `OPEN` samples, or to `SPAN` rows of whatever stratum. A stratum that fits into one run is shuffled as a whole.
 
 The order is that of the manifests' rows: the same samples in other row groups, or in another order, make another plan.
 """
@@ -29,9 +29,12 @@ from x2i.base.seeds import digest, generator
 
 WINDOW = 4096
 
-#: Rows of the manifest, of whatever stratum, in which a stratum's samples are shuffled. Sixteen row groups: less, and a
-#: run may show few of a corpus's sources; more, and there is more of the manifest to be kept (70 MB for this many).
-ROWS = 1 << 18
+#: Samples in the current runs of all strata together: as many as 32 row groups hold. Fewer, and neighbours in a corpus
+#: meet too often; more, and more of the manifest must be kept (150 MB for this many).
+OPEN = 1 << 19
+
+#: Rows of the manifest that a run may span, for strata that are rare and everywhere.
+SPAN = 1 << 19
 
 _ROUNDS = 6
 
@@ -83,7 +86,7 @@ class StagePlan:
         seed: the run's seed.
         stage: the stage's name.
         window: draws per window.
-        rows: rows of the manifest within which a stratum's samples are shuffled.
+        open_samples, span: of the runs within which a stratum's samples are shuffled.
 
     Raises:
         RecipeError: a stratum of the mixture has no samples, or there are more than draws in a window.
@@ -97,7 +100,8 @@ class StagePlan:
         seed: int,
         stage: str,
         window: int = WINDOW,
-        rows: int = ROWS,
+        open_samples: int = OPEN,
+        span: int = SPAN,
     ) -> None:
         there = {name for name, stratum in samples.items() if len(stratum.counts)}
         if missing := [name for name in mixture if name not in there]:
@@ -109,7 +113,8 @@ class StagePlan:
         self.batch = batch
         self.window = window
         self.key = (seed, stage)
-        self._streams = {name: _Stream(samples[name], (*self.key, name), rows) for name in self.strata}
+        share = max(open_samples // len(self.strata), 1)
+        self._streams = {name: _Stream(samples[name], (*self.key, name), share, span) for name in self.strata}
         counts = round_mixture([mixture[name] for name in self.strata], window)
         self.counts = dict(zip(self.strata, counts, strict=True))
         self._deal_window = lru_cache(maxsize=4)(self._deal)
@@ -157,9 +162,9 @@ class _Epoch:
 class _Stream:
     """One stratum's samples, epoch after epoch."""
 
-    def __init__(self, samples: Stratum, key: tuple[int | str, ...], rows: int) -> None:
+    def __init__(self, samples: Stratum, key: tuple[int | str, ...], share: int, span: int) -> None:
         self.samples = samples
-        self._key, self._rows = key, rows
+        self._key, self._share, self._span = key, share, span
         self._size = int(samples.counts.sum())
         self._epoch = lru_cache(maxsize=4)(self._ordered)
 
@@ -178,9 +183,13 @@ class _Stream:
         counts, sizes = self.samples.counts, self.samples.sizes
         order = generator("plan/groups/1", *self._key, number).permutation(len(counts))
         ends = np.cumsum(counts[order])
-        run = (np.cumsum(sizes[order]) - sizes[order]) // self._rows
-        first = np.flatnonzero(np.diff(run, prepend=-1))
-        return _Epoch(order, ends, np.append(ends[first] - counts[order][first], self._size))
+        runs, before, rows = [0], 0, 0  # where each begins; samples up to here, and rows of the run at hand
+        for end, size in zip(ends.tolist(), sizes[order].tolist(), strict=True):
+            before, rows = end, rows + size
+            if before - runs[-1] >= self._share or rows >= self._span:
+                runs.append(before)
+                rows = 0
+        return _Epoch(order, ends, np.array(runs if before == runs[-1] else [*runs, before]))
 
 
 def round_mixture(weights: list[float], total: int) -> list[int]:

@@ -76,7 +76,7 @@ class SampleTable:
         RecipeError: the corpora have no sample.
     """
 
-    def __init__(self, corpora: Sequence[Corpus], held_out: float, memory: int = 256 << 20) -> None:
+    def __init__(self, corpora: Sequence[Corpus], held_out: float, memory: int = 512 << 20) -> None:
         self.corpora = list(corpora)
         names = [str(c.info.get("name") or Path(str(c.path)).name) for c in corpora]
         self._names = [n if names.count(n) == 1 else str(c.path) for n, c in zip(names, corpora, strict=True)]
@@ -104,6 +104,7 @@ class SampleTable:
         self.chats = {task for f in found for task in f.chats}
         self.derived = [str(r.corpus.path) for r in self._readers if r.derived]
         self.tasks = sorted({cell.task for cell in self.cells})
+        self._tasks = np.array([self.tasks.index(cell.task) for cell in self.cells])
         self.train = self.samples(TRAIN)
         self.held_out = self.samples(HELD_OUT)
         self._sides: _Kept[_Group] = _Kept(memory // 4)
@@ -114,7 +115,7 @@ class SampleTable:
 
     def __getitem__(self, sample: int) -> SampleRef:
         group, row = self._locate(sample)
-        code = self._group_of(group).tasks[row]
+        code = int(self._tasks[self._group_of(group).cells[row]])
         block = self._blocks.get((group, code), lambda: self._block(group, code))
         found = block.table.slice(int(block.rows.searchsorted(row)), 1).to_pylist()[0]
         members = tuple((m["suffix"], m["offset"], m["size"]) for m in found["members"])
@@ -127,7 +128,7 @@ class SampleTable:
     def task(self, sample: int) -> str:
         """A sample's task."""
         group, row = self._locate(sample)
-        return self.tasks[self._group_of(group).tasks[row]]
+        return self.cells[self._group_of(group).cells[row]].task
 
     def samples(self, side: int, by: By = "task", of: Callable[[Cell], bool] = lambda _: True) -> dict[str, Samples]:
         """The samples of one side by task, source or corpus; `of` says of which cells."""
@@ -173,12 +174,12 @@ class SampleTable:
     def _parsed(self, group: int) -> _Group:
         place = self._place(group)
         kinds, own, others = self._readers[place].kinds_and_split(group - int(self._groups[place]))
-        cells = np.array([self._codes.get(Cell(place, *name), -1) for name in kinds.names], np.int32)
-        tasks = np.array([self.tasks.index(task) for task, _ in kinds.names], np.int16)
-        return _Group(cells[kinds.codes], tasks[kinds.codes], split_sides(own, others, self._below))
+        kind = np.min_scalar_type(len(self.cells))
+        cells = np.array([self._codes.get(Cell(place, *name), len(self.cells)) for name in kinds.names], kind)
+        return _Group(cells[kinds.codes], split_sides(own, others, self._below))
 
     def _block(self, group: int, code: int) -> _Block:
-        rows = np.flatnonzero(self._group_of(group).tasks == code)
+        rows = np.flatnonzero(self._tasks[self._group_of(group).cells] == code)
         place = self._place(group)
         table = self._readers[place].read(group - int(self._groups[place]), _COLUMNS)
         return _Block(rows, table.take(pa.array(rows)).combine_chunks())
@@ -230,23 +231,23 @@ class Samples(Sequence[int]):
 
 
 class _Group:
-    """Cell, task and side of the rows of one row group."""
+    """Cell and side of the rows of one row group."""
 
-    def __init__(self, cells: np.ndarray, tasks: np.ndarray, sides: np.ndarray) -> None:
-        self.cells, self.tasks, self.sides = cells, tasks, sides
+    def __init__(self, cells: np.ndarray, sides: np.ndarray) -> None:
+        self.cells, self.sides = cells, sides
         self._rows: dict[tuple[tuple[int, ...], int], np.ndarray] = {}
 
     def rows(self, codes: tuple[int, ...], side: int) -> np.ndarray:
         """The rows of these cells on this side, in order."""
         if (codes, side) not in self._rows:
             there = np.isin(self.cells, codes) & (self.sides == side)
-            self._rows[codes, side] = np.flatnonzero(there).astype(np.int32)
+            self._rows[codes, side] = np.flatnonzero(there).astype(np.min_scalar_type(len(there)))
         return self._rows[codes, side]
 
     @property
     def nbytes(self) -> int:
-        """Bytes, with rows by task for both sides."""
-        return 2 * (self.cells.nbytes + self.tasks.nbytes + self.sides.nbytes)
+        """Bytes, with the rows of every stratum once."""
+        return self.cells.nbytes + self.sides.nbytes + len(self.cells) * np.min_scalar_type(len(self.cells)).itemsize
 
 
 @dataclass(frozen=True)
