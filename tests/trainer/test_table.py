@@ -18,6 +18,7 @@ from x2i.base.errors import RecipeError
 from x2i.corpus.manifest import SCHEMA, SPLIT, ManifestWriter
 from x2i.trainer import index
 from x2i.trainer.config import Stage
+from x2i.trainer.lengths import tokens
 from x2i.trainer.mixture import held_out_of, plan_of, tasks_of, training_of
 from x2i.trainer.plan import StagePlan
 from x2i.trainer.table import SampleTable
@@ -27,7 +28,7 @@ TASKS = ("deblur", "describe", "text_to_image")
 
 def rows_of(images: range, source: str = "here") -> list[dict[str, Any]]:
     """Of each image a sample for one to three tasks; `describe` has no output image; every tenth has a second image."""
-    out = []
+    out: list[dict[str, Any]] = []
     for number in images:
         image = hashlib.sha256(b"%d" % number).hexdigest()
         other = hashlib.sha256(b"%d" % (number // 2)).hexdigest()
@@ -183,6 +184,29 @@ def test_a_mixture_may_be_by_task_source_or_corpus(
     assert tasks_of(table, of) == held_out_of(table, of).keys() == training_of(table, of).keys() == tasks
     with pytest.raises(RecipeError, match="no training samples of sea; they have"):
         plan_of(table, stage(mixture_by=by, mixture={"sea": 1}), 0)
+
+
+def test_a_mixture_by_tokens_gives_each_its_share_of_them(two: list[corpus.Corpus]) -> None:
+    table = SampleTable(two, 0.2)
+    of = stage(mixture={"deblur": 3, "describe": 1}, mixture_unit="tokens", resolution=64, chat_resolution=32)
+    plan = plan_of(table, of, 0)
+    manifests = [c.manifest for c in two]
+    length = np.concatenate([tokens(m, of) for m in manifests])
+    assert set(length[:2]) == {16 + 9 / 4} and set(length[3:5]) == {16 + 9 / 4, 9 / 4}
+    total: Counter[str] = Counter()
+    for draw in (plan.draw(i) for i in range(4096)):
+        total[draw.stratum] += length[draw.sample]
+    assert total["deblur"] / total["describe"] == pytest.approx(3, rel=0.01)
+    assert plan_of(SampleTable(two, 0.2), of, 0).counts == plan.counts
+
+
+def test_a_conversation_is_as_long_as_its_record_and_its_pictures(two: list[corpus.Corpus]) -> None:
+    row = rows_of(range(1, 2))[1] | {"input_sizes": [{"width": 300, "height": 100}, {"width": 20, "height": 20}]}
+    row["members"] = [{"suffix": "jpg", "offset": 0, "size": 9999}, {"suffix": "json", "offset": 9, "size": 400}]
+    of = stage(resolution=64, chat_resolution=32)
+    drawn = rows_of(range(1, 2))[0] | {"input_sizes": row["input_sizes"], "instruction_chars": 40}
+    found = tokens(pa.Table.from_pylist([row, drawn], SCHEMA), of)
+    assert found.tolist() == [3 * 4 + 4 + 100, 3 * 16 + 10]
 
 
 def test_a_stage_is_evaluated_on_what_its_mixture_names(two: list[corpus.Corpus]) -> None:

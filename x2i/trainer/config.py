@@ -130,6 +130,10 @@ class Stage(Config):
         "task",
         description="what `mixture` names; a corpus is called by its recipe's name, or its path where two have the same",
     )
+    mixture_unit: Literal["samples", "tokens"] = Field(
+        "samples",
+        description="what the weights are shares of; tokens are estimated from the manifest (`x2i.trainer.lengths`)",
+    )
     min_crop: float = Field(
         1.0,
         gt=0,

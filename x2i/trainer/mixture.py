@@ -4,13 +4,23 @@ from __future__ import annotations
 
 from x2i.trainer.config import Stage
 from x2i.trainer.index import HELD_OUT, TRAIN
+from x2i.trainer.lengths import COLUMNS, tokens
 from x2i.trainer.plan import StagePlan
 from x2i.trainer.table import Samples, SampleTable
+
+#: Row groups, evenly spaced, from which the mean length of a stratum's samples is taken.
+_GROUPS = 16
 
 
 def plan_of(table: SampleTable, stage: Stage, seed: int) -> StagePlan:
     """The stream of a stage. Raises RecipeError if its mixture names what has no training samples."""
-    return StagePlan(table.samples(TRAIN, stage.mixture_by), stage.mixture, stage.batch, seed, stage.name)
+    samples = table.samples(TRAIN, stage.mixture_by)
+    mixture = dict(stage.mixture)
+    if stage.mixture_unit == "tokens":
+        for name in mixture.keys() & {n for n, s in samples.items() if len(s)}:
+            mean = tokens(samples[name].some(COLUMNS, _GROUPS), stage).mean()
+            mixture[name] /= float(f"{mean:.6g}")  # not to hang on the last bit of a sum
+    return StagePlan(samples, mixture, stage.batch, seed, stage.name)
 
 
 def tasks_of(table: SampleTable, stage: Stage) -> set[str]:

@@ -159,6 +159,12 @@ class SampleTable:
         rows = self._group_of(group).rows(codes, side)
         return int(self._firsts[group]) + int(rows[rank])
 
+    def rows(self, codes: tuple[int, ...], side: int, group: int, columns: list[str]) -> pa.Table:
+        """What the manifest says of these cells' samples on this side in a row group."""
+        place = self._place(group)
+        table = self._readers[place].read(group - int(self._groups[place]), columns)
+        return table.take(pa.array(self._group_of(group).rows(codes, side)))
+
     def _locate(self, sample: int) -> tuple[int, int]:
         if not 0 <= sample < len(self):
             raise IndexError(sample)
@@ -223,6 +229,12 @@ class Samples(Sequence[int]):
     def task(self, sample: int) -> str:
         """The task of one of them."""
         return next(iter(self._tasks)) if len(self._tasks) == 1 else self._table.task(sample)
+
+    def some(self, columns: list[str], groups: int) -> pa.Table:
+        """Columns of those in at most so many row groups, evenly spaced."""
+        chosen = np.unique(np.linspace(0, len(self._groups) - 1, min(groups, len(self._groups))).astype(int))
+        parts = (self._table.rows(self._codes, self._side, int(self._groups[i]), columns) for i in chosen)
+        return pa.concat_tables(parts)
 
     def spread(self, count: int) -> list[int]:
         """At most `count` of them, evenly spaced."""
