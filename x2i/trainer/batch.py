@@ -30,6 +30,7 @@ class DrawBatch:
     t: Tensor  # [B]
     inputs: Any
     weights: Tensor | None = None
+    dropped: tuple[bool, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,7 @@ class Batcher:
             t=torch.tensor(np.array(t), dtype=torch.float32, device=self._device),
             inputs=inputs.to(self._device),
             weights=None if edit_loss is None else self._weights(examples, dropped, edit_loss),
+            dropped=tuple(dropped),
         )
 
     def chat(self, examples: Sequence[Example], plain: bool = False, rejected: bool = False) -> ChatBatch:

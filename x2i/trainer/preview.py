@@ -33,6 +33,7 @@ class Row:
     inputs: tuple[np.ndarray, ...]
     drawn: Image.Image | str
     target: np.ndarray | str | None
+    title: str = "drawn"
 
 
 def rows_of(painter: Painter, examples: Sequence[tuple[str, Example]], preview: Preview, side: int) -> list[Row]:
@@ -144,9 +145,9 @@ def _card(row: Row, width: int, height: int, inputs: int) -> Image.Image:
         (f"input {i}" if len(row.inputs) > 1 else "input", Image.fromarray(a)) for i, a in enumerate(row.inputs, 1)
     ]
     target = Image.fromarray(row.target) if isinstance(row.target, np.ndarray) else row.target
-    cells += [("answered" if isinstance(row.drawn, str) else "drawn", row.drawn), ("target", target)]
+    cells += [("answered" if isinstance(row.drawn, str) else row.title, row.drawn), ("target", target)]
     for place, (title, cell) in enumerate(cells):
-        if cell is None:
+        if cell is None or cell == "":
             continue
         x = _TEXT + place * (_TILE + _GAP)
         draw.text((x, 8), title, fill=_SOFT, font=small)
