@@ -40,7 +40,9 @@ def train(
 def show(result: Result) -> None:
     """Print what a run has made."""
     if result.held_out:
-        losses = table("Held-out loss: of the velocity, or per token", "task", "loss", "of a constant answer", "samples")
+        losses = table(
+            "Held-out loss: of the velocity, or per token", "task", "loss", "of a constant answer", "samples"
+        )
         for task, loss in result.held_out.items():
             losses.add_row(task, f"{loss['loss']:.3f}", f"{loss['baseline']:.3f}", f"{loss['samples']:,}")
         console.print(losses)

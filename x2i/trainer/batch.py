@@ -83,7 +83,8 @@ class Batcher:
         targets = [e.output for e in examples if e.output is not None]
         data = self._vae.encode(to_tensor(targets).to(self._device), self._posterior(generators[0]))
         requests = [Request(e.instruction, e.inputs) for e in examples]
-        inputs = self._processor.requests(requests, dropped, self._posterior(generators[0]))
+        size = targets[0].shape[0], targets[0].shape[1]
+        inputs = self._processor.requests(requests, dropped, self._posterior(generators[0]), size)
         noise = np.stack([g.standard_normal(tuple(data.shape[1:]), dtype=np.float32) for g in generators])
         return DrawBatch(
             examples=tuple(examples),
