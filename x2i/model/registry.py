@@ -61,6 +61,12 @@ def config_of(architecture: str, numbers: dict[str, Any], where: str) -> ModelCo
     return parse_config(type(next(iter(module.PRESETS.values()))), numbers, where)
 
 
+def module(architecture: str, name: str) -> Any:
+    """A module of an architecture's package that only some have (`layouts`, `generation`); None if it has none."""
+    path = f"x2i.model.{architecture}.{name}"
+    return importlib.import_module(path) if importlib.util.find_spec(path) else None
+
+
 def model_class(architecture: str) -> type[Model[Any]]:
     """The network's class."""
     found: type[Model[Any]] = importlib.import_module(f"x2i.model.{architecture}.model").MODEL
