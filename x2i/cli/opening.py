@@ -37,7 +37,8 @@ class Ready:
     @property
     def side(self) -> int | None:
         """Side in pixels to which pictures that are asked about are scaled down, as in training; None: not at all."""
-        return None if self.source.foreign else self.opened.described.resolution
+        described = self.opened.described
+        return None if self.source.foreign else described.chat_resolution or described.resolution
 
     @property
     def drawing(self) -> Drawing:

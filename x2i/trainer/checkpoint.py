@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     import torch
 
     from x2i.model.base import Model, Processor
+    from x2i.model.layouts import Opened
     from x2i.model.sampling import Painter
     from x2i.model.vae import VAE
 
@@ -158,7 +159,7 @@ def load_model(path: Path, device: torch.device | str = "cpu", adapters: bool = 
     if described.base is None:
         weights.load(model, weights_of(place))
     else:
-        weights.load(model, weights_of(fetched(described.base)))
+        load_weights(model, fetched(described.base))
         if adapters:
             averaged = place / EMA_ADAPTER
             lora.load_adapter(model, averaged if averaged.is_dir() else place / ADAPTER)
@@ -201,6 +202,41 @@ def fetched(spec: str) -> Path:
     path = Weights(spec).fetch()
     newest = all_of(path)
     return newest[-1].path if newest else path
+
+
+def load_weights(model: Model[Any], place: Path, opened: Opened[Any] | None = None) -> None:
+    """Read all weights that a run starts from into a model.
+
+    Args:
+        model: of the same numbers.
+        place: a checkpoint (its averaged weights where it has them), a file, or a folder in its publishers' layout.
+        opened: that folder's model, if it is open already.
+
+    Raises:
+        X2IError: they are no weights of this model.
+    """
+    from x2i.model import weights
+
+    opened = opened or published(place)
+    if opened is None:
+        weights.load(model, weights_of(place))
+        return
+    state = opened.model.state_dict()
+    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    if wanted != {name: tuple(tensor.shape) for name, tensor in state.items()}:
+        raise X2IError(f"{place}: its {type(opened.model).__name__} has other numbers than the run's model")
+    model.load_state_dict(state)
+
+
+def published(place: Path) -> Opened[Any] | None:
+    """The model of a folder in its publishers' layout, in float32; None if the folder is none."""
+    from x2i.model import layouts
+
+    if not place.is_dir() or layouts.is_checkpoint(place):
+        return None
+    architecture = layouts.published(place)
+    module = None if architecture is None else layouts.of(architecture)
+    return None if module is None else module.open_model(place)
 
 
 def weights_of(place: Path) -> Path:

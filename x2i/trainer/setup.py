@@ -11,12 +11,15 @@ import torch
 from tokenizers import Tokenizer
 
 from x2i.base.errors import RecipeError, X2IError
+from x2i.base.files import atomic, remove
 from x2i.base.seeds import digest
 from x2i.corpus.corpus import Corpus
 from x2i.model import lora, registry, weights
 from x2i.model import vae as vaes
 from x2i.model.base import Model, Processor
-from x2i.model.config import ModelConfig, PixelsConfig, VAEConfig
+from x2i.model.config import AutoencoderKLConfig, ModelConfig, PixelsConfig, VAEConfig
+from x2i.model.folders import Held
+from x2i.model.layouts import Opened
 from x2i.trainer import checkpoint, tokens
 from x2i.trainer.batch import Batch, Batcher
 from x2i.trainer.checkpoint import Checkpoint
@@ -60,6 +63,7 @@ class Setup:
         self.reader = SampleReader(self.table, run.reading.cache_mib << 20)
         self._base = None if run.model.weights is None else checkpoint.fetched(run.model.weights)
         self._newest = newest
+        self._opened = None if self._base is None else checkpoint.published(self._base)
         numbers, vae = self._described()
         self.vae_config = run.vae or vae or PixelsConfig()
         self.vae = vaes.build(self.vae_config).to(self.device)
@@ -115,12 +119,28 @@ class Setup:
     def _described(self) -> tuple[ModelConfig, VAEConfig | None]:
         """The model's numbers and its autoencoder, from the run file or from beside the weights."""
         spec, base = self.run.model, self._base
+        if self._opened is not None:
+            numbers = spec.config(self._opened.model.config)
+            assert numbers is not None
+            return numbers, self._vae_of(self._opened)
         file = None if base is None or not (base / checkpoint.CONFIG).is_file() else checkpoint.describe(base)
         beside = None if file is None else registry.config_of(file.architecture, file.model, str(base))
         numbers = spec.config(beside)
         if numbers is None:
             raise RecipeError(f"model.weights: {spec.weights} does not say which model it is: give `preset`")
         return numbers, None if file is None else file.vae
+
+    def _vae_of(self, opened: Opened[Any]) -> VAEConfig | None:
+        """The autoencoder of a published model; one that lies within its weights is written into the run's folder."""
+        if not isinstance(opened.vae, Held):
+            return opened.described.vae
+        folder = self.run.output / checkpoint.VAE_FOLDER
+        if self._newest is None:
+            remove(folder)
+        if not folder.is_dir():
+            with atomic(folder) as temporary:
+                opened.vae.module.save_pretrained(temporary)
+        return AutoencoderKLConfig(kind="autoencoder_kl", weights=str(folder.absolute()))
 
     def _build_tokenizer(self, processor: type[Processor[Any]]) -> Tokenizer:
         if self._newest is not None:
@@ -129,7 +149,7 @@ class Setup:
             tasks = {task for stage in self.run.stages for task in stage.mixture}
             return tokens.build(self.run.tokenizer, self.reader, processor, tasks)
         assert self._base is not None
-        return tokens.load(self._base)
+        return tokens.load(self._base) if self._opened is None else self._opened.tokenizer
 
     def _build_model(self, numbers: ModelConfig, start: bool) -> Model[Any]:
         """The network; to `start`, with the parts of other models that the run begins with."""
@@ -142,7 +162,7 @@ class Setup:
             torch.manual_seed(seed)
             model = registry.build(config)
         if self._base is not None:
-            weights.load(model, checkpoint.weights_of(self._base))
+            checkpoint.load_weights(model, self._base, self._opened)
         elif start:
             self._load_parts(model)
         if run.model.lora is not None:
