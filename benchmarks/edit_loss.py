@@ -51,7 +51,7 @@ from x2i.trainer.run import train
 from x2i.trainer.table import SampleTable
 
 NONE = "none"
-KINDS = (NONE, "paper", "local", "released")
+KINDS = (NONE, "paper", "local", "released", "kept")
 #: Where there is no mask: a place has changed if a value did by more than this, of 255.
 CHANGED = 16
 TIMES = 1 / (1 + np.exp(-np.array([-1.1503, -0.3186, 0.3186, 1.1503])))  # as the trainer's held-out loss

@@ -124,7 +124,7 @@ class Batcher:
             return None
         sources = self._vae.encode(to_tensor([examples[i].inputs[0] for i in edits]).to(self._device))
         targets = self._vae.encode(to_tensor([_output(examples[i]) for i in edits]).to(self._device))
-        found = losses.edit_weights(targets, sources, loss.kind)
+        found = losses.edit_weights(targets, sources, loss.kind, kept=loss.kept)
         weights = found.new_ones(len(examples), *found.shape[1:])
         weights[torch.tensor(edits, device=found.device)] = found
         return weights

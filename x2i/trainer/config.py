@@ -87,10 +87,12 @@ class TokenizerSpec(Config):
 class EditLoss(Config):
     """How the velocity's error is weighted by where a picture differs from its source (`x2i.trainer.losses`)."""
 
-    kind: Literal["paper", "local", "released"] = Field(
+    kind: Literal["paper", "local", "released", "kept"] = Field(
         description="paper: OmniGen's formula, 1 where the latents are equal, 1 / |difference|^2 of the whole picture "
-        "elsewhere; local: the same with the difference of each place; released: the heuristic of its code"
+        "elsewhere; local: the same with the difference of each place; released: the heuristic of its code; kept: "
+        "`kept` where the latents are equal, 1 elsewhere"
     )
+    kept: float = Field(4.0, gt=0, description="of kind kept: weight of what an edit must leave alone")
     tasks: tuple[str, ...] | None = Field(
         None, description="tasks whose first input image is the source; default: all samples with one input image"
     )
