@@ -48,6 +48,17 @@ def changed(config: ModelConfig, changes: dict[str, Any], where: str = "model") 
     return parse_config(type(config), _merged(config.model_dump(), changes), where)
 
 
+def read_as(config: ModelConfig, inputs: dict[str, Any], where: str) -> ModelConfig:
+    """A configuration with some of the numbers replaced that say how it reads. Raises RecipeError for any other."""
+    if other := [name for name in inputs if name in type(config).model_fields and name not in config.reading]:
+        those = ", ".join(config.reading) or "none"
+        raise RecipeError(
+            f"{where}.{other[0]}: it says what the network is, which no stage changes (model: {{{other[0]}: …}} does, "
+            f"for all of them); numbers of {config.architecture} that say how it reads: {those}"
+        )
+    return changed(config, inputs, where)
+
+
 def _merged(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
     both = {k: _merged(old[k], v) for k, v in new.items() if isinstance(v, dict) and isinstance(old.get(k), dict)}
     return old | new | both

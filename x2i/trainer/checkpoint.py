@@ -110,6 +110,23 @@ def write(target: Path, files: dict[str, Any]) -> Checkpoint:
     return Checkpoint(target, int(files[TRAINER]["step"]))
 
 
+def optimizer_of(place: Path, device: torch.device) -> dict[str, Any]:
+    """A checkpoint's state of the optimiser. Raises X2IError if it is missing or damaged."""
+    import pickle
+
+    import torch
+
+    path = place / OPTIMIZER
+    try:
+        state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+    except (OSError, EOFError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
+        told = str(error).partition(". ")[0] or type(error).__name__
+        raise X2IError(
+            f"{path}: cannot be read ({told}). Remove {place} to go on from the checkpoint before it, or use --fresh"
+        ) from None
+    return state
+
+
 def prune(output: Path, keep: int, always: set[int]) -> None:
     """Remove all but the newest `keep` checkpoints and those of the steps in `always`."""
     for checkpoint in all_of(output)[:-keep]:
@@ -240,7 +257,16 @@ def published(place: Path) -> Opened[Any] | None:
 
 
 def weights_of(place: Path) -> Path:
-    """The file of weights to use: of a checkpoint its averaged ones, where it has them; else what was given."""
+    """The file of weights to use: of a checkpoint its averaged ones, where it has them; else what was given.
+
+    Raises:
+        X2IError: the checkpoint has adapters alone.
+    """
+    if (place / ADAPTER).is_dir() and not (place / MODEL).is_file():
+        raise X2IError(
+            f"{place}: adapters alone, without the weights beside which they were trained: fold them in and write all "
+            f"with `x2i convert {place} FOLDER --layout x2i`, and take FOLDER"
+        )
     return place / EMA if (place / EMA).is_file() else place
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -52,6 +52,8 @@ class ModelSpec(Config):
             raise ValueError(str(error).removeprefix("model: ")) from None
         if self.lora is not None and self.weights is None:
             raise ValueError("lora: adapters change a trained model: give its `weights`")
+        if self.pretrained and self.weights is not None:
+            raise ValueError("pretrained: parts are read into a fresh model, and `weights` holds them all: give one")
         return self
 
     def config(self, of_weights: ModelConfig | None) -> ModelConfig | None:
@@ -105,6 +107,10 @@ class Preference(Config):
     label_smoothing: float = Field(0.0, ge=0, lt=0.5, description="share of preferences taken to be wrong")
 
 
+Momentum = Annotated[float, Field(ge=0, lt=1)]
+Temperature = Annotated[float, Field(gt=0)]
+
+
 class Stage(Config):
     """One stage: which tasks in what mixture, at what resolution, how long, how fast."""
 
@@ -151,12 +157,12 @@ class Stage(Config):
     inputs: dict[str, Any] = Field(
         {}, description="numbers of the model that say how it reads, changed for this stage, as {tiles: {single: 4}}"
     )
-    tau: tuple[float, float] | None = Field(
+    tau: tuple[Temperature, Temperature] | None = Field(
         None, description="temperature of a visual tokenizer's Gumbel softmax, from the first step to the last"
     )
     preference: Preference | None = Field(None, description="learn from preferred and rejected answers (DPO)")
     weight_decay: float = Field(0.0, ge=0, description="AdamW's decay")
-    betas: tuple[float, float] = Field((0.9, 0.999), description="AdamW's momenta")
+    betas: tuple[Momentum, Momentum] = Field((0.9, 0.999), description="AdamW's momenta")
     clip: float = Field(1.0, gt=0, description="largest norm of the gradient")
 
     def side(self, chat: bool) -> int:
@@ -169,6 +175,22 @@ class Stage(Config):
         if not value or min(value.values()) <= 0:
             raise ValueError("name at least one task, each with a weight above 0")
         return value
+
+    @field_validator("train")
+    @classmethod
+    def _some(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        if value == ():
+            raise ValueError("a stage that trains nothing: name a part, or leave the key out to train all")
+        return value
+
+    @model_validator(mode="after")
+    def _edits(self) -> Stage:
+        named = (self.edit_loss.tasks if self.edit_loss else None) or ()
+        if unknown := [task for task in named if task not in self.mixture]:
+            raise ValueError(
+                f"edit_loss.tasks: {unknown[0]!r} is not in the mixture, which has {', '.join(self.mixture)}"
+            )
+        return self
 
 
 class PreviewPrompt(Config):
@@ -243,6 +265,11 @@ class RunConfig(Config):
         if self.tokenizer is None and self.model.weights is None:
             raise ValueError(
                 "tokenizer: give its path, or train: {vocab_size: …}; there are no weights to take it from"
+            )
+        if self.tokenizer is not None and self.tokenizer.train is not None and self.model.weights is not None:
+            raise ValueError(
+                "tokenizer: the weights know the words of their own tokenizer, and one that is trained anew gives "
+                "other words the same numbers: leave the key out, or leave out model.weights"
             )
         names = [s.name for s in self.stages]
         if len(set(names)) != len(names):

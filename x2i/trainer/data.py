@@ -28,11 +28,14 @@ from x2i.base.seeds import generator
 from x2i.corpus.corpus import Corpus
 from x2i.model.base import Chat, Message
 from x2i.model.pixels import centre_crop, crop, shrink
+from x2i.model.placeholders import MARK, numbers_of
 from x2i.trainer.config import Reading, Stage
 from x2i.trainer.plan import Draw, StagePlan
 from x2i.trainer.table import SampleRef, SampleTable
 
 log = logging.getLogger(__name__)
+
+_ROLES = ("system", "user", "assistant")
 
 
 @dataclass(frozen=True)
@@ -84,7 +87,7 @@ class Damage:
 
 
 class DamagedSample(Exception):
-    """One sample's bytes are not what the manifest says, or do not decode. Becomes a `Damage`."""
+    """One sample's bytes are not what the manifest says, do not decode, or contradict each other. Becomes a `Damage`."""
 
 
 class SampleReader:
@@ -129,26 +132,39 @@ class SampleReader:
         record = self._record(self._blob(self.table[index]))
         return str(record.get("instruction") or "") or "\n".join(m.text for m in _messages(record))
 
-    def planned(self, plan: StagePlan, draw: Draw, side: int, min_crop: float = 1.0) -> Example:
+    def planned(
+        self, plan: StagePlan, draw: Draw, side: int, min_crop: float = 1.0, preferred: bool = False
+    ) -> Example:
         """The sample of a draw, or of its next spare that is whole, cut as `Stage.min_crop` says.
+
+        Args:
+            plan, draw: what is due.
+            side: in pixels.
+            min_crop: as `Stage.min_crop`.
+            preferred: only samples whose last answer was preferred to another.
 
         Raises:
             X2IError: so many in a row are damaged that the corpus must be.
         """
-        candidate, reason = draw, None
+        candidate, reason, last = draw, None, ""
         for attempt in range(1, 34):
             try:
                 if min_crop == 1 or draw.task in self.table.chats:
-                    return replace(self.read(candidate.sample, side), draw=draw.index, replaced=reason)
-                whole = self._read(candidate.sample, math.ceil(side / min_crop), whole=True)
-                return _cut(replace(whole, draw=draw.index, replaced=reason), side, min_crop, plan.key)
+                    example = replace(self.read(candidate.sample, side), draw=draw.index, replaced=reason)
+                    last = _no_preference(example) if preferred else ""
+                    if not last:
+                        return example
+                else:
+                    whole = self._read(candidate.sample, math.ceil(side / min_crop), whole=True)
+                    return _cut(replace(whole, draw=draw.index, replaced=reason), side, min_crop, plan.key)
             except DamagedSample as damage:
-                self._record_damage(candidate.sample, str(damage))
-                reason = reason or f"{self.table[draw.sample].key}: {damage}"
-                candidate = plan.spare(draw, attempt)
+                last = str(damage)
+                self._record_damage(candidate.sample, last)
+            reason = reason or f"{self.table[draw.sample].key}: {last}"
+            candidate = plan.spare(draw, attempt)
         raise X2IError(
-            f"33 samples of {draw.task} in a row are damaged, the last for this reason: "
-            f"{self.damaged[draw.sample].reason}. `x2i verify CORPUS` says what is wrong with the corpus."
+            f"33 samples of {draw.task} in a row cannot be used, the last for this reason: {last}. "
+            "`x2i verify CORPUS` says whether the corpus is damaged."
         )
 
     def close(self) -> None:
@@ -173,10 +189,15 @@ class SampleReader:
             if "output_image" not in record:
                 shown = tuple(_picture(members[name], side, whole=True) for name in inputs)
                 rejected = record.get("rejected_response")
-                return Example(-1, ref.key, ref.task, "", shown, None, _messages(record), rejected)
+                messages = _messages(record)
+                _check_turns(messages, len(shown), rejected)
+                return Example(-1, ref.key, ref.task, "", shown, None, messages, rejected)
             names = [*inputs, str(record["output_image"]).removeprefix(f"{ref.key}.")]
             pictures = [_picture(members[name], side, whole) for name in names]
+            numbers_of(str(record["instruction"]), len(inputs))
             return Example(-1, ref.key, ref.task, str(record["instruction"]), tuple(pictures[:-1]), pictures[-1])
+        except X2IError as error:
+            raise DamagedSample(str(error)) from None
         except KeyError as error:
             raise DamagedSample(f"{error} is missing from the sample") from None
         # what Pillow raises for damaged files, depending on the format
@@ -234,6 +255,26 @@ def _messages(record: dict[str, Any]) -> tuple[Message, ...]:
         raise DamagedSample(f"its messages cannot be read ({type(error).__name__}: {error})") from None
 
 
+def _check_turns(messages: Sequence[Message], images: int, rejected: Any) -> None:
+    """Raise DamagedSample if nothing could be learned from a conversation, or not as it is written."""
+    marks = sum(m.text.count(MARK) for m in messages)
+    if marks != images:
+        raise DamagedSample(f"its messages have {marks} marks {MARK}, and it has {images} images")
+    if strange := sorted({m.role for m in messages} - set(_ROLES)):
+        raise DamagedSample(f"its messages have the role {strange[0]!r}; known: {', '.join(_ROLES)}")
+    if all(m.role != "assistant" for m in messages):
+        raise DamagedSample("no message of it is the assistant's: there is nothing to be learned")
+    if rejected is not None and (not isinstance(rejected, str) or MARK in rejected):
+        raise DamagedSample("its rejected_response is not a text")
+
+
+def _no_preference(example: Example) -> str:
+    """Why a sample teaches no preference; empty if it does."""
+    if example.rejected is None:
+        return "it has no rejected_response, which a stage with `preference` learns from"
+    return "" if example.messages[-1].role == "assistant" else "its last message is not the assistant's"
+
+
 def _box(sides: Sequence[float]) -> str:
     return "[" + ", ".join(str(round(1000 * float(v))) for v in sides) + "]"
 
@@ -278,4 +319,6 @@ class Loader:
 
     def _example(self, draw: Draw) -> Example:
         side = self._stage.side(draw.task in self._reader.table.chats)
-        return self._reader.planned(self._plan, draw, side, self._stage.min_crop)
+        return self._reader.planned(
+            self._plan, draw, side, self._stage.min_crop, preferred=self._stage.preference is not None
+        )

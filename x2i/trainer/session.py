@@ -191,14 +191,13 @@ class Session:
             self._begin(place)
             self._setup.load(path)  # over those of the beginning
             assert self._learner.optimizer is not None
-            state = torch.load(path / checkpoint.OPTIMIZER, map_location=self._setup.device, weights_only=True)
-            self._learner.optimizer.load_state_dict(state)
+            self._learner.optimizer.load_state_dict(checkpoint.optimizer_of(path, self._setup.device))
         ema = self._learner.ema
         if ema is not None and self._run.model.lora is None:
-            weights.copy_into(ema, path / checkpoint.EMA)
+            weights.fill(ema, path / checkpoint.EMA)
         elif ema is not None:
             folder = path / checkpoint.EMA_ADAPTER
-            weights.copy_into({lora.PREFIX + n: t for n, t in ema.items()}, folder / lora.WEIGHTS)
+            weights.fill({lora.PREFIX + n: t for n, t in ema.items()}, folder / lora.WEIGHTS)
 
     def _preview(self, place: int) -> bytes | None:
         stage, processor = self._run.stages[place], self._setup.processors[place]

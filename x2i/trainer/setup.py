@@ -20,7 +20,7 @@ from x2i.model.base import Model, Processor
 from x2i.model.config import AutoencoderKLConfig, ModelConfig, PixelsConfig, VAEConfig
 from x2i.model.folders import Held
 from x2i.model.layouts import Opened
-from x2i.trainer import checkpoint, tokens
+from x2i.trainer import checkpoint, preview, tokens
 from x2i.trainer.batch import Batch, Batcher
 from x2i.trainer.checkpoint import Checkpoint
 from x2i.trainer.config import RunConfig, Stage
@@ -72,13 +72,14 @@ class Setup:
         self.model = self._build_model(numbers, start=newest is None)
         self.processors = [
             processor(
-                registry.changed(self.model.config, stage.inputs, f"stages.{place}.inputs"),
+                registry.read_as(self.model.config, stage.inputs, f"stages.{place}.inputs"),
                 *(self.tokenizer, self.vae, run.max_text_tokens),
             )
             for place, stage in enumerate(run.stages)
         ]
         self.batchers = [Batcher(p, self.vae, self.device) for p in self.processors]
         self._check_stages()
+        preview.check(run.preview)
         if newest is not None:
             self.load(newest.path)
 
@@ -89,7 +90,8 @@ class Setup:
         return self.batchers[place].training(examples, self.run.seed, stage)
 
     def _planned(self, plan: StagePlan, stage: Stage, draw: Draw) -> Example:
-        return self.reader.planned(plan, draw, stage.side(draw.task in self.table.chats), stage.min_crop)
+        side, preferred = stage.side(draw.task in self.table.chats), stage.preference is not None
+        return self.reader.planned(plan, draw, side, stage.min_crop, preferred)
 
     def load(self, place: Path) -> None:
         """Read the weights of a checkpoint of this run into the model."""
@@ -97,7 +99,7 @@ class Setup:
             weights.load(self.model, place)
         else:
             state = {lora.PREFIX + n: t for n, t in lora.adapter_state(self.model).items()}
-            weights.copy_into(state, place / checkpoint.ADAPTER / lora.WEIGHTS)
+            weights.fill(state, place / checkpoint.ADAPTER / lora.WEIGHTS)
 
     def load_beginning(self, place: int) -> None:
         """Read the weights that a stage began with: the end of the one before, or those of the very start."""
@@ -207,6 +209,11 @@ def _device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        return torch.device(name)
+        device = torch.device(name)
     except RuntimeError:
         raise RecipeError(f"device: {name!r} is none; give auto, cpu, cuda or cuda:N") from None
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise RecipeError(f"device: {name!r} cannot be had here ({str(error).partition('. ')[0]})") from None
+    return device
