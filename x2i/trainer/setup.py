@@ -122,15 +122,17 @@ class Setup:
         """The model's numbers and its autoencoder, from the run file or from beside the weights."""
         spec, base = self.run.model, self._base
         if self._opened is not None:
-            numbers = spec.config(self._opened.model.config)
-            assert numbers is not None
-            return numbers, self._vae_of(self._opened)
-        file = None if base is None or not (base / checkpoint.CONFIG).is_file() else checkpoint.describe(base)
-        beside = None if file is None else registry.config_of(file.architecture, file.model, str(base))
+            beside, vae = self._opened.model.config, self._vae_of(self._opened)
+        elif base is not None and (base / checkpoint.CONFIG).is_file():
+            file = checkpoint.describe(base)
+            beside, vae = registry.config_of(file.architecture, file.model, str(base)), file.vae
+        else:
+            beside, vae = None, None
         numbers = spec.config(beside)
         if numbers is None:
             raise RecipeError(f"model.weights: {spec.weights} does not say which model it is: give `preset`")
-        return numbers, None if file is None else file.vae
+        self._rows = (beside or numbers).vocabulary  # a preset of the weights' kind may have more words than they
+        return numbers, vae
 
     def _vae_of(self, opened: Opened[Any]) -> VAEConfig | None:
         """The autoencoder of a published model; one that lies within its weights is written into the run's folder."""
@@ -157,7 +159,7 @@ class Setup:
         """The network; to `start`, with the parts of other models that the run begins with."""
         run, vocabulary = self.run, self.tokenizer.get_vocab_size()
         trained = run.tokenizer is not None and run.tokenizer.train is not None
-        rows = vocabulary if trained else max(vocabulary, numbers.vocabulary)
+        rows = vocabulary if trained else max(vocabulary, self._rows)
         config = numbers.adapted(vocab_size=rows, latent_channels=self.vae.channels)
         seed = int(digest("weights/1", run.seed)[:15], 16)
         with torch.random.fork_rng(devices=[]):
