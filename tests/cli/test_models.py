@@ -185,6 +185,6 @@ def test_fetch_goes_on_after_a_failure_and_tells_them_all(tmp_path: Path) -> Non
 
 def test_every_command_of_the_group_has_help_with_an_example() -> None:
     group: Any = typer.main.get_command(app)
-    assert set(group.commands["models"].commands) == {"list", "check", "fetch"}
-    for name in ("list", "check", "fetch"):
+    assert set(group.commands["models"].commands) == {"list", "check", "fetch", "verify"}
+    for name in ("list", "check", "fetch", "verify"):
         assert f"Example: x2i models {name}" in x2i(name, "--help").output

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from tests.model import tiny
 from x2i.base.errors import RecipeError, X2IError
-from x2i.cli.convert import LayoutName, convert
+from x2i.cli.convert import convert
 from x2i.cli.sample import sample
 from x2i.model import lora
 from x2i.model.lora_config import LoRAConfig
@@ -171,17 +171,23 @@ def test_convert_says_what_is_wrong(home: Path, tmp_path: Path) -> None:
         x2i("convert", home / "pixels", tmp_path / "out", "--layout", "diffusers")
     with pytest.raises(X2IError, match="exists already"):
         x2i("convert", home / "pixels", tmp_path, "--layout", "published")
+    with pytest.raises(X2IError, match="omnigen can be written as published, diffusers, transformer, x2i"):
+        x2i("convert", home / "pixels", tmp_path / "out", "--layout", "transformers")
     (tmp_path / "other").mkdir()
-    other = {"architecture": "ovis_u1", "model": {}, "vae": None}
+    other: dict[str, Any] = {"architecture": "ovis_u1", "model": {}, "vae": None}
     (tmp_path / "other/config.json").write_text(json.dumps(other))
     (tmp_path / "other/trainer.json").write_text('{"step": 3}')
-    with pytest.raises(X2IError, match="layouts of omnigen alone"):
-        x2i("convert", tmp_path / "other", tmp_path / "out", "--layout", "published")
+    with pytest.raises(X2IError, match="ovis_u1 can be written as published, x2i"):
+        x2i("convert", tmp_path / "other", tmp_path / "out", "--layout", "diffusers")
+    (tmp_path / "strange").mkdir()
+    (tmp_path / "strange/config.json").write_text('{"model_type": "llava"}')
+    with pytest.raises(X2IError, match=r"nor a model in its publishers' layout .*ovis2: .*ovis_u1: .*says 'llava'"):
+        x2i("convert", tmp_path / "strange", tmp_path / "out", "--layout", "x2i")
+    (tmp_path / "sdxl").mkdir()
+    (tmp_path / "sdxl/model_index.json").write_text('{"_class_name": "StableDiffusionXLPipeline"}')
+    with pytest.raises(X2IError, match="nor a model in its publishers' layout"):
+        x2i("convert", tmp_path / "sdxl", tmp_path / "out", "--layout", "x2i")
     assert not (tmp_path / "out").exists()
-
-
-def test_the_commands_layouts_are_all_layouts() -> None:
-    assert [name.value for name in LayoutName] == [layout.value for layout in Layout]
 
 
 @pytest.mark.parametrize("command", ["sample", "convert"])

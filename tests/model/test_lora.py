@@ -9,9 +9,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import Phi3Config, Phi3Model, Qwen3Config, Qwen3Model
 
-from tests.model.filling import fill
 from x2i.base.errors import RecipeError, X2IError
 from x2i.model import lora, registry
+from x2i.model.filling import fill
 from x2i.model.lora_config import LoRAConfig
 
 IDS = torch.arange(14).view(2, 7) * 5 % 64

@@ -90,7 +90,7 @@ def test_the_long_rope_is_chosen_by_the_whole_sequence(before: int) -> None:
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=5e-6)
     if before < 119:  # the condition alone would have taken the short factors
         wrong = model.velocity(x, t, model.condition(batch, cache=True, target=(2, 2)))
-        assert (wrong - expected).abs().max() > 1e-2
+        assert (wrong - expected).abs().max() > 1e-3
 
 
 def test_a_cache_without_what_it_needs_is_refused() -> None:

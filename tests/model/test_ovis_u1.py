@@ -17,12 +17,12 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from tests.model.filling import fill
 from tests.model.test_chat import byte_tokenizer
 from x2i.base.errors import X2IError
 from x2i.model import flow
 from x2i.model.base import Branches, Chat, Message, Request
 from x2i.model.config import PixelsConfig
+from x2i.model.filling import fill
 from x2i.model.layers.chat import IGNORE
 from x2i.model.layers.config import AIMv2Config, VisualTokenizerConfig
 from x2i.model.ovis_u1.config import PARTS, PRESETS, STAGES, OvisU1Config, Qwen3Numbers

@@ -15,11 +15,11 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from tests.model import tiny
-from tests.model.filling import fill
 from x2i.base.errors import X2IError
 from x2i.model import lora, offload, weights
 from x2i.model.base import Request
 from x2i.model.config import AutoencoderKLConfig, PixelsConfig
+from x2i.model.filling import fill
 from x2i.model.lora_config import LoRAConfig
 from x2i.model.omnigen import layouts, published, writing
 from x2i.model.omnigen.config import PRESETS

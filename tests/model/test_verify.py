@@ -60,6 +60,7 @@ def test_outputs_come_from_where_they_say(report: Report) -> None:
     how = Counter((row.architecture, row.how) for row in report.outputs)
     assert how == {
         ("omnigen", "live"): 6,
+        ("omnigen", "recorded"): 3,
         ("ovis_u1", "recorded"): 9,
         ("ovis_u1", "live"): 1,
         ("ovis2", "recorded"): 4,

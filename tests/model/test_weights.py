@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from tests.model.filling import fill
 from x2i.base.errors import X2IError
 from x2i.model import weights
+from x2i.model.filling import fill
 
 
 class Tied(nn.Module):

@@ -51,7 +51,9 @@ def made_by(corpus: str) -> frozenset[str]:
 
 def demos() -> list[Path]:
     """The runs on corpora that can be made anywhere; others also learn published samples, whose tasks no recipe names."""
-    here = {load_config(Recipe, ROOT / f"configs/corpora/{name}.yaml").out for name in ("quickstart", "subject")}
+    here = {
+        load_config(Recipe, ROOT / f"configs/corpora/{name}.yaml").out for name in ("quickstart", "subject", "x2i_full")
+    }
     return [p for p in RUNS if here & set(load_run(p).corpora)]
 
 

@@ -33,7 +33,7 @@ def test_condition_images_matter(trained: Trained) -> None:
     painter, _ = checkpoint.load_painter(result.checkpoint)
     device = torch.device("cpu")
     batcher = Batcher(painter.processor, painter.vae, device)
-    learner = Learner(config, painter.model, device)
+    learner = Learner(config, painter.model.requires_grad_(True), device)
     table = SampleTable([corpus.open(config.corpora[0])], config.held_out)
     reader = SampleReader(table)
     for task in ("deblur", "colorize"):

@@ -180,3 +180,11 @@ def test_half_precision_sums_are_compared_in_float32() -> None:
 def test_numbers_out_of_range_are_refused(beta: float, smoothing: float) -> None:
     with pytest.raises(X2IError, match="dpo: beta"):
         dpo(CHOSEN, REJECTED, *REFERENCE, beta, smoothing)
+
+
+def test_what_is_kept_weighs_more_than_what_changes() -> None:
+    target, source = torch.zeros(2, 3, 4, 4), torch.zeros(2, 3, 4, 4)
+    source[0, :, :2] = 1.0  # the upper half of the first pair changes
+    weights = edit_weights(target, source, "kept", kept=3.0)
+    assert weights.shape == (2, 1, 4, 4)
+    assert (weights[0, :, :2] == 1).all() and (weights[0, :, 2:] == 3).all() and (weights[1] == 3).all()

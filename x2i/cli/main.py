@@ -12,6 +12,7 @@ import typer
 from x2i.base.errors import RecipeError, Stopped, X2IError
 from x2i.cli.ask import ask
 from x2i.cli.audit import audit
+from x2i.cli.bench_loader import bench_loader
 from x2i.cli.build import build
 from x2i.cli.console import console, set_up_logging
 from x2i.cli.convert import convert
@@ -22,6 +23,7 @@ from x2i.cli.forget import forget
 from x2i.cli.ledger import ledger
 from x2i.cli.models import app as models
 from x2i.cli.plan import plan
+from x2i.cli.replay import replay
 from x2i.cli.sample import sample
 from x2i.cli.trace import trace
 from x2i.cli.train import train
@@ -47,7 +49,24 @@ def options(
     set_up_logging(verbose)
 
 
-for command in (plan, build, audit, verify, trace, diff, forget, export, train, ledger, sample, ask, convert, demo):
+for command in (
+    plan,
+    build,
+    audit,
+    verify,
+    trace,
+    diff,
+    forget,
+    export,
+    train,
+    ledger,
+    replay,
+    bench_loader,
+    sample,
+    ask,
+    convert,
+    demo,
+):
     app.command()(command)
 app.add_typer(models, name="models")
 

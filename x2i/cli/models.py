@@ -1,4 +1,4 @@
-"""`x2i models`: the weights that annotators need: which, where they are, whether they load."""
+"""`x2i models`: the weights that annotators need: which, where they are, whether they load; and models verified."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import typer
 
 from x2i.cli.configs import config
 from x2i.cli.console import bars, console, print_json, table
+from x2i.cli.models_verify import verify
 
-app = typer.Typer(help="Weights of the models that annotate.", no_args_is_help=True)
+app = typer.Typer(help="Weights of the models that annotate; the models that are trained.", no_args_is_help=True)
 
 Recipes = Annotated[
     list[Path] | None, typer.Argument(help="Recipes; default: every annotator, as it is without parameters.")
@@ -20,7 +21,7 @@ AsJSON = Annotated[bool, typer.Option("--json", help="Print the result as JSON o
 
 @app.callback()
 def _group() -> None:
-    """Weights of the models that annotate."""
+    """Weights of the models that annotate; the models that are trained, against what was published."""
 
 
 @app.command("list")
@@ -146,3 +147,6 @@ def fetch_(
     if failures:
         first = f"{len(failures)} of {len(rows) + len(failures)} weights cannot be had, or are not what they should be:"
         raise X2IError("\n".join([first, *failures, *dict.fromkeys(remedies)]))
+
+
+app.command()(verify)

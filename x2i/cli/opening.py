@@ -4,111 +4,113 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from x2i.base.errors import X2IError
 
 if TYPE_CHECKING:
-    from x2i.model.config import ModelFile
-    from x2i.model.omnigen.layouts import Opened
-    from x2i.model.ovis_u1.layouts import Opened as OpenedOvis
+    import torch
+
+    from x2i.model.base import Processor
+    from x2i.model.layouts import Drawing, Opened
     from x2i.model.sampling import Painter
 
 
 @dataclass(frozen=True)
-class Ready:
-    """A model ready to draw. `foreign`: published by others, and to be drawn with as they do."""
+class Source:
+    """A model that lies on this machine, not yet open. `foreign`: in the layout of its publishers, or of others."""
 
-    painter: Painter
-    described: ModelFile
+    folder: Path
     place: str
+    architecture: str
     foreign: bool
 
-    def guidance(self, images: bool) -> tuple[float, float]:
-        """Weights of the text and of the images unless others are asked for: the published ones, of ours none."""
-        if not self.foreign:
-            return 1.0, 1.0
-        if self.described.architecture == "omnigen":
-            return 2.5, 1.6
-        from x2i.model.ovis_u1.processor import OvisU1Processor
 
-        return OvisU1Processor.guidance_edit if images else (OvisU1Processor.guidance_text, 1.0)
+@dataclass(frozen=True)
+class Ready:
+    """A model with its processor, in host memory."""
+
+    opened: Opened[Any]
+    processor: Processor[Any]
+    source: Source
 
     @property
-    def negative(self) -> str | None:
-        """What stands in the unconditional branch unless something else is asked for; None: the processor's own."""
-        from x2i.model.omnigen.processor import OmniGenProcessor
+    def side(self) -> int | None:
+        """Side in pixels to which pictures that are asked about are scaled down, as in training; None: not at all."""
+        described = self.opened.described
+        return None if self.source.foreign else described.chat_resolution or described.resolution
 
-        return OmniGenProcessor.NEGATIVE if self.foreign and self.described.architecture == "omnigen" else None
+    @property
+    def drawing(self) -> Drawing:
+        """How to draw unless something else is asked for: as its publishers do; with ours without guidance."""
+        from x2i.model import layouts
+
+        module = layouts.of(self.source.architecture) if self.source.foreign else None
+        return (module.DRAWING if module else None) or layouts.Drawing((1.0, 1.0), (1.0, 1.0))
+
+    @property
+    def painter(self) -> Painter:
+        """To draw with. Raises X2IError for a model that only writes."""
+        from x2i.model.sampling import Painter
+
+        model, vae = self.opened.model, self.opened.vae
+        if vae is None or not model.draws:
+            raise X2IError(
+                f"{self.source.place}: a model of {self.source.architecture} draws no pictures: ask it (`x2i ask`)"
+            )
+        return Painter(model, vae, self.processor)
 
 
-def is_ours(place: str) -> bool:
-    """Whether a run's output or a checkpoint of this project is meant; also where a folder is nothing at all."""
-    from x2i.model.omnigen.layouts import Layout, layout_of
+def find(place: str) -> Source:
+    """The model at a place, or of a hub id. Raises X2IError if there is none, or it cannot be had."""
+    from x2i.base.weights import Weights
+    from x2i.model import layouts
+    from x2i.trainer import checkpoint
 
-    folder = Path(place).expanduser()
-    return folder.is_dir() and layout_of(folder) in (None, Layout.X2I)
+    folder = Weights(place).fetch()
+    if layouts.is_checkpoint(folder) or checkpoint.all_of(folder):
+        found = checkpoint.find(folder).path
+        return Source(found, str(found), checkpoint.describe(found).architecture, foreign=False)
+    architecture = layouts.published(folder)
+    if architecture is None:
+        raise layouts.unknown(folder)
+    return Source(folder, place, architecture, foreign=True)
 
 
-def painter(place: str, device: str) -> Ready:
-    """A model to draw with, in host memory, to be moved to `device`: published ones in bfloat16, unless that is a CPU.
+def load(source: Source, *, dtype: torch.dtype | None = None, with_vae: bool = True) -> Opened[Any]:
+    """Open a model in host memory, its adapters folded in.
+
+    Args:
+        source: of `find`.
+        dtype: of the weights of a foreign one; default: float32, as ours always.
+        with_vae: whether a foreign one needs its autoencoder, where that lies elsewhere.
 
     Raises:
-        X2IError: it cannot be had, or draws nothing.
+        X2IError: it is damaged, or its autoencoder cannot be had.
+    """
+    from x2i.model import layouts
+    from x2i.trainer import checkpoint
+
+    if source.foreign:
+        module = layouts.of(source.architecture)
+        assert module is not None
+        return module.open_model(source.folder, dtype=dtype, with_vae=with_vae)
+    loaded = checkpoint.load_model(source.folder)
+    described = loaded.described.model_copy(update={"base": None})
+    return layouts.Opened(loaded.model, loaded.processor.tokenizer, described, loaded.vae, layouts.X2I)
+
+
+def ready(source: Source, device: str) -> Ready:
+    """A model to be used, in host memory, to be moved to `device`: foreign ones in bfloat16, unless that is a CPU.
+
+    Raises:
+        X2IError: as `load`.
     """
     import torch
 
-    from x2i.base.weights import Weights
     from x2i.model import registry
-    from x2i.model.omnigen import layouts as omnigen_layouts
-    from x2i.model.ovis_u1 import layouts as ovis_layouts
-    from x2i.model.sampling import Painter
-    from x2i.trainer import checkpoint
 
-    if is_ours(place):
-        found = checkpoint.find(Path(place).expanduser())
-        loaded, described = checkpoint.load_painter(found.path)
-        return Ready(loaded, described, str(found.path), foreign=False)
-    dtype = torch.float32 if torch.device(device).type == "cpu" else torch.bfloat16
-    folder = Weights(place).fetch()
-    opened: Opened | OpenedOvis
-    if ovis_layouts.is_published(folder):
-        opened = ovis_layouts.open_model(folder, dtype=dtype)
-    else:
-        opened = omnigen_layouts.open_model(folder, dtype=dtype)
-    autoencoder, described = opened.vae, opened.described
-    if autoencoder is None:
-        raise X2IError(f"{place}: a model without an autoencoder draws no pictures")
-    processor = registry.processor_class(described.architecture)
-    made = processor(opened.model.config, opened.tokenizer, autoencoder, described.max_text_tokens)
-    return Ready(Painter(opened.model, autoencoder, made), described, place, foreign=True)
-
-
-def omnigen(place: str) -> Opened:
-    """An OmniGen with its description, adapters folded in, without its autoencoder's weights. Raises X2IError."""
-    from x2i.model.omnigen import layouts
-    from x2i.model.omnigen.config import OmniGenConfig
-    from x2i.model.omnigen.layouts import Layout, Opened
-    from x2i.model.omnigen.model import OmniGen
-    from x2i.trainer import checkpoint
-
-    if not is_ours(place):
-        return layouts.open_model(place, with_vae=False)
-    found = checkpoint.find(Path(place).expanduser())
-    if (architecture := checkpoint.describe(found.path).architecture) != OmniGenConfig.architecture:
-        raise X2IError(f"{found.path}: a model {architecture!r}; there are layouts of omnigen alone")
-    loaded = checkpoint.load_model(found.path)
-    assert isinstance(loaded.model, OmniGen)
-    described = loaded.described.model_copy(update={"base": None})
-    return Opened(loaded.model, loaded.processor.tokenizer, described, None, Layout.X2I)
-
-
-def ovis_u1(place: str) -> OpenedOvis | None:
-    """A published Ovis-U1, if that is what lies there. Raises X2IError if nothing does, or it is damaged."""
-    from x2i.base.weights import Weights
-    from x2i.model.ovis_u1 import layouts
-
-    if is_ours(place):
-        return None
-    folder = Weights(place).fetch()
-    return layouts.open_model(folder) if layouts.is_published(folder) else None
+    opened = load(source, dtype=torch.float32 if torch.device(device).type == "cpu" else torch.bfloat16)
+    processor = registry.processor_class(source.architecture)
+    made = processor(opened.model.config, opened.tokenizer, opened.vae, opened.described.max_text_tokens)
+    return Ready(opened, made, source)

@@ -20,3 +20,13 @@ def open_image(path: Path, option: str = "--image") -> Image.Image:
             return ImageOps.exif_transpose(image).convert("RGB")
     except (OSError, Image.DecompressionBombError) as error:
         raise RecipeError(f"{option} {path}: cannot be opened as an image ({error})") from None
+
+
+def image_format(path: Path, option: str = "--out") -> str:
+    """Pillow's name of the format that a picture's extension stands for. Raises RecipeError."""
+    from PIL import Image
+
+    kind = Image.registered_extensions().get(path.suffix.lower())
+    if kind is None or kind not in Image.SAVE:
+        raise RecipeError(f"{option} {path}: no image format is known by the extension {path.suffix!r}; try .png")
+    return kind

@@ -12,15 +12,13 @@ import typer
 from x2i.base.errors import RecipeError
 from x2i.base.files import atomic
 from x2i.cli.console import console, print_json
+from x2i.cli.pictures import image_format, open_image
 
 if TYPE_CHECKING:
     from PIL import Image
 
     from x2i.cli.opening import Ready
     from x2i.model.sampling import Painter
-
-#: Side to which input images of published models are scaled down, unless --max-input says otherwise.
-_LARGEST = 1024
 
 
 def sample(
@@ -105,15 +103,14 @@ def sample(
     from x2i.cli import opening
     from x2i.model import offload
 
-    pictures = [_open(path) for path in image or []]
-    kind = _format(out)
+    pictures = [open_image(path) for path in image or []]
+    kind = image_format(out)
     asked = _size(size, pictures) if size else None
-    ready = opening.painter(checkpoint, device)
-    painter = ready.painter
-    side = ready.described.resolution
-    if ready.foreign and ready.described.architecture == "omnigen":
-        max_input = max_input or _LARGEST
-    own, own_image = ready.guidance(images=bool(pictures))
+    ready = opening.ready(opening.find(checkpoint), device)
+    painter, drawing = ready.painter, ready.drawing
+    side = ready.opened.described.resolution
+    max_input = max_input or drawing.max_input
+    own, own_image = drawing.edit if pictures else drawing.words
     width, height = asked or (side, side)
     if size == "input":
         width, height = _of_input(ready, pictures[0], max_input or side)
@@ -139,14 +136,14 @@ def sample(
             separate=separate,
             cache=not no_cache,
             offload_cache=offload_cache,
-            negative=ready.negative if negative is None else negative,
+            negative=drawing.negative if negative is None else negative,
         )
     with atomic(out) as temporary:
         drawn.save(temporary, kind)
     if as_json:
-        print_json({"out": str(out), "checkpoint": ready.place, "width": width, "height": height, "seed": seed})
+        print_json({"out": str(out), "checkpoint": ready.source.place, "width": width, "height": height, "seed": seed})
     else:
-        console.print(f"{out}: {width} x {height}, from {ready.place}", highlight=False, markup=False)
+        console.print(f"{out}: {width} x {height}, from {ready.source.place}", highlight=False, markup=False)
 
 
 def _fold_in(painter: Painter, place: str) -> None:
@@ -161,25 +158,13 @@ def _fold_in(painter: Painter, place: str) -> None:
 
 def _of_input(ready: Ready, picture: Image.Image, largest: int) -> tuple[int, int]:
     """Width and height of the picture to draw from this one."""
-    from x2i.model.ovis_u1.processor import OvisU1Processor
     from x2i.model.pixels import fit
 
-    processor = ready.painter.processor
-    if ready.foreign and isinstance(processor, OvisU1Processor):
-        height, width = processor.edit_size(picture.height, picture.width)
+    if (edit_size := ready.drawing.edit_size) is not None:
+        height, width = edit_size(ready.processor, picture.height, picture.width)
     else:
-        height, width = fit(picture, largest, processor.token_side).shape[:2]
+        height, width = fit(picture, largest, ready.processor.token_side).shape[:2]
     return width, height
-
-
-def _open(path: Path) -> Image.Image:
-    from PIL import Image, ImageOps
-
-    try:
-        with Image.open(path) as image:
-            return ImageOps.exif_transpose(image).convert("RGB")
-    except OSError as error:
-        raise RecipeError(f"--image {path}: cannot be opened as an image ({error})") from None
 
 
 def _size(text: str, pictures: list[Image.Image]) -> tuple[int, int] | None:
@@ -192,12 +177,3 @@ def _size(text: str, pictures: list[Image.Image]) -> tuple[int, int] | None:
     if not found:
         raise RecipeError(f"--size {text}: expected pixels, as 512, width x height, as 640x384, or input")
     return int(found[1]), int(found[2] or found[1])
-
-
-def _format(path: Path) -> str:
-    from PIL import Image
-
-    kind = Image.registered_extensions().get(path.suffix.lower())
-    if kind is None or kind not in Image.SAVE:
-        raise RecipeError(f"--out {path}: no image format is known by the extension {path.suffix!r}; try .png")
-    return kind

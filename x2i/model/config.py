@@ -13,6 +13,8 @@ class ModelConfig(Config):
     """Base of all numbers of an architecture; `architecture` is the name of its package."""
 
     architecture: ClassVar[str]
+    #: The numbers that say how words and pictures are read, and not what the network is: a stage may change them.
+    reading: ClassVar[tuple[str, ...]] = ()
 
     @property
     def vocabulary(self) -> int:

@@ -23,3 +23,9 @@ def fill(module: nn.Module, std: float = 0.05) -> None:
 def draw(seed: int, *shape: int) -> Tensor:
     """Normal numbers, float32, of numpy's PCG64: the same on every machine."""
     return torch.from_numpy(np.random.Generator(np.random.PCG64(seed)).standard_normal(shape)).float()
+
+
+def draw_ids(seed: int, length: int, vocabulary: int) -> list[int]:
+    """Token ids from 3 up, of numpy's PCG64."""
+    drawn: list[int] = np.random.Generator(np.random.PCG64(seed)).integers(3, vocabulary, length).tolist()
+    return drawn

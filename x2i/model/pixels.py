@@ -70,7 +70,8 @@ def _halved(image: Image.Image, side: int) -> Image.Image:
 
 
 def _scaled(image: Image.Image, scale: float) -> Image.Image:
-    return image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
+    size = (max(round(image.width * scale), 1), max(round(image.height * scale), 1))
+    return image.resize(size, Image.Resampling.BICUBIC)
 
 
 def crop(pixels: np.ndarray, side: int, share: float, x: float, y: float) -> np.ndarray:

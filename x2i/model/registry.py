@@ -48,6 +48,17 @@ def changed(config: ModelConfig, changes: dict[str, Any], where: str = "model") 
     return parse_config(type(config), _merged(config.model_dump(), changes), where)
 
 
+def read_as(config: ModelConfig, inputs: dict[str, Any], where: str) -> ModelConfig:
+    """A configuration with some of the numbers replaced that say how it reads. Raises RecipeError for any other."""
+    if other := [name for name in inputs if name in type(config).model_fields and name not in config.reading]:
+        those = ", ".join(config.reading) or "none"
+        raise RecipeError(
+            f"{where}.{other[0]}: it says what the network is, which no stage changes (model: {{{other[0]}: …}} does, "
+            f"for all of them); numbers of {config.architecture} that say how it reads: {those}"
+        )
+    return changed(config, inputs, where)
+
+
 def _merged(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
     both = {k: _merged(old[k], v) for k, v in new.items() if isinstance(v, dict) and isinstance(old.get(k), dict)}
     return old | new | both
@@ -59,6 +70,12 @@ def config_of(architecture: str, numbers: dict[str, Any], where: str) -> ModelCo
         raise RecipeError(f"{where}: no architecture {architecture!r}; known: {', '.join(architectures())}")
     module = importlib.import_module(f"x2i.model.{architecture}.config")
     return parse_config(type(next(iter(module.PRESETS.values()))), numbers, where)
+
+
+def module(architecture: str, name: str) -> Any:
+    """A module of an architecture's package that only some have (`layouts`, `generation`); None if it has none."""
+    path = f"x2i.model.{architecture}.{name}"
+    return importlib.import_module(path) if importlib.util.find_spec(path) else None
 
 
 def model_class(architecture: str) -> type[Model[Any]]:

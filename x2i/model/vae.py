@@ -8,7 +8,7 @@ Pixels are float [B, 3, H, W] in [-1, 1].
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -74,6 +74,11 @@ class AutoencoderKL:
         self.shrink = 2 ** (len(self._vae.config.block_out_channels) - 1)
         self._scale = float(self._vae.config.scaling_factor)
         self._shift = float(self._vae.config.shift_factor or 0.0)
+
+    @property
+    def module(self) -> Any:
+        """diffusers' AutoencoderKL."""
+        return self._vae
 
     @torch.no_grad()
     def encode(self, pixels: Tensor, generator: torch.Generator | None = None) -> Tensor:

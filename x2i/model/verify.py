@@ -1,6 +1,6 @@
 """Models against what was published of them: parameters, outputs on the same weights, names of checkpoints.
 
-Each architecture has a `verify.py` beside its network, which says what is published and compares:
+An architecture with a public counterpart has a `verify.py` beside its network, which says what is published and compares:
 
     PUBLISHED            the presets that have a public counterpart
     parameters(model)    -> rows of `Parameters`: counted on the meta device
@@ -8,34 +8,29 @@ Each architecture has a `verify.py` beside its network, which says what is publi
     outputs()            -> `Comparison`s, to be run: small networks, float32, the CPU
 
 Public code that a library has is run beside ours ("live"). Of other code the figures were recorded from a run on the
-same weights, which depend on the parameters' names alone (`filling.py`); they lie in `recorded.json` beside `verify.py`.
+same weights, which depend on the parameters' names alone (`filling.py`, `recorded.py`).
 """
 
 from __future__ import annotations
 
 import hashlib
 import importlib
-import json
-import math
+import importlib.util
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import metadata
-from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from x2i.base.errors import RecipeError
-from x2i.model import registry
+from x2i.model import recorded, registry
 from x2i.model.base import Model
 
 #: Largest difference that counts as equal, as a share of the largest public value: float32 in another order.
-TOLERANCE = 2e-5
-#: How many values of a tensor are recorded, spread evenly, beside its mean and its deviation.
-VALUES = 64
+TOLERANCE = 5e-5
 
 
 @dataclass(frozen=True)
@@ -149,7 +144,8 @@ class Report:
 
 def published() -> dict[str, str]:
     """The presets that have a public counterpart -> their architecture."""
-    return {model: name for name in registry.architectures() for model in _module(name).PUBLISHED}
+    known = (name for name in registry.architectures() if importlib.util.find_spec(f"x2i.model.{name}.verify"))
+    return {model: name for name in known for model in _module(name).PUBLISHED}
 
 
 def verify(models: Sequence[str] = (), done: Callable[[], None] = lambda: None) -> Report:
@@ -194,62 +190,31 @@ def wanted(models: Sequence[str]) -> list[str]:
 
 def compared(architecture: str, comparison: Comparison) -> Outputs:
     """Run one comparison. A package that is not here makes a row that says so."""
-    one_thread, threads = 1, torch.get_num_threads()
-    torch.set_num_threads(one_thread)  # these products are small: more threads only wait for each other
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # these products are small: more threads only wait for each other
     how: Literal["live", "recorded"] = "live"
     try:
         with torch.no_grad():
             ours, public = comparison.run()
             if isinstance(public, Tensor):
-                difference, largest = _distance(ours, public), public.abs().max().item()
+                difference, largest = recorded.distance(ours, public), public.abs().max().item()
             else:
                 how, largest = "recorded", float(public["largest"])
-                difference = recorded_distance(ours, public)
+                difference = recorded.distance_from_figures(ours, public)
     except ModuleNotFoundError as error:
-        return Outputs(architecture, comparison.what, comparison.public, how, None, 0.0, comparison.note, error.name)
+        missing = absent(error)
+        return Outputs(architecture, comparison.what, comparison.public, how, None, 0.0, comparison.note, missing)
     finally:
         torch.set_num_threads(threads)
     return Outputs(architecture, comparison.what, comparison.public, how, difference, largest, comparison.note)
 
 
-def _distance(ours: Tensor, public: Tensor) -> float:
-    if ours.shape != public.shape:
-        return math.inf
-    found = (ours - public).abs().max().item()
-    return math.inf if math.isnan(found) else found
-
-
-def figures(tensor: Tensor) -> dict[str, Any]:
-    """What is recorded of a tensor: shape, values spread evenly, mean, deviation, largest absolute value."""
-    flat = tensor.detach().double().flatten()
-    places = np.linspace(0, len(flat) - 1, VALUES).astype(int)
-    return {
-        "shape": list(tensor.shape),
-        "mean": flat.mean().item(),
-        "deviation": flat.std(correction=0).item(),
-        "largest": flat.abs().max().item(),
-        "values": flat[places].tolist(),
-    }
-
-
-def recorded_distance(ours: Tensor, recorded: Mapping[str, Any]) -> float:
-    """Largest difference of the figures of a tensor from recorded ones; infinite if the shapes differ."""
-    found = figures(ours)
-    if found["shape"] != list(recorded["shape"]):
-        return math.inf
-    both = [
-        *((found[key], recorded[key]) for key in ("mean", "deviation", "largest")),
-        *zip(found["values"], recorded["values"], strict=True),
-    ]
-    largest = max(abs(a - b) for a, b in both)
-    return math.inf if any(math.isnan(a) for a, _ in both) else largest
-
-
-def recorded(architecture: str) -> dict[str, Any]:
-    """The content of an architecture's `recorded.json`."""
-    path = Path(__file__).parent / architecture / "recorded.json"
-    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return content
+def absent(error: ModuleNotFoundError) -> str:
+    """The package that is not here. Raises the error again if it is a module of ours."""
+    package = (error.name or "").split(".")[0]
+    if package in ("", "x2i"):
+        raise error
+    return package
 
 
 @cache

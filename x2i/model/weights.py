@@ -47,6 +47,19 @@ def load(model: nn.Module, path: Path) -> None:
     copy_into(wanted, path)
 
 
+def fill(state: Mapping[str, Tensor], path: Path) -> None:
+    """Read tensors over those of the same names, in place; others of the file are left out.
+
+    Raises:
+        X2IError: not a safetensors file, or tensors are missing or of another shape. Nothing is changed then.
+    """
+    found = shapes(path)
+    faults = [f"missing {n}" for n in sorted(state.keys() - found.keys())] + _misfits(state, found)
+    if faults:
+        raise X2IError(f"{path}: does not hold these weights: {'; '.join(faults[:5])} ({len(faults)} in all)")
+    copy_into(state, path)
+
+
 def load_part(model: nn.Module, path: Path, names: Mapping[str, str]) -> None:
     """Read some of a model's weights from a checkpoint with other names or other parts besides.
 
@@ -58,12 +71,8 @@ def load_part(model: nn.Module, path: Path, names: Mapping[str, str]) -> None:
     Raises:
         X2IError: as `load`; tensors of the file that are not asked for are left out.
     """
-    wanted, found = model.state_dict(), shapes(path)
-    faults = [f"missing {theirs}" for theirs in sorted(set(names.values()) - found.keys())]
-    faults += _misfits({theirs: wanted[ours] for ours, theirs in names.items()}, found)
-    if faults:
-        raise X2IError(f"{path}: does not hold these weights: {'; '.join(faults[:5])} ({len(faults)} in all)")
-    copy_into({theirs: wanted[ours] for ours, theirs in names.items()}, path)
+    wanted = model.state_dict()
+    fill({theirs: wanted[ours] for ours, theirs in names.items()}, path)
 
 
 def prefixed(model: nn.Module, path: Path, prefixes: Mapping[str, str]) -> dict[str, str]:

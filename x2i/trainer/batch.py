@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from x2i.base.errors import X2IError
 from x2i.base.seeds import generator
 from x2i.model.base import Processor, Request
 from x2i.model.pixels import to_tensor
@@ -18,6 +20,8 @@ from x2i.model.vae import VAE
 from x2i.trainer import losses
 from x2i.trainer.config import EditLoss, Stage
 from x2i.trainer.data import Example
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,7 @@ class DrawBatch:
     t: Tensor  # [B]
     inputs: Any
     weights: Tensor | None = None
+    dropped: tuple[bool, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -82,7 +87,8 @@ class Batcher:
         targets = [e.output for e in examples if e.output is not None]
         data = self._vae.encode(to_tensor(targets).to(self._device), self._posterior(generators[0]))
         requests = [Request(e.instruction, e.inputs) for e in examples]
-        inputs = self._processor.requests(requests, dropped, self._posterior(generators[0]))
+        size = targets[0].shape[0], targets[0].shape[1]
+        inputs = self._processor.requests(requests, dropped, self._posterior(generators[0]), size)
         noise = np.stack([g.standard_normal(tuple(data.shape[1:]), dtype=np.float32) for g in generators])
         return DrawBatch(
             examples=tuple(examples),
@@ -91,16 +97,43 @@ class Batcher:
             t=torch.tensor(np.array(t), dtype=torch.float32, device=self._device),
             inputs=inputs.to(self._device),
             weights=None if edit_loss is None else self._weights(examples, dropped, edit_loss),
+            dropped=tuple(dropped),
         )
 
     def chat(self, examples: Sequence[Example], plain: bool = False, rejected: bool = False) -> ChatBatch:
-        """A batch of conversations, without the chat's template if `plain`; with their worse answers if `rejected`."""
-        inputs = self._processor.chats([e.chat for e in examples], labels=True, plain=plain)
+        """A batch of conversations, without the chat's template if `plain`; with their worse answers if `rejected`.
+
+        Those that the model cannot be shown (an image too long, turns in an order that its template lacks) are left out.
+
+        Raises:
+            X2IError: none of them can be shown.
+        """
+        try:
+            return self._chat(examples, plain, rejected)
+        except X2IError:
+            faults = [self._refused(e, plain, rejected) for e in examples]
+            some = [e for e, fault in zip(examples, faults, strict=True) if not fault]
+            if not some or not any(faults):
+                raise X2IError(faults[0] or "these conversations cannot be shown together") from None
+            for fault in filter(None, faults):
+                log.warning("left out: %s", fault)
+            return self._chat(some, plain, rejected)
+
+    def _chat(self, examples: Sequence[Example], plain: bool, rejected: bool) -> ChatBatch:
+        inputs = self._processor.chats([e.chat for e in examples], labels=True, plain=plain).to(self._device)
         worse = None
         if rejected:
             chats = [e.rejected_chat for e in examples]
             worse = self._processor.chats(chats, labels=True, plain=plain).to(self._device)
-        return ChatBatch(tuple(examples), inputs.to(self._device), worse)
+        return ChatBatch(tuple(examples), inputs, worse)
+
+    def _refused(self, example: Example, plain: bool, rejected: bool) -> str:
+        """Why a conversation cannot be shown to the model; empty if it can."""
+        try:
+            self._chat([example], plain, rejected)
+        except X2IError as error:
+            return f"sample {example.key} ({example.task}): {error}"
+        return ""
 
     def token_entropy(self, examples: Sequence[Example]) -> float:
         """Entropy in nats of the frequencies of the tokens in the answers: what guessing by them would lose per token."""
@@ -121,7 +154,7 @@ class Batcher:
             return None
         sources = self._vae.encode(to_tensor([examples[i].inputs[0] for i in edits]).to(self._device))
         targets = self._vae.encode(to_tensor([_output(examples[i]) for i in edits]).to(self._device))
-        found = losses.edit_weights(targets, sources, loss.kind)
+        found = losses.edit_weights(targets, sources, loss.kind, kept=loss.kept)
         weights = found.new_ones(len(examples), *found.shape[1:])
         weights[torch.tensor(edits, device=found.device)] = found
         return weights

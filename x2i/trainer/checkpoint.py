@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     import torch
 
     from x2i.model.base import Model, Processor
+    from x2i.model.layouts import Opened
     from x2i.model.sampling import Painter
     from x2i.model.vae import VAE
 
@@ -109,6 +110,23 @@ def write(target: Path, files: dict[str, Any]) -> Checkpoint:
     return Checkpoint(target, int(files[TRAINER]["step"]))
 
 
+def optimizer_of(place: Path, device: torch.device) -> dict[str, Any]:
+    """A checkpoint's state of the optimiser. Raises X2IError if it is missing or damaged."""
+    import pickle
+
+    import torch
+
+    path = place / OPTIMIZER
+    try:
+        state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+    except (OSError, EOFError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
+        told = str(error).partition(". ")[0] or type(error).__name__
+        raise X2IError(
+            f"{path}: cannot be read ({told}). Remove {place} to go on from the checkpoint before it, or use --fresh"
+        ) from None
+    return state
+
+
 def prune(output: Path, keep: int, always: set[int]) -> None:
     """Remove all but the newest `keep` checkpoints and those of the steps in `always`."""
     for checkpoint in all_of(output)[:-keep]:
@@ -158,7 +176,7 @@ def load_model(path: Path, device: torch.device | str = "cpu", adapters: bool = 
     if described.base is None:
         weights.load(model, weights_of(place))
     else:
-        weights.load(model, weights_of(fetched(described.base)))
+        load_weights(model, fetched(described.base))
         if adapters:
             averaged = place / EMA_ADAPTER
             lora.load_adapter(model, averaged if averaged.is_dir() else place / ADAPTER)
@@ -203,8 +221,52 @@ def fetched(spec: str) -> Path:
     return newest[-1].path if newest else path
 
 
+def load_weights(model: Model[Any], place: Path, opened: Opened[Any] | None = None) -> None:
+    """Read all weights that a run starts from into a model.
+
+    Args:
+        model: of the same numbers.
+        place: a checkpoint (its averaged weights where it has them), a file, or a folder in its publishers' layout.
+        opened: that folder's model, if it is open already.
+
+    Raises:
+        X2IError: they are no weights of this model.
+    """
+    from x2i.model import weights
+
+    opened = opened or published(place)
+    if opened is None:
+        weights.load(model, weights_of(place))
+        return
+    state = opened.model.state_dict()
+    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    if wanted != {name: tuple(tensor.shape) for name, tensor in state.items()}:
+        raise X2IError(f"{place}: its {type(opened.model).__name__} has other numbers than the run's model")
+    model.load_state_dict(state)
+
+
+def published(place: Path) -> Opened[Any] | None:
+    """The model of a folder in its publishers' layout, in float32; None if the folder is none."""
+    from x2i.model import layouts
+
+    if not place.is_dir() or layouts.is_checkpoint(place):
+        return None
+    architecture = layouts.published(place)
+    module = None if architecture is None else layouts.of(architecture)
+    return None if module is None else module.open_model(place)
+
+
 def weights_of(place: Path) -> Path:
-    """The file of weights to use: of a checkpoint its averaged ones, where it has them; else what was given."""
+    """The file of weights to use: of a checkpoint its averaged ones, where it has them; else what was given.
+
+    Raises:
+        X2IError: the checkpoint has adapters alone.
+    """
+    if (place / ADAPTER).is_dir() and not (place / MODEL).is_file():
+        raise X2IError(
+            f"{place}: adapters alone, without the weights beside which they were trained: fold them in and write all "
+            f"with `x2i convert {place} FOLDER --layout x2i`, and take FOLDER"
+        )
     return place / EMA if (place / EMA).is_file() else place
 
 

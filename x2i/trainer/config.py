@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -52,6 +52,8 @@ class ModelSpec(Config):
             raise ValueError(str(error).removeprefix("model: ")) from None
         if self.lora is not None and self.weights is None:
             raise ValueError("lora: adapters change a trained model: give its `weights`")
+        if self.pretrained and self.weights is not None:
+            raise ValueError("pretrained: parts are read into a fresh model, and `weights` holds them all: give one")
         return self
 
     def config(self, of_weights: ModelConfig | None) -> ModelConfig | None:
@@ -87,10 +89,12 @@ class TokenizerSpec(Config):
 class EditLoss(Config):
     """How the velocity's error is weighted by where a picture differs from its source (`x2i.trainer.losses`)."""
 
-    kind: Literal["paper", "local", "released"] = Field(
+    kind: Literal["paper", "local", "released", "kept"] = Field(
         description="paper: OmniGen's formula, 1 where the latents are equal, 1 / |difference|^2 of the whole picture "
-        "elsewhere; local: the same with the difference of each place; released: the heuristic of its code"
+        "elsewhere; local: the same with the difference of each place; released: the heuristic of its code; kept: "
+        "`kept` where the latents are equal, 1 elsewhere"
     )
+    kept: float = Field(4.0, gt=0, description="of kind kept: weight of what an edit must leave alone")
     tasks: tuple[str, ...] | None = Field(
         None, description="tasks whose first input image is the source; default: all samples with one input image"
     )
@@ -101,6 +105,10 @@ class Preference(Config):
 
     beta: float = Field(0.1, gt=0, description="how far the model may move from what it was when the stage began")
     label_smoothing: float = Field(0.0, ge=0, lt=0.5, description="share of preferences taken to be wrong")
+
+
+Momentum = Annotated[float, Field(ge=0, lt=1)]
+Temperature = Annotated[float, Field(gt=0)]
 
 
 class Stage(Config):
@@ -159,12 +167,12 @@ class Stage(Config):
     inputs: dict[str, Any] = Field(
         {}, description="numbers of the model that say how it reads, changed for this stage, as {tiles: {single: 4}}"
     )
-    tau: tuple[float, float] | None = Field(
+    tau: tuple[Temperature, Temperature] | None = Field(
         None, description="temperature of a visual tokenizer's Gumbel softmax, from the first step to the last"
     )
     preference: Preference | None = Field(None, description="learn from preferred and rejected answers (DPO)")
     weight_decay: float = Field(0.0, ge=0, description="AdamW's decay")
-    betas: tuple[float, float] = Field((0.9, 0.999), description="AdamW's momenta")
+    betas: tuple[Momentum, Momentum] = Field((0.9, 0.999), description="AdamW's momenta")
     clip: float = Field(1.0, gt=0, description="largest norm of the gradient")
 
     def side(self, chat: bool) -> int:
@@ -177,6 +185,22 @@ class Stage(Config):
         if not value or min(value.values()) <= 0:
             raise ValueError("name at least one of them, each with a weight above 0")
         return value
+
+    @field_validator("train")
+    @classmethod
+    def _some(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        if value == ():
+            raise ValueError("a stage that trains nothing: name a part, or leave the key out to train all")
+        return value
+
+    @model_validator(mode="after")
+    def _edits(self) -> Stage:
+        named = (self.edit_loss.tasks if self.edit_loss else None) or ()
+        if self.mixture_by == "task" and (unknown := [task for task in named if task not in self.mixture]):
+            raise ValueError(
+                f"edit_loss.tasks: {unknown[0]!r} is not in the mixture, which has {', '.join(self.mixture)}"
+            )
+        return self
 
 
 class PreviewPrompt(Config):
@@ -251,6 +275,11 @@ class RunConfig(Config):
         if self.tokenizer is None and self.model.weights is None:
             raise ValueError(
                 "tokenizer: give its path, or train: {vocab_size: …}; there are no weights to take it from"
+            )
+        if self.tokenizer is not None and self.tokenizer.train is not None and self.model.weights is not None:
+            raise ValueError(
+                "tokenizer: the weights know the words of their own tokenizer, and one that is trained anew gives "
+                "other words the same numbers: leave the key out, or leave out model.weights"
             )
         names = [s.name for s in self.stages]
         if len(set(names)) != len(names):

@@ -28,11 +28,14 @@ from x2i.base.seeds import generator
 from x2i.corpus.corpus import Corpus
 from x2i.model.base import Chat, Message
 from x2i.model.pixels import centre_crop, crop, shrink
+from x2i.model.placeholders import MARK, numbers_of
 from x2i.trainer.config import Reading, Stage
 from x2i.trainer.plan import Draw, StagePlan
 from x2i.trainer.table import SampleRef, SampleTable
 
 log = logging.getLogger(__name__)
+
+_ROLES = ("system", "user", "assistant")
 
 
 @dataclass(frozen=True)
@@ -84,7 +87,7 @@ class Damage:
 
 
 class DamagedSample(Exception):
-    """One sample's bytes are not what the manifest says, or do not decode. Becomes a `Damage`."""
+    """One sample's bytes are not what the manifest says, do not decode, or contradict each other. Becomes a `Damage`."""
 
 
 class SampleReader:
@@ -132,25 +135,32 @@ class SampleReader:
     def planned(self, plan: StagePlan, draw: Draw, stage: Stage) -> Example:
         """The sample of a draw, or of its next spare that is whole, cut as the stage says.
 
+        In a stage that learns preferences, samples whose last answer was not preferred to another give way too.
+
         Raises:
             X2IError: so many in a row are damaged that the corpus must be.
         """
-        candidate, reason = draw, None
+        candidate, reason, last = draw, None, ""
         for attempt in range(1, 34):
             chat = candidate.task in self.table.chats
             side, min_crop = stage.side(chat), stage.min_crop
             try:
                 if min_crop == 1 or chat:
-                    return replace(self.read(candidate.sample, side), draw=draw.index, replaced=reason)
-                whole = self._read(candidate.sample, math.ceil(side / min_crop), whole=True)
-                return _cut(replace(whole, draw=draw.index, replaced=reason), side, min_crop, plan.key)
+                    example = replace(self.read(candidate.sample, side), draw=draw.index, replaced=reason)
+                    last = _no_preference(example) if stage.preference is not None else ""
+                    if not last:
+                        return example
+                else:
+                    whole = self._read(candidate.sample, math.ceil(side / min_crop), whole=True)
+                    return _cut(replace(whole, draw=draw.index, replaced=reason), side, min_crop, plan.key)
             except DamagedSample as damage:
-                self._record_damage(candidate.sample, str(damage))
-                reason = reason or f"{self.table[draw.sample].key}: {damage}"
-                candidate = plan.spare(draw, attempt)
+                last = str(damage)
+                self._record_damage(candidate.sample, last)
+            reason = reason or f"{self.table[draw.sample].key}: {last}"
+            candidate = plan.spare(draw, attempt)
         raise X2IError(
-            f"33 samples of {draw.stratum} in a row are damaged, the last for this reason: "
-            f"{self.damaged[draw.sample].reason}. `x2i verify CORPUS` says what is wrong with the corpus."
+            f"33 samples of {draw.stratum} in a row cannot be used, the last for this reason: {last}. "
+            "`x2i verify CORPUS` says whether the corpus is damaged."
         )
 
     def close(self) -> None:
@@ -175,10 +185,15 @@ class SampleReader:
             if "output_image" not in record:
                 shown = tuple(_picture(members[name], side, whole=True) for name in inputs)
                 rejected = record.get("rejected_response")
-                return Example(-1, ref.key, ref.task, "", shown, None, _messages(record), rejected)
+                messages = _messages(record)
+                _check_turns(messages, len(shown), rejected)
+                return Example(-1, ref.key, ref.task, "", shown, None, messages, rejected)
             names = [*inputs, str(record["output_image"]).removeprefix(f"{ref.key}.")]
             pictures = [_picture(members[name], side, whole) for name in names]
+            numbers_of(str(record["instruction"]), len(inputs))
             return Example(-1, ref.key, ref.task, str(record["instruction"]), tuple(pictures[:-1]), pictures[-1])
+        except X2IError as error:
+            raise DamagedSample(str(error)) from None
         except KeyError as error:
             raise DamagedSample(f"{error} is missing from the sample") from None
         # what Pillow raises for damaged files, depending on the format
@@ -234,6 +249,26 @@ def _messages(record: dict[str, Any]) -> tuple[Message, ...]:
         return tuple(Message(r, re.sub("<ref-object>|<bbox>", lambda m: marks[m[0]](), t)) for r, t in turns)
     except (KeyError, TypeError, ValueError, StopIteration, RuntimeError) as error:
         raise DamagedSample(f"its messages cannot be read ({type(error).__name__}: {error})") from None
+
+
+def _check_turns(messages: Sequence[Message], images: int, rejected: Any) -> None:
+    """Raise DamagedSample if nothing could be learned from a conversation, or not as it is written."""
+    marks = sum(m.text.count(MARK) for m in messages)
+    if marks != images:
+        raise DamagedSample(f"its messages have {marks} marks {MARK}, and it has {images} images")
+    if strange := sorted({m.role for m in messages} - set(_ROLES)):
+        raise DamagedSample(f"its messages have the role {strange[0]!r}; known: {', '.join(_ROLES)}")
+    if all(m.role != "assistant" for m in messages):
+        raise DamagedSample("no message of it is the assistant's: there is nothing to be learned")
+    if rejected is not None and (not isinstance(rejected, str) or MARK in rejected):
+        raise DamagedSample("its rejected_response is not a text")
+
+
+def _no_preference(example: Example) -> str:
+    """Why a sample teaches no preference; empty if it does."""
+    if example.rejected is None:
+        return "it has no rejected_response, which a stage with `preference` learns from"
+    return "" if example.messages[-1].role == "assistant" else "its last message is not the assistant's"
 
 
 def _box(sides: Sequence[float]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,13 +15,15 @@ import torch
 from torch import Tensor
 
 from x2i.base.errors import RecipeError, X2IError
-from x2i.base.seeds import generator
+from x2i.base.seeds import digest, generator
 from x2i.model import flow
 from x2i.model.base import Model
 from x2i.trainer import losses
 from x2i.trainer.batch import Batch, Batcher, ChatBatch, DrawBatch
 from x2i.trainer.config import RunConfig, Stage
 from x2i.trainer.data import Example
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -104,14 +107,19 @@ class Learner:
         self.device = device
         self.optimizer: torch.optim.AdamW | None = None
         self.reference: Model[Any] | None = None  # of a preference stage: the model as it was when the stage began
+        self._told: set[tuple[str, str]] = set()
+        _check_tau(run, model)
         self._may_learn = {n for n, p in model.named_parameters() if p.requires_grad}  # with adapters: they alone
-        self._trained = [sorted(self._of(s, f"stages.{i}") & self._may_learn) for i, s in enumerate(run.stages)]
+        self._trained = [sorted(self._of(s, f"stages.{i}")) for i, s in enumerate(run.stages)]
         ever = {name for names in self._trained for name in names}
         parameters = dict(model.named_parameters())
         self.ema = {n: parameters[n].detach().clone() for n in sorted(ever)} if run.ema else None
 
     def _of(self, stage: Stage, where: str) -> set[str]:
-        return set(learning(self.model, stage.train, where)) if self.run.model.lora is None else self._may_learn
+        found = set(learning(self.model, stage.train, where)) & self._may_learn
+        if not found:
+            raise RecipeError(f"{where}.train: none of these parts has a parameter that may learn")
+        return found
 
     def trained(self, place: int) -> list[str]:
         """Names of the parameters that the stage at `place` trains."""
@@ -120,8 +128,6 @@ class Learner:
     def start_stage(self, place: int) -> None:
         """A fresh optimiser over what the stage trains: stages share weights, nothing else."""
         stage, names = self.run.stages[place], set(self._trained[place])
-        if not names:
-            raise RecipeError(f"stages.{place}.train: none of these parts has a parameter that may learn")
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(name in names)
         self.optimizer = torch.optim.AdamW(
@@ -149,13 +155,15 @@ class Learner:
         count = sum(len(b.examples) for b in batches)
         rows: list[RowReport] = []
         for batch in batches:
-            loss, each, tokens = self._loss(batch, stage)
+            with self._seeded(stage, stage_step):
+                loss, each, tokens = self._loss(batch, stage)
             if not loss.requires_grad:
                 some = ", ".join(sorted({e.task for e in batch.examples}))
                 raise RecipeError(f"stages.{stage.name}.train: nothing that learns takes part in {some}: leave it out")
             (loss * (len(batch.examples) / count)).backward()
             t = batch.t.tolist() if isinstance(batch, DrawBatch) else [None] * len(batch.examples)
             learned = [None] * len(batch.examples) if tokens is None else tokens.tolist()
+            self._tell_of_nothing(stage, batch.examples, learned)
             values = each.detach().float().tolist()
             rows += map(RowReport, batch.examples, values, t, learned)
         norm = float(torch.nn.utils.clip_grad_norm_(self._learning(), stage.clip))
@@ -164,6 +172,24 @@ class Learner:
         self.optimizer.step()
         self._average(global_step)
         return StepReport(tuple(rows), norm, lr)
+
+    def _tell_of_nothing(self, stage: Stage, examples: Sequence[Example], learned: Sequence[int | None]) -> None:
+        """Warn once a task that conversations teach nothing: their answers lie behind what is cut off."""
+        for example, tokens in zip(examples, learned, strict=True):
+            if tokens == 0 and (stage.name, example.task) not in self._told:
+                self._told.add((stage.name, example.task))
+                log.warning(
+                    "stage %s: nothing is learned from sample %s (%s), and perhaps from others: its answer is empty, or "
+                    "cut off by max_text_tokens or by the model's longest sequence",
+                    *(stage.name, example.key, example.task),
+                )
+
+    @contextlib.contextmanager
+    def _seeded(self, stage: Stage, step: int) -> Iterator[None]:
+        """Within the block what the network draws (dropout, visual words) depends on the step alone, as after a resume."""
+        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+            torch.manual_seed(int(digest("network/1", self.run.seed, stage.name, step)[:15], 16))
+            yield
 
     def _loss(self, batch: Batch, stage: Stage) -> tuple[Tensor, Tensor, Tensor | None]:
         """What is learned from a batch, a mean over its rows; the loss of each row [B]; tokens that each learns [B]."""
@@ -205,10 +231,7 @@ class Learner:
             return
         first, last = stage.tau
         tau = first + (last - first) * step / max(stage.steps - 1, 1)
-        found = [m for m in self.model.modules() if hasattr(m, "tau")]
-        if not found:
-            raise RecipeError(f"stages.{stage.name}.tau: this model has no tokenizer with a temperature")
-        for module in found:
+        for module in _with_tau(self.model):
             module.tau = tau
 
     @torch.no_grad()
@@ -220,7 +243,8 @@ class Learner:
         drawn = {t: some for t, some in examples.items() if some[0].output is not None}
         out = {task: self._held_out_pictures(batcher, some) for task, some in drawn.items()}
         rest = {task: some for task, some in examples.items() if task not in drawn}
-        return out | {task: self._held_out_chats(batcher, some, stage) for task, some in rest.items()}
+        answered = {task: self._held_out_chats(batcher, some, stage) for task, some in rest.items()}
+        return out | {task: loss for task, loss in answered.items() if loss is not None}
 
     def _held_out_pictures(self, batcher: Batcher, some: Sequence[Example]) -> HeldOutLoss:
         times = 1 / (1 + np.exp(-np.array([-1.1503, -0.3186, 0.3186, 1.1503])))
@@ -237,13 +261,21 @@ class Learner:
         spread = (velocity - velocity.mean(dim=(0, 2, 3), keepdim=True)).pow(2).mean()
         return HeldOutLoss(float(torch.cat(values).mean()), float(spread), len(some))
 
-    def _held_out_chats(self, batcher: Batcher, some: Sequence[Example], stage: Stage | None) -> HeldOutLoss:
+    def _held_out_chats(self, batcher: Batcher, some: Sequence[Example], stage: Stage | None) -> HeldOutLoss | None:
+        """None if no token of the answers is left to be judged by."""
         total, tokens = 0.0, 0
         plain = stage is not None and stage.plain_captions
         for start in range(0, len(some), 16):
-            sums, counts = self._next_token(batcher.chat(some[start : start + 16], plain).inputs)
+            try:
+                batch = batcher.chat(some[start : start + 16], plain)
+            except X2IError as error:  # the model can be shown none of them
+                log.warning("left out: %s", error)
+                continue
+            sums, counts = self._next_token(batch.inputs)
             total, tokens = total + float(sums.sum()), tokens + int(counts.sum())
-        return HeldOutLoss(total / max(tokens, 1), batcher.token_entropy(some), len(some))
+        if not tokens:
+            return None
+        return HeldOutLoss(total / tokens, batcher.token_entropy(some), len(some))
 
     @contextlib.contextmanager
     def averaged(self) -> Iterator[None]:
@@ -285,6 +317,20 @@ class Learner:
             f"stage {stage.name}, step {step}: the loss is not finite; samples: {which}. The weights are untouched; "
             f"the last checkpoint is whole. A lower lr or a longer warm-up may help."
         )
+
+
+def _with_tau(model: Model[Any]) -> list[Any]:
+    """The visual tokenizers that draw words at a temperature."""
+    return [m for m in model.modules() if hasattr(m, "tau") and m.config.tokenize == "gumbel_argmax"]
+
+
+def _check_tau(run: RunConfig, model: Model[Any]) -> None:
+    for place, stage in enumerate(run.stages):
+        if stage.tau is not None and not _with_tau(model):
+            raise RecipeError(
+                f"stages.{place}.tau: this model has no tokenizer with a temperature; the visual tokenizer of an Ovis "
+                "has one with model: {tokenizer: {tokenize: gumbel_argmax}}"
+            )
 
 
 def _size(x_BCHW: Tensor) -> tuple[int, int]:

@@ -12,7 +12,7 @@ from torch.nn.functional import logsigmoid
 
 from x2i.base.errors import X2IError
 
-EditWeights = Literal["paper", "local", "released"]
+EditWeights = Literal["paper", "local", "released", "kept"]
 
 #: The weights' upper bound. The released heuristic's, and by our choice the formula's too, which has none.
 CAP = 64.0
@@ -25,7 +25,13 @@ _SAME, _DIFFERENT, _CHANGED, _LOWEST = 0.001, 0.8, 0.3, 5.0
 
 
 def edit_weights(
-    target_BCHW: Tensor, source_BCHW: Tensor, kind: EditWeights = "paper", *, equal: float = EQUAL, cap: float = CAP
+    target_BCHW: Tensor,
+    source_BCHW: Tensor,
+    kind: EditWeights = "paper",
+    *,
+    equal: float = EQUAL,
+    cap: float = CAP,
+    kept: float = 4.0,
 ) -> Tensor:
     """Weights of an edit's squared error, which stop a model from learning to copy its source.
 
@@ -36,13 +42,15 @@ def edit_weights(
         that change by more than 1 weigh less than those that do not.
     released: the heuristic that the authors published. With d = |x - x'|: mean d under 0.001, the pair is taken for
         broken and weighs 0; up to 0.8, single values with d > 0.3 weigh 1 / mean d, within 5 and 64; else 1.
+    kept: ours: places that do not change weigh `kept`, the others 1: for edits that must leave the rest alone.
 
     Args:
         target_BCHW: clean latents of the picture to be drawn, x.
         source_BCHW: latents of the picture to be edited, x', of the same shape.
         kind: which formula.
-        equal: of paper and local: root mean squared difference over channels up to which a place is unchanged.
+        equal: of all but released: root mean squared difference over channels up to which a place is unchanged.
         cap: of paper and local: largest weight.
+        kept: of kept: weight of what does not change.
 
     Returns:
         Float32 without gradient, [B, 1, H, W], or [B, C, H, W] for `released`.
@@ -60,12 +68,14 @@ def edit_weights(
         return _released(difference_BCHW)
     squared_BCHW = difference_BCHW.square()
     changed_B1HW = squared_BCHW.mean(dim=1, keepdim=True) > equal**2
+    if kind == "kept":
+        return changed_B1HW.float().where(changed_B1HW, kept)
     if kind == "paper":
         weight = squared_BCHW.mean(dim=(1, 2, 3), keepdim=True)
     elif kind == "local":
         weight = squared_BCHW.sum(dim=1, keepdim=True)
     else:
-        raise X2IError(f"no edit weights {kind!r}; known: paper, local, released")
+        raise X2IError(f"no edit weights {kind!r}; known: paper, local, released, kept")
     return weight.reciprocal().clamp(max=cap).where(changed_B1HW, 1.0)
 
 

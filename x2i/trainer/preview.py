@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, pairwise
 from typing import Any
 
 import numpy as np
@@ -16,12 +17,14 @@ from x2i.base.errors import X2IError
 from x2i.corpus.sample import PLACEHOLDER
 from x2i.model.base import Chat, Model, Processor, Request
 from x2i.model.pixels import centre_crop
-from x2i.model.placeholders import with_placeholders
+from x2i.model.placeholders import MARK, numbers_of, with_placeholders
 from x2i.model.sampling import Options, Painter
 from x2i.trainer.config import Preview, Stage
 from x2i.trainer.data import DamagedSample, Example, SampleReader
 from x2i.trainer.mixture import held_out_of, training_of
 from x2i.trainer.table import Samples
+
+log = logging.getLogger(__name__)
 
 _TILE, _GAP, _TEXT, _HEAD = 128, 8, 208, 26
 _INK, _SOFT, _PAPER, _CARD = (28, 30, 34), (110, 114, 122), (244, 244, 242), (255, 255, 255)
@@ -36,6 +39,7 @@ class Row:
     inputs: tuple[np.ndarray, ...]
     drawn: Image.Image | str
     target: np.ndarray | str | None
+    title: str = "drawn"
 
 
 def rows_of(painter: Painter, examples: Sequence[tuple[str, Example]], preview: Preview, side: int) -> list[Row]:
@@ -57,6 +61,21 @@ def rows_of(painter: Painter, examples: Sequence[tuple[str, Example]], preview: 
     return [Row(*given[:3], picture, given[3]) for given, picture in zip(wanted, drawn, strict=True)]
 
 
+def check(preview: Preview) -> None:
+    """Refuse prompts that could not be drawn at a checkpoint, when hours of work wait to be written.
+
+    Raises:
+        X2IError: an image cannot be opened, or the placeholders are not those of the images.
+    """
+    for place, prompt in enumerate(preview.prompts):
+        for path in prompt.images:
+            _open(str(path), 1)
+        try:
+            numbers_of(with_placeholders(prompt.instruction, len(prompt.images)), len(prompt.images))
+        except X2IError as error:
+            raise X2IError(f"preview.prompts.{place}: {error}") from None
+
+
 def answers_of(
     model: Model[Any],
     processor: Processor[Any],
@@ -64,14 +83,19 @@ def answers_of(
     preview: Preview,
     plain: bool = False,
 ) -> list[Row]:
-    """Answer the first question of the given conversations."""
-    asked = [(label, e) for label, e in examples if e.output is None]
+    """Answer the first question of the given conversations; those that the model cannot be shown are left out."""
+    asked = [(label, e, until) for label, e in examples if e.output is None and (until := _asked(e))]
     rows = []
     training = model.training
     model.eval()
-    for label, example in asked:
-        until = next(i for i, m in enumerate(example.messages) if m.role == "assistant")
-        inputs = processor.chats([Chat(example.messages[:until], example.inputs)], labels=False, plain=plain)
+    for label, example, until in asked:
+        shown = sum(m.text.count(MARK) for m in example.messages[:until])  # later questions may show more
+        try:
+            chat = Chat(example.messages[:until], example.inputs[:shown])
+            inputs = processor.chats([chat], labels=False, plain=plain)
+        except X2IError as error:
+            log.warning("not in the preview: sample %s: %s", example.key, error)
+            continue
         device = next(model.parameters()).device
         with torch.no_grad():
             ids = model.answer(inputs.to(device), preview.answer_tokens, processor.stop)[0]
@@ -79,10 +103,23 @@ def answers_of(
             " ".join(m.text for m in example.messages[:until] if m.role != "system").replace("<image>", "").strip()
         )
         rows.append(
-            Row(label, question, example.inputs, processor.text(ids) or "(nothing)", example.messages[until].text)
+            Row(
+                label,
+                question,
+                example.inputs[:shown],
+                processor.text(ids) or "(nothing)",
+                example.messages[until].text,
+            )
         )
     model.train(training)
     return rows
+
+
+def _asked(example: Example) -> int:
+    """How many messages there are in front of the first answer to a user; 0 if there is none."""
+    roles = [m.role for m in example.messages]
+    pairs = pairwise(roles)
+    return next((i for i, pair in enumerate(pairs, 1) if pair == ("user", "assistant")), 0)
 
 
 def choose(reader: SampleReader, stage: Stage, per_task: int) -> list[tuple[str, Example]]:
@@ -147,9 +184,9 @@ def _card(row: Row, width: int, height: int, inputs: int) -> Image.Image:
         (f"input {i}" if len(row.inputs) > 1 else "input", Image.fromarray(a)) for i, a in enumerate(row.inputs, 1)
     ]
     target = Image.fromarray(row.target) if isinstance(row.target, np.ndarray) else row.target
-    cells += [("answered" if isinstance(row.drawn, str) else "drawn", row.drawn), ("target", target)]
+    cells += [("answered" if isinstance(row.drawn, str) else row.title, row.drawn), ("target", target)]
     for place, (title, cell) in enumerate(cells):
-        if cell is None:
+        if cell is None or cell == "":
             continue
         x = _TEXT + place * (_TILE + _GAP)
         draw.text((x, 8), title, fill=_SOFT, font=small)

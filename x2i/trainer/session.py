@@ -15,28 +15,22 @@ from types import FrameType
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer
 
 from x2i import __version__
-from x2i.base.errors import RecipeError, Stopped, X2IError
-from x2i.base.seeds import digest
+from x2i.base.errors import Stopped
 from x2i.corpus.corpus import Corpus
-from x2i.model import lora, registry, weights
-from x2i.model import vae as vaes
-from x2i.model.base import Model, Processor
-from x2i.model.config import ModelConfig, ModelFile, PixelsConfig, VAEConfig
+from x2i.model import lora, weights
+from x2i.model.config import ModelFile
 from x2i.model.sampling import Painter
 from x2i.trainer import checkpoint, preview, tokens
-from x2i.trainer.batch import Batcher
 from x2i.trainer.checkpoint import Checkpoint
 from x2i.trainer.config import RunConfig, Stage
-from x2i.trainer.data import DamagedSample, Example, Loader, SampleReader
+from x2i.trainer.data import Loader
 from x2i.trainer.learner import HeldOutLoss, Learner, RowReport, StepReport
 from x2i.trainer.ledger import Entry, Ledger
-from x2i.trainer.mixture import held_out_of, plan_of, tasks_of
 from x2i.trainer.progress import Progress
 from x2i.trainer.run import LOGS, Result, result_of
-from x2i.trainer.table import SampleTable
+from x2i.trainer.setup import Setup
 
 log = logging.getLogger(__name__)
 
@@ -50,33 +44,10 @@ class Session:
     def __init__(self, run: RunConfig, corpora: list[Corpus], newest: Checkpoint | None, progress: Progress) -> None:
         self._run = run
         self._progress = progress
-        if run.cpu_threads is not None:
-            torch.set_num_threads(run.cpu_threads)
-        self._table = SampleTable(corpora, run.held_out)
-        self._plans = [plan_of(self._table, stage, run.seed) for stage in run.stages]
-        self._device = _device(run.device)
-        self._reader = SampleReader(self._table, run.reading.cache_mib << 20)
-        self._base = None if run.model.weights is None else checkpoint.fetched(run.model.weights)
+        self._setup = Setup(run, corpora, newest)
         self._newest = newest
-        numbers, vae = self._described()
-        self._vae_config = run.vae or vae or PixelsConfig()
-        self._vae = vaes.build(self._vae_config).to(self._device)
-        processor = registry.processor_class(numbers.architecture)
-        self._tokenizer = self._build_tokenizer(processor)
-        self._model = self._build_model(numbers, start=newest is None)
-        self._processors = [
-            processor(
-                registry.changed(self._model.config, stage.inputs, f"stages.{place}.inputs"),
-                *(self._tokenizer, self._vae, run.max_text_tokens),
-            )
-            for place, stage in enumerate(run.stages)
-        ]
-        self._batchers = [Batcher(p, self._vae, self._device) for p in self._processors]
-        self._check_stages()
         self._step = newest.step if newest else 0
-        if newest is not None:
-            self._load(newest.path)
-        self._learner = Learner(run, self._model, self._device)
+        self._learner = Learner(run, self._setup.model, self._setup.device)
         if newest is not None:
             self._restore(newest.path)
         self._smoothed: dict[str, float] = {}
@@ -98,7 +69,7 @@ class Session:
         finally:
             self._progress.close()
             self._writer.close()
-            self._reader.close()
+            self._setup.reader.close()
         assert self._newest is not None
         if self._stop:
             self._progress.note(f"stopped at step {self._step}; the same command goes on from {self._newest.path}")
@@ -109,19 +80,19 @@ class Session:
             steps_now=self._step - first,
             seconds=time.monotonic() - began,
             train_loss={t: round(v, 6) for t, v in sorted(self._smoothed.items()) if t},
-            damaged=[vars(d) for _, d in sorted(self._reader.damaged.items())],
+            damaged=[vars(d) for _, d in sorted(self._setup.reader.damaged.items())],
         )
 
     def _stage(self, place: int, start: int) -> None:
         """Train one stage from step `start` of it to its end, with checkpoints on the way."""
-        run, stage, plan = self._run, self._run.stages[place], self._plans[place]
+        run, stage, plan = self._run, self._run.stages[place], self._setup.plans[place]
         if start == 0:
             self._begin(place)
             self._smoothed = {}
-        loader = Loader(self._reader, plan, stage, start, run.reading)
+        loader = Loader(self._setup.reader, plan, stage, start, run.reading)
         for number, examples in enumerate(loader, start):
             began = time.monotonic()
-            batches = self._batchers[place].training(examples, run.seed, stage)
+            batches = self._setup.batchers[place].training(examples, run.seed, stage)
             report = self._learner.step(batches, stage, number, self._step)
             self._step += 1
             self._ledger.add(self._entries(stage, report))
@@ -141,21 +112,21 @@ class Session:
         files: dict[str, Any] = {}
         if full:
             with self._learner.averaged():
-                losses = self._learner.held_out(self._batchers[place], self._held_out(stage), stage)
+                losses = self._learner.held_out(self._setup.batchers[place], self._setup.held_out(stage), stage)
                 picture = self._preview(place)
             if picture is not None:
                 files[checkpoint.PREVIEW] = picture
         files |= self._weights() | {
             checkpoint.CONFIG: ModelFile(
-                architecture=self._model.config.architecture,
-                model=self._processors[place].config.model_dump(mode="json"),
-                vae=self._vae_config if self._model.draws else None,
+                architecture=self._setup.model.config.architecture,
+                model=self._setup.processors[place].config.model_dump(mode="json"),
+                vae=self._setup.vae_config if self._setup.model.draws else None,
                 max_text_tokens=run.max_text_tokens,
                 resolution=stage.resolution,
                 chat_resolution=stage.chat_resolution,
                 base=None if run.model.lora is None else run.model.weights,
             ).model_dump(mode="json"),
-            tokens.FILE: self._tokenizer.to_str(pretty=True).encode(),
+            tokens.FILE: self._setup.tokenizer.to_str(pretty=True).encode(),
             checkpoint.TRAINER: {
                 "format": 1,
                 "step": self._step,
@@ -163,9 +134,9 @@ class Session:
                 "stage_step": stage_step,
                 "seed": run.seed,
                 "run": run.digest,
-                "corpora": [{"path": str(c.path), "digest": c.digest} for c in self._table.corpora],
+                "corpora": [{"path": str(c.path), "digest": c.digest} for c in self._setup.table.corpora],
                 "held_out": {task: asdict(loss) for task, loss in losses.items()},
-                "damaged": [vars(d) for _, d in sorted(self._reader.damaged.items())],
+                "damaged": [vars(d) for _, d in sorted(self._setup.reader.damaged.items())],
                 "versions": {"x2i": __version__, "torch": torch.__version__},
             },
         }
@@ -185,7 +156,7 @@ class Session:
         """The files of the weights: all of them, or the adapters alone."""
         ema = self._learner.ema
         if self._run.model.lora is None:
-            state = self._model.state_dict()
+            state = self._setup.model.state_dict()
             files: dict[str, Any] = {checkpoint.MODEL: lambda path: weights.save(state, path)}
             if ema is not None:
                 tied = weights.aliases(state)
@@ -203,15 +174,7 @@ class Session:
         return files
 
     def _save_adapter(self, folder: Path) -> None:
-        lora.save_adapter(self._model, folder, self._run.model.weights)
-
-    def _load(self, place: Path) -> None:
-        """Read the weights of a checkpoint of this run into the model."""
-        if self._run.model.lora is None:
-            weights.load(self._model, place)
-        else:
-            state = {lora.PREFIX + n: t for n, t in lora.adapter_state(self._model).items()}
-            weights.copy_into(state, place / checkpoint.ADAPTER / lora.WEIGHTS)
+        lora.save_adapter(self._setup.model, folder, self._run.model.weights)
 
     def _begin(self, place: int) -> None:
         """Begin a stage, now or (after a resume) with the weights that it began with already at hand."""
@@ -224,43 +187,25 @@ class Session:
         place, start = self._run.locate(self._step)
         if start:
             if self._run.stages[place].preference is not None:
-                self._load_beginning(place)
+                self._setup.load_beginning(place)
             self._begin(place)
-            self._load(path)  # over those of the beginning
+            self._setup.load(path)  # over those of the beginning
             assert self._learner.optimizer is not None
-            state = torch.load(path / checkpoint.OPTIMIZER, map_location=self._device, weights_only=True)
-            self._learner.optimizer.load_state_dict(state)
+            self._learner.optimizer.load_state_dict(checkpoint.optimizer_of(path, self._setup.device))
         ema = self._learner.ema
         if ema is not None and self._run.model.lora is None:
-            weights.copy_into(ema, path / checkpoint.EMA)
+            weights.fill(ema, path / checkpoint.EMA)
         elif ema is not None:
             folder = path / checkpoint.EMA_ADAPTER
-            weights.copy_into({lora.PREFIX + n: t for n, t in ema.items()}, folder / lora.WEIGHTS)
-
-    def _load_beginning(self, place: int) -> None:
-        """Read the weights that a stage began with: the end of the one before, or those of the very start."""
-        before = sum(s.steps for s in self._run.stages[:place])
-        if before:
-            self._load(checkpoint.folder(self._run.output, before))
-        else:
-            fresh = self._build_model(self._described()[0], start=True)
-            self._model.load_state_dict(fresh.state_dict())
-
-    def _held_out(self, stage: Stage) -> dict[str, list[Example]]:
-        out: dict[str, list[Example]] = {}
-        for task, held_out in held_out_of(self._table, stage).items():
-            for index in held_out.spread(self._run.held_out_samples):
-                with contextlib.suppress(DamagedSample):  # logged when the trainer meets it
-                    out.setdefault(task, []).append(self._reader.read(index, stage.side(task in self._table.chats)))
-        return out
+            weights.fill({lora.PREFIX + n: t for n, t in ema.items()}, folder / lora.WEIGHTS)
 
     def _preview(self, place: int) -> bytes | None:
-        stage, processor = self._run.stages[place], self._processors[place]
+        stage, processor = self._run.stages[place], self._setup.processors[place]
         options, side = self._run.preview, stage.resolution
-        chosen = preview.choose(self._reader, stage, options.per_task)
-        painter = Painter(self._model, self._vae, processor) if self._model.draws else None
+        chosen = preview.choose(self._setup.reader, stage, options.per_task)
+        painter = Painter(self._setup.model, self._setup.vae, processor) if self._setup.model.draws else None
         rows = preview.rows_of(painter, chosen, options, side) if painter else []
-        rows += preview.answers_of(self._model, processor, chosen, options, plain=stage.plain_captions)
+        rows += preview.answers_of(self._setup.model, processor, chosen, options, plain=stage.plain_captions)
         if not rows:
             return None
         picture = preview.grid(rows)
@@ -272,7 +217,7 @@ class Session:
 
     def _entries(self, stage: Stage, report: StepReport) -> Iterator[Entry]:
         for row in report.rows:
-            example, ref = row.example, self._table[row.example.sample]
+            example, ref = row.example, self._setup.table[row.example.sample]
             yield Entry(
                 *(self._step, stage.name, example.draw, ref.place, ref.key, ref.task, ref.source, ref.image_id),
                 *(row.loss, row.t, row.tokens, example.replaced),
@@ -305,20 +250,20 @@ class Session:
         self._progress.note(f"checkpoint {self._newest.path}{told}")
 
     def _announce(self) -> None:
-        parameters = sum(p.numel() for p in self._model.parameters())
-        learn = {n: p.numel() for n, p in self._model.named_parameters()}
-        training = sum(len(v) for v in self._table.train.values())
-        held = sum(len(v) for v in self._table.held_out.values())
+        parameters = sum(p.numel() for p in self._setup.model.parameters())
+        learn = {n: p.numel() for n, p in self._setup.model.named_parameters()}
+        training = sum(len(v) for v in self._setup.table.train.values())
+        held = sum(len(v) for v in self._setup.table.held_out.values())
         where = f"goes on at step {self._step}" if self._step else "starts"
         self._progress.note(
-            f"{self._run.output}: {where} on {self._device}; {parameters / 1e6:.1f} million parameters, "
+            f"{self._run.output}: {where} on {self._setup.device}; {parameters / 1e6:.1f} million parameters, "
             f"{training} samples to train on, {held} held out"
         )
-        if self._table.apart:
+        if self._setup.table.apart:
             self._progress.note(
-                f"{self._table.apart} samples are on neither side: a held-out image is among their inputs"
+                f"{self._setup.table.apart} samples are on neither side: a held-out image is among their inputs"
             )
-        for path in self._table.derived:
+        for path in self._setup.table.derived:
             self._progress.note(
                 f"{path}: an earlier x2i built it: its images' digests are computed at each start; `x2i build` on its "
                 "recipe writes them into the manifest"
@@ -328,80 +273,9 @@ class Session:
             if trained < parameters:
                 what = "adapters" if self._run.model.lora else ", ".join(stage.train or ())
                 self._progress.note(f"stage {stage.name} trains {trained:,} of {parameters:,} parameters: {what}")
-        unused = sorted(set(self._table.tasks) - {t for s in self._run.stages for t in tasks_of(self._table, s)})
+        unused = sorted(set(self._setup.table.tasks) - self._setup.tasks)
         if unused:
             self._progress.note(f"tasks of the corpora that no stage trains: {', '.join(unused)}")
-
-    def _described(self) -> tuple[ModelConfig, VAEConfig | None]:
-        """The model's numbers and its autoencoder, from the run file or from beside the weights."""
-        spec, base = self._run.model, self._base
-        file = None if base is None or not (base / checkpoint.CONFIG).is_file() else checkpoint.describe(base)
-        beside = None if file is None else registry.config_of(file.architecture, file.model, str(base))
-        numbers = spec.config(beside)
-        if numbers is None:
-            raise RecipeError(f"model.weights: {spec.weights} does not say which model it is: give `preset`")
-        return numbers, None if file is None else file.vae
-
-    def _build_tokenizer(self, processor: type[Processor[Any]]) -> Tokenizer:
-        if self._newest is not None:
-            return tokens.load(self._newest.path)
-        if self._run.tokenizer is not None:
-            tasks = {task for stage in self._run.stages for task in tasks_of(self._table, stage)}
-            return tokens.build(self._run.tokenizer, self._reader, processor, tasks)
-        assert self._base is not None
-        return tokens.load(self._base)
-
-    def _build_model(self, numbers: ModelConfig, start: bool) -> Model[Any]:
-        """The network; to `start`, with the parts of other models that the run begins with."""
-        run, vocabulary = self._run, self._tokenizer.get_vocab_size()
-        trained = run.tokenizer is not None and run.tokenizer.train is not None
-        rows = vocabulary if trained else max(vocabulary, numbers.vocabulary)
-        config = numbers.adapted(vocab_size=rows, latent_channels=self._vae.channels)
-        seed = int(digest("weights/1", run.seed)[:15], 16)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            model = registry.build(config)
-        if self._base is not None:
-            weights.load(model, checkpoint.weights_of(self._base))
-        elif start:
-            self._load_parts(model)
-        if run.model.lora is not None:
-            lora.attach(model, run.model.lora, seed)
-        return model
-
-    def _load_parts(self, model: Model[Any]) -> None:
-        """Fill parts of a fresh model from public checkpoints of other models. Raises RecipeError or X2IError."""
-        for part, spec in self._run.model.pretrained.items():
-            if part not in model.pretrained:
-                known = ", ".join(model.pretrained) or "none"
-                raise RecipeError(f"model.pretrained: no part {part!r} is found in other models; those are: {known}")
-            path = checkpoint.fetched(spec)
-            weights.load_part(model, path, weights.prefixed(model, path, model.pretrained[part]))
-        model.begin(tuple(self._run.model.pretrained))
-
-    def _check_stages(self) -> None:
-        """Refuse what this model cannot learn. Raises RecipeError."""
-        for place, stage in enumerate(self._run.stages):
-            tasks = tasks_of(self._table, stage)
-            chats = sorted(tasks & self._table.chats)
-            pictures = sorted(tasks - self._table.chats)
-            if chats and not self._model.answers:
-                raise RecipeError(
-                    f"stages.{stage.name}.mixture: samples of {', '.join(chats)} have no output image, and this model "
-                    "writes no text: leave them out, or give it a head for text (model: {text_head: true})"
-                )
-            if pictures and not self._model.draws:
-                raise RecipeError(
-                    f"stages.{stage.name}.mixture: samples of {', '.join(pictures)} are to be drawn, and this model only "
-                    "writes text: leave them out"
-                )
-            if stage.preference is not None and pictures:
-                raise RecipeError(f"stages.{stage.name}.preference: {', '.join(pictures)} are drawn, not answered")
-            try:
-                if pictures:
-                    self._processors[place].check_size(stage.resolution, stage.resolution)
-            except X2IError as error:
-                raise RecipeError(f"stages.{place}.resolution: {error}") from None
 
     @contextlib.contextmanager
     def _interruptible(self) -> Iterator[None]:
@@ -432,12 +306,3 @@ def _timestep_bin(row: RowReport) -> str | None:
         return None
     quarter = min(int(row.t * 4), 3)
     return f"t_{quarter / 4:.2f}_{(quarter + 1) / 4:.2f}"
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        return torch.device(name)
-    except RuntimeError:
-        raise RecipeError(f"device: {name!r} is none; give auto, cpu, cuda or cuda:N") from None

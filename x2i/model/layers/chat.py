@@ -118,7 +118,7 @@ class ChatML:
         return self._encode(body + ("" if last and not self.last_newline else "\n"), len(head), len(body))
 
     def _encode(self, text: str, begin: int, end: int) -> Formatted:
-        """Ids of a text; learned are the tokens that lie within its characters from `begin` to `end`."""
+        """Ids of a text; learned are the tokens that begin within its characters from `begin` to `end`."""
         ids: list[int] = []
         labels: list[int] = []
         at = 0
@@ -129,9 +129,8 @@ class ChatML:
                 at += len(MARK)
             found = self.tokenizer.encode(piece, add_special_tokens=False)
             ids += found.ids
-            for token, (first, after) in zip(found.ids, found.offsets, strict=True):
-                learned = begin <= at + first < end and begin < at + after <= end
-                labels.append(token if learned else IGNORE)
+            for token, (first, _) in zip(found.ids, found.offsets, strict=True):
+                labels.append(token if begin <= at + first < end else IGNORE)
             at += len(piece)
         return Formatted(tuple(ids), tuple(labels))
 

@@ -49,7 +49,10 @@ class VisualTokenizer(nn.Module):
         Raises:
             X2IError: patches and grids do not agree.
         """
-        weights_MV = tokenize(self.logits(patches_NF, grids), self.config.tokenize, self.tau)
+        # words are drawn in training only: the same question has the same answer
+        drawn = self.config.tokenize == "gumbel_argmax" and not self.training
+        how = "st_argmax" if drawn else self.config.tokenize
+        weights_MV = tokenize(self.logits(patches_NF, grids), how, self.tau)
         return F.pad(weights_MV, (0, self.config.indicators))
 
     def logits(self, patches_NF: Tensor, grids: Sequence[Grid]) -> Tensor:

@@ -57,6 +57,7 @@ class MiniGeminiConfig(ModelConfig):
     """All numbers of a Mini-Gemini. Those of its encoders default to the published ones."""
 
     architecture: ClassVar[str] = "mini_gemini"
+    reading: ClassVar[tuple[str, ...]] = ("template", "aspect")
 
     llm: LanguageModelConfig = Field(description="the language model")
     low: LowConfig = Field(default_factory=lambda: LowConfig(), description="encoder of the low-resolution view")

@@ -11,34 +11,39 @@ kind): what is written here has it in a file x2i.json beside, which the others p
 
 from __future__ import annotations
 
-import json
 import logging
-from collections.abc import Mapping
-from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
 
 import torch
-from tokenizers import Tokenizer
-from torch import Tensor
 
 from x2i.base.config import parse_config
 from x2i.base.errors import X2IError
 from x2i.base.weights import Weights
-from x2i.model import lora, registry, vae, weights
+from x2i.model import folders, layouts, lora, registry, vae, weights
 from x2i.model.config import AutoencoderKLConfig, ModelFile
+from x2i.model.folders import CONFIG, read_json
+from x2i.model.layouts import EXTRA, Drawing
 from x2i.model.omnigen import names, published
 from x2i.model.omnigen.config import OmniGenConfig
 from x2i.model.omnigen.model import OmniGen
-from x2i.model.vae import VAE
+from x2i.model.omnigen.processor import OmniGenProcessor
 
 log = logging.getLogger(__name__)
 
 #: The autoencoder of published folders that have none of their own.
 SDXL_VAE = "stabilityai/sdxl-vae"
-CONFIG, TOKENIZER, EXTRA, INDEX = "config.json", "tokenizer.json", "x2i.json", "model_index.json"
+INDEX = "model_index.json"
 DIFFUSERS = "diffusion_pytorch_model"  # the name of its files of weights
+LAYOUTS = {
+    "published": "VectorSpaceLab's OmniGen",
+    "diffusers": "diffusers' OmniGenPipeline",
+    "transformer": "diffusers' OmniGenTransformer2DModel alone",
+}
+EXPECTED = f"{CONFIG} of a phi3 with x_embedder.* in model.safetensors, or {INDEX} or {CONFIG} of diffusers' classes"
+DRAWING = Drawing(words=(2.5, 1.6), edit=(2.5, 1.6), negative=OmniGenProcessor.NEGATIVE, max_input=1024)
+
+Opened = layouts.Opened[OmniGen]
 
 
 class Layout(StrEnum):
@@ -50,15 +55,21 @@ class Layout(StrEnum):
     X2I = "x2i"
 
 
-@dataclass(frozen=True)
-class Opened:
-    """A model from disk, with what it needs; `vae` is None where it was not asked for."""
+def recognises(folder: Path) -> bool:
+    """Whether a folder holds an OmniGen in one of `LAYOUTS`, or what should be one."""
+    layout = layout_of(folder)
+    if layout is Layout.PUBLISHED:
+        return read_json(folder / CONFIG).get("model_type") == "phi3"
+    if layout is Layout.DIFFUSERS:
+        return read_json(folder / INDEX).get("_class_name") == "OmniGenPipeline"
+    return layout is Layout.TRANSFORMER
 
-    model: OmniGen
-    tokenizer: Tokenizer
-    described: ModelFile
-    vae: VAE | None
-    layout: Layout
+
+def save(opened: Opened, folder: Path, layout: str) -> None:
+    """As `writing.save`."""
+    from x2i.model.omnigen import writing  # which builds on this module
+
+    writing.save(opened, folder, Layout(layout))
 
 
 def layout_of(folder: Path) -> Layout | None:
@@ -67,7 +78,7 @@ def layout_of(folder: Path) -> Layout | None:
         return Layout.DIFFUSERS
     if not (folder / CONFIG).is_file():
         return None
-    numbers = _json(folder / CONFIG)
+    numbers = read_json(folder / CONFIG)
     if numbers.get("_class_name") == "OmniGenTransformer2DModel":
         return Layout.TRANSFORMER
     if "architecture" in numbers and "model" in numbers:
@@ -91,11 +102,11 @@ def describe(folder: Path, vae_weights: str | None = None) -> tuple[ModelFile, L
             f"{folder}: no OmniGen. Expected {INDEX} (diffusers), or {CONFIG} with model.safetensors (published, x2i)"
         )
     if layout is Layout.X2I:
-        described = parse_config(ModelFile, _json(folder / CONFIG), str(folder / CONFIG))
+        described = parse_config(ModelFile, read_json(folder / CONFIG), str(folder / CONFIG))
         if described.architecture != OmniGenConfig.architecture:
             raise X2IError(f"{folder}: a model {described.architecture!r}, not omnigen")
     elif (folder / EXTRA).is_file():
-        described = parse_config(ModelFile, _json(folder / EXTRA), str(folder / EXTRA))
+        described = parse_config(ModelFile, read_json(folder / EXTRA), str(folder / EXTRA))
     else:
         numbers = _foreign_numbers(folder, layout)
         default = AutoencoderKLConfig(kind="autoencoder_kl", weights=SDXL_VAE)
@@ -130,7 +141,7 @@ def open_model(
     described, layout = describe(folder, vae_weights)
     config = registry.config_of(described.architecture, described.model, str(folder / CONFIG))
     assert isinstance(config, OmniGenConfig)
-    tokenizer = _tokenizer(folder)
+    tokenizer = folders.tokenizer_of(folder)
     if layout is Layout.X2I and described.base is not None:
         base = open_model(described.base, dtype=dtype, with_vae=False)
         averaged = folder / "ema_adapter"
@@ -138,7 +149,7 @@ def open_model(
         lora.merge(base.model)
         model, described = base.model, described.model_copy(update={"base": None})
     else:
-        model = _empty(config, dtype or torch.float32)
+        model = folders.hollow(config, dtype or torch.float32)
         _load(model, folder, layout)
     model.eval().requires_grad_(False)
     encoder = vae.build(described.vae) if with_vae and described.vae is not None else None
@@ -156,16 +167,9 @@ def _newest(folder: Path) -> Path:
 def _foreign_numbers(folder: Path, layout: Layout) -> OmniGenConfig:
     if layout is Layout.PUBLISHED:
         shapes = weights.shapes(folder)
-        return published.from_phi3(_json(folder / CONFIG), shapes, str(folder / CONFIG))
+        return published.from_phi3(read_json(folder / CONFIG), shapes, str(folder / CONFIG))
     inner = folder / "transformer" if layout is Layout.DIFFUSERS else folder
-    return published.from_transformer(_json(inner / CONFIG), str(inner / CONFIG))
-
-
-def _empty(config: OmniGenConfig, dtype: torch.dtype) -> OmniGen:
-    """A model in host memory whose weights are still to be read: nothing is drawn for them."""
-    with torch.device("meta"):
-        model = OmniGen(config)
-    return model.to(dtype).to_empty(device="cpu")
+    return published.from_transformer(read_json(inner / CONFIG), str(inner / CONFIG))
 
 
 def _load(model: OmniGen, folder: Path, layout: Layout) -> None:
@@ -179,45 +183,12 @@ def _load(model: OmniGen, folder: Path, layout: Layout) -> None:
         state = names.from_diffusers(
             {n: t for file in _shards(inner) for n, t in weights.tensors_of(file)}, model.config
         )
-        _fill(model, state, inner)
-
-
-@torch.no_grad()
-def _fill(model: OmniGen, state: Mapping[str, Tensor], where: Path) -> None:
-    wanted = model.state_dict()
-    faults = [f"missing {n}" for n in sorted(wanted.keys() - state.keys())]
-    faults += [f"unknown {n}" for n in sorted(state.keys() - wanted.keys())]
-    both = sorted(wanted.keys() & state.keys())
-    faults += [f"{n} is {list(state[n].shape)}" for n in both if state[n].shape != wanted[n].shape]
-    if faults:
-        raise X2IError(f"{where}: not weights of this model: {'; '.join(faults[:5])} ({len(faults)} in all)")
-    for name, tensor in wanted.items():
-        tensor.copy_(state[name])
+        folders.fill(model, state, inner)
 
 
 def _shards(folder: Path) -> list[Path]:
     """diffusers' files of weights."""
     if (folder / f"{DIFFUSERS}.safetensors").is_file():
         return [folder / f"{DIFFUSERS}.safetensors"]
-    index = _json(folder / f"{DIFFUSERS}.safetensors.index.json")
+    index = read_json(folder / f"{DIFFUSERS}.safetensors.index.json")
     return [folder / name for name in sorted(set(index.get("weight_map", {}).values()))]
-
-
-def _tokenizer(folder: Path) -> Tokenizer:
-    file = next((f for f in (folder / TOKENIZER, folder / "tokenizer" / TOKENIZER) if f.is_file()), None)
-    if file is None:
-        raise X2IError(f"{folder}: no {TOKENIZER}, here or in tokenizer/")
-    try:
-        return Tokenizer.from_file(str(file))
-    except Exception as error:  # noqa: BLE001 - the library raises nothing narrower
-        raise X2IError(f"{file}: not a tokenizer of the tokenizers library ({error})") from None
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise X2IError(f"{path}: cannot be read ({error})") from None
-    if not isinstance(value, dict):
-        raise X2IError(f"{path}: expected a JSON object")
-    return value

@@ -82,6 +82,7 @@ class OmniGenProcessor(Processor[PromptBatch]):
         requests: Sequence[Request],
         dropped: Sequence[bool] | None = None,
         generator: torch.Generator | None = None,
+        size: tuple[int, int] | None = None,
     ) -> PromptBatch:
         """One row per request; a dropped one shows `<cfg>` and no images.
 

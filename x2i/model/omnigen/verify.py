@@ -1,23 +1,29 @@
-"""OmniGen against diffusers' OmniGenTransformer2DModel, and against the published checkpoint's names."""
+"""OmniGen against diffusers' OmniGenTransformer2DModel, its published code, and the published checkpoint's names.
+
+The published code (OmniGen/model.py of VectorSpaceLab/OmniGen at d475201) was run on a small network with weights by
+name, in float32 on a CPU, over transformers' Phi-3 with its mask: its own trunk is written for an older transformers.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from x2i.model import verify
+from x2i.model import recorded, verify
+from x2i.model.filling import draw, draw_ids, fill
 from x2i.model.omnigen import names as renaming
 from x2i.model.omnigen.config import PRESETS, LongRope, OmniGenConfig
 from x2i.model.omnigen.masks import hybrid_mask
 from x2i.model.omnigen.model import OmniGen
-from x2i.model.omnigen.prompt import Prompt, collate
+from x2i.model.omnigen.prompt import Prompt, PromptBatch, collate
 from x2i.model.omnigen.published import to_transformer
 
 PUBLISHED = ("omnigen-3.8b",)
+SOURCE = "VectorSpaceLab/OmniGen@d475201"
 SMALL = OmniGenConfig(
     hidden_size=32,
     layers=2,
@@ -34,20 +40,15 @@ SMALL = OmniGenConfig(
 )
 #: Tokens of condition images -> their latents' height and width.
 GRIDS = {4: (4, 4), 6: (4, 6), 9: (6, 6)}
-_CASES = {"no image": (), "one image": (6,), "three images": (4, 6, 9)}
+CASES = {"no image": (), "one image": (6,), "three images": (4, 6, 9)}
 
 
 def parameters(model: str) -> list[verify.Parameters]:
-    """All, and the trunk."""
+    """All, and the table of positions, which is a buffer: together the 15.50 GB of the published file, in float32."""
+    source, table = "size of the published file, with the table", verify.on_meta(model).state_dict()["pos_embed"]
     return [
-        verify.Parameters(model, "all", verify.count(model), 3_762_072_592, verify.version("diffusers")),
-        verify.Parameters(
-            model,
-            "table of positions (buffer)",
-            verify.on_meta(model).state_dict()["pos_embed"].numel(),
-            113_246_208,
-            "size of the published file",
-        ),
+        verify.Parameters(model, "all", verify.count(model), 3_762_072_592, source),
+        verify.Parameters(model, "table of positions (no parameters)", table.numel(), 113_246_208, source),
     ]
 
 
@@ -65,9 +66,9 @@ def names(model: str) -> list[verify.Names]:
 
 
 def outputs() -> list[verify.Comparison]:
-    """Velocities with none, one and three condition images, before and past the switch of the long rope."""
+    """Velocities with none, one and three condition images; in diffusers also past the switch of the long rope."""
     note = "latents of 6 x 10, rows of unequal length"
-    return [
+    live = [
         verify.Comparison(
             f"velocity, {name}{', past the long-rope switch' if long else ''}",
             f"{verify.version('diffusers')} OmniGenTransformer2DModel",
@@ -75,8 +76,18 @@ def outputs() -> list[verify.Comparison]:
             note,
         )
         for long in (False, True)
-        for name, sizes in _CASES.items()
+        for name, sizes in CASES.items()
     ]
+    whats = {published_case(name): sizes for name, sizes in CASES.items()}
+    return [
+        *live,
+        *(verify.Comparison(what, SOURCE, partial(against_recorded, s, what), note) for what, s in whats.items()),
+    ]
+
+
+def published_case(name: str) -> str:
+    """What a recorded comparison is called."""
+    return f"velocity, {name}, published code"
 
 
 def checkpoint(config: OmniGenConfig) -> dict[str, tuple[int, ...]]:
@@ -116,20 +127,24 @@ def of_diffusers(config: OmniGenConfig) -> Any:
 
 
 def randomised(config: OmniGenConfig = SMALL) -> OmniGen:
-    """A model whose every parameter is random, the zero-initialised head too."""
-    state = torch.random.get_rng_state()
+    """A model whose every parameter is random, the zero-initialised head too. Seeds torch."""
     torch.manual_seed(0)
     model = OmniGen(config).eval()
     for parameter in model.parameters():
         nn.init.normal_(parameter, std=0.2)
-    torch.random.set_rng_state(state)
+    return model
+
+
+def filled(config: OmniGenConfig = SMALL) -> OmniGen:
+    """A model filled by name."""
+    model = OmniGen(config).eval()
+    fill(model, 0.2)
     return model
 
 
 def text(length: int, seed: int) -> Prompt:
     """A prompt of words alone."""
-    ids = torch.randint(3, 100, (length,), generator=torch.Generator().manual_seed(seed)).tolist()
-    return Prompt(tuple(ids), (0,) * length, ())
+    return Prompt(tuple(draw_ids(seed, length, SMALL.vocab_size)), (0,) * length, ())
 
 
 def with_images(seed: int, before: int, *sizes: int, after: int = 3) -> Prompt:
@@ -141,23 +156,33 @@ def with_images(seed: int, before: int, *sizes: int, after: int = 3) -> Prompt:
     return Prompt(tuple(ids), tuple(blocks), tuple(range(len(sizes))))
 
 
-def velocities(sizes: tuple[int, ...], long: bool) -> tuple[Tensor, Tensor]:
-    """Ours and diffusers' of two rows of unequal length, at latents of 6 x 10. Raises ModuleNotFoundError.
+@dataclass(frozen=True)
+class Case:
+    """Two rows of unequal length; the first has the images. `spans` are their places, as both public codes take them."""
+
+    x_BCHW: Tensor
+    t_B: Tensor
+    batch: PromptBatch
+    images: tuple[Tensor, ...]
+    spans: dict[int, list[list[int]]]
+    positions: Tensor
+    noisy: int
+
+
+def case(sizes: tuple[int, ...], long: bool) -> Case:
+    """Inputs at latents of 6 x 10.
 
     Args:
         sizes: tokens of the first row's condition images, of `GRIDS`; the second row has none.
         long: whether the sequence passes the length from which the long rope's other factors count.
     """
-    ours, theirs = randomised(), of_diffusers(SMALL)
-    theirs.load_state_dict(renaming.to_diffusers(ours.state_dict(), SMALL))
     # the first row is the longest, since diffusers takes every row's images from the first
     prompts = [with_images(1, 150 if long else 12, *sizes), text(7, seed=9)]
-    generator = torch.Generator().manual_seed(1)
-    images = [torch.randn(4, *GRIDS[size], generator=generator) for size in sizes]
-    batch = collate(prompts, [images, []])
-    x_BCHW, t_B = torch.randn(2, 4, 6, 10, generator=generator), torch.tensor([0.3, 0.8])
+    images = tuple(draw(20 + i, 4, *GRIDS[size]) for i, size in enumerate(sizes))
+    batch = collate(prompts, [images, ()])
+    x_BCHW, t_B = draw(30, 2, 4, 6, 10), torch.tensor([0.3, 0.8])
     noisy, length = 3 * 5, batch.ids_BL.shape[1]
-    spans: Mapping[int, list[list[int]]] = {0: []} if sizes else {}
+    spans: dict[int, list[list[int]]] = {0: []} if sizes else {}
     for block in range(1, len(sizes) + 1):
         where = (batch.blocks_BL[0] == block).nonzero().flatten()
         spans[0].append([int(where[0]), int(where[-1]) + 1])
@@ -165,15 +190,28 @@ def velocities(sizes: tuple[int, ...], long: bool) -> tuple[Tensor, Tensor]:
     for row, prompt in enumerate(prompts):
         pad = length - len(prompt.ids)
         positions[row, pad:] = torch.arange(length + 1 + noisy - pad)
+    return Case(x_BCHW, t_B, batch, images, spans, positions, noisy)
+
+
+def velocities(sizes: tuple[int, ...], long: bool) -> tuple[Tensor, Tensor]:
+    """Ours and diffusers' of the same inputs. Arguments as `case`. Raises ModuleNotFoundError."""
+    ours, theirs, given = randomised(), of_diffusers(SMALL), case(sizes, long)
+    theirs.load_state_dict(renaming.to_diffusers(ours.state_dict(), SMALL))
     with torch.no_grad():
         public = theirs(
-            hidden_states=x_BCHW,
-            timestep=t_B,
-            input_ids=batch.ids_BL,
-            input_img_latents=[image[None] for image in images],
-            input_image_sizes=spans,
-            attention_mask=hybrid_mask(batch.valid_BL, batch.blocks_BL, noisy).float(),
-            position_ids=positions,
+            hidden_states=given.x_BCHW,
+            timestep=given.t_B,
+            input_ids=given.batch.ids_BL,
+            input_img_latents=[image[None] for image in given.images],
+            input_image_sizes=given.spans,
+            attention_mask=hybrid_mask(given.batch.valid_BL, given.batch.blocks_BL, given.noisy).float(),
+            position_ids=given.positions,
             return_dict=False,
         )[0]
-        return ours(x_BCHW, t_B, batch), public
+        return ours(given.x_BCHW, given.t_B, given.batch), public
+
+
+def against_recorded(sizes: tuple[int, ...], what: str) -> tuple[Tensor, Any]:
+    """Ours, and the figures of the published code."""
+    given = case(sizes, long=False)
+    return filled()(given.x_BCHW, given.t_B, given.batch), recorded.content("omnigen")["outputs"][what]

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import shutil
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from tokenizers import Tokenizer
 from torch import Tensor
 
 from x2i.base.errors import X2IError
 from x2i.base.files import atomic
-from x2i.base.weights import Weights
-from x2i.model import lora, weights
-from x2i.model.config import AutoencoderKLConfig, ModelFile, PixelsConfig
+from x2i.model import folders, layouts, weights
+from x2i.model.config import AutoencoderKLConfig, ModelFile
+from x2i.model.folders import CONFIG, TOKENIZER, write_json
+from x2i.model.layouts import EXTRA
 from x2i.model.omnigen import names, published
 from x2i.model.omnigen.config import OmniGenConfig
-from x2i.model.omnigen.layouts import CONFIG, DIFFUSERS, EXTRA, INDEX, TOKENIZER, Layout, Opened
+from x2i.model.omnigen.layouts import DIFFUSERS, INDEX, Layout, Opened
 
 log = logging.getLogger(__name__)
 
@@ -32,10 +29,10 @@ def save(opened: Opened, folder: Path, layout: Layout) -> None:
     Raises:
         X2IError: the folder exists, or the layout cannot hold this model.
     """
-    if folder.exists():
-        raise X2IError(f"{folder}: exists already; remove it, or name another folder")
-    if lora.adapters(opened.model):
-        raise X2IError("the model has adapters: merge them into its weights, or take them away, before it is written")
+    layouts.check_free(opened, folder)
+    if layout is Layout.X2I:
+        layouts.save_checkpoint(opened, folder)
+        return
     config = opened.model.config
     if layout is Layout.DIFFUSERS and not isinstance(opened.described.vae, AutoencoderKLConfig):
         raise X2IError(
@@ -44,42 +41,28 @@ def save(opened: Opened, folder: Path, layout: Layout) -> None:
         )
     with atomic(folder) as temporary:
         temporary.mkdir()
-        if layout is Layout.X2I:
-            _write_x2i(temporary, folder, opened)
-            return
         state, described = _without_text_head(opened)
         if layout is Layout.PUBLISHED:
             if other := published.unusual(config):
                 log.warning(
                     "VectorSpaceLab's code cannot open %s, whose numbers are not its: %s", folder, "; ".join(other)
                 )
-            _write(temporary / CONFIG, published.to_phi3(config))
+            write_json(temporary / CONFIG, published.to_phi3(config))
             weights.save(state, temporary / weights.FILE)
             _write_tokenizer(temporary, opened.tokenizer, config)
             _copy_vae(described, temporary)
         else:
             inner = temporary / "transformer" if layout is Layout.DIFFUSERS else temporary
             inner.mkdir(exist_ok=True)
-            _write(inner / CONFIG, published.to_transformer(config))
+            write_json(inner / CONFIG, published.to_transformer(config))
             weights.save(names.to_diffusers(state, config), inner / f"{DIFFUSERS}.safetensors")
             if layout is Layout.DIFFUSERS:
                 _write_pipeline(temporary, opened)
             else:
                 opened.tokenizer.save(str(temporary / TOKENIZER))
         if (temporary / "vae").is_dir():
-            described = _with_vae(described, "vae")
-        _write(temporary / EXTRA, described.model_dump(mode="json"))
-
-
-def _write_x2i(folder: Path, final: Path, opened: Opened) -> None:
-    described = opened.described
-    if isinstance(described.vae, AutoencoderKLConfig) and Path(described.vae.weights).expanduser().is_dir():
-        _copy_vae(described, folder)
-        described = _with_vae(described, str(final.absolute() / "vae"))
-    _write(folder / CONFIG, described.model_dump(mode="json"))
-    _write(folder / "trainer.json", {"step": 0})
-    weights.save(opened.model.state_dict(), folder / weights.FILE)
-    opened.tokenizer.save(str(folder / TOKENIZER))
+            described = layouts.with_vae(described, "vae")
+        write_json(temporary / EXTRA, described.model_dump(mode="json"))
 
 
 def _write_pipeline(folder: Path, opened: Opened) -> None:
@@ -102,8 +85,8 @@ def _write_pipeline(folder: Path, opened: Opened) -> None:
     }
     (folder / "tokenizer").mkdir()
     (folder / "scheduler").mkdir()
-    _write(folder / INDEX, index)
-    _write(folder / "scheduler" / "scheduler_config.json", scheduler)
+    write_json(folder / INDEX, index)
+    write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
     _write_tokenizer(folder / "tokenizer", opened.tokenizer, opened.model.config)
     _copy_vae(opened.described, folder)
 
@@ -122,24 +105,13 @@ def _write_tokenizer(folder: Path, tokenizer: Tokenizer, config: OmniGenConfig) 
         **special,
     }
     tokenizer.save(str(folder / TOKENIZER))
-    _write(folder / "tokenizer_config.json", settings)
-    _write(folder / "special_tokens_map.json", special)
-
-
-def _with_vae(described: ModelFile, place: str) -> ModelFile:
-    return described.model_copy(update={"vae": AutoencoderKLConfig(kind="autoencoder_kl", weights=place)})
+    write_json(folder / "tokenizer_config.json", settings)
+    write_json(folder / "special_tokens_map.json", special)
 
 
 def _copy_vae(described: ModelFile, folder: Path) -> None:
-    if isinstance(described.vae, PixelsConfig) or described.vae is None:
-        return
-    source = Weights(described.vae.weights).fetch()
-    kept = [p for p in sorted(source.iterdir()) if p.name == CONFIG or p.name.startswith(DIFFUSERS)]
-    if not any(p.suffix == ".safetensors" for p in kept):
-        raise X2IError(f"vae {described.vae.weights}: no {DIFFUSERS}.safetensors in {source}")
-    (folder / "vae").mkdir()
-    for path in kept:
-        shutil.copyfile(path, folder / "vae" / path.name)
+    if isinstance(described.vae, AutoencoderKLConfig):
+        folders.copy_vae(described.vae, folder / "vae")
 
 
 def _without_text_head(opened: Opened) -> tuple[dict[str, Tensor], ModelFile]:
@@ -150,7 +122,3 @@ def _without_text_head(opened: Opened) -> tuple[dict[str, Tensor], ModelFile]:
     log.warning("the text head is left out: the layout has no place for it")
     silent = opened.described.model | {"text_head": False, "tie_text_head": False}
     return state, opened.described.model_copy(update={"model": silent})
-
-
-def _write(path: Path, content: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

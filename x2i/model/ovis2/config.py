@@ -50,6 +50,7 @@ class Ovis2Config(ModelConfig):
     """All numbers of an Ovis2. The defaults are those of Ovis2-1B."""
 
     architecture: ClassVar[str] = "ovis2"
+    reading: ClassVar[tuple[str, ...]] = ("tiles", "max_length", "caption_template")
 
     llm: Qwen2Numbers = Field(default_factory=lambda: Qwen2Numbers(), description="the language model")
     tokenizer: VisualTokenizerConfig = Field(

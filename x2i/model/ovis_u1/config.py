@@ -37,6 +37,7 @@ class OvisU1Config(ModelConfig):
     """All numbers of an Ovis-U1. The defaults are those of the published 3-billion-parameter model."""
 
     architecture: ClassVar[str] = "ovis_u1"
+    reading: ClassVar[tuple[str, ...]] = ("min_pixels", "max_pixels")
 
     llm: Qwen3Numbers = Field(default_factory=lambda: Qwen3Numbers(), description="the language model")
     tokenizer: VisualTokenizerConfig = Field(

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 VAE = "visual_generator.vae."
-_HEAD, _EMBEDDING = "llm.lm_head.weight", "llm.model.embed_tokens.weight"
+HEAD, EMBEDDING = "llm.lm_head.weight", "llm.model.embed_tokens.weight"
 
 
 def split_vae(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -17,9 +17,9 @@ def split_vae(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str,
     only that name, it is the embedding.
     """
     vae = {name.removeprefix(VAE): tensor for name, tensor in state.items() if name.startswith(VAE)}
-    model = {name: tensor for name, tensor in state.items() if not name.startswith(VAE) and name != _HEAD}
-    if _HEAD in state:
-        model.setdefault(_EMBEDDING, state[_HEAD])
+    model = {name: tensor for name, tensor in state.items() if not name.startswith(VAE) and name != HEAD}
+    if HEAD in state:
+        model.setdefault(EMBEDDING, state[HEAD])
     return model, vae
 
 

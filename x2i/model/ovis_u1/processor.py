@@ -87,10 +87,11 @@ class OvisU1Processor(Processor[OvisInputs]):
         requests: Sequence[Request],
         dropped: Sequence[bool] | None = None,
         generator: torch.Generator | None = None,
+        size: tuple[int, int] | None = None,
     ) -> OvisInputs:
         """As the contract. Sources must have sides that are multiples of `token_side`.
 
-        The size of the picture is not known here: a blank image has its source's size, or else is a square.
+        A blank image has the picture's size; where it is not told, its source's, or else it is a square.
         """
         pictures = Pictures(self.config)
         pairs = list(zip(requests, dropped or [False] * len(requests), strict=True))
@@ -98,7 +99,7 @@ class OvisU1Processor(Processor[OvisInputs]):
         rows = []
         for request, drop in pairs:
             side = int(self.config.min_pixels**0.5)
-            height, width = request.images[0].shape[:2] if request.images else (side, side)
+            height, width = size or (request.images[0].shape[:2] if request.images else (side, side))
             if drop:
                 rows.append(self._blank(pictures, UNCONDITIONAL, height, width))
             elif request.images:

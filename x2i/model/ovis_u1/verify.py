@@ -8,15 +8,15 @@ whereas ours runs rows of unequal length in one batch.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache, partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from x2i.model import flow, verify
-from x2i.model.filling import draw, fill
+from x2i.model import flow, recorded, verify
+from x2i.model.filling import draw, draw_ids, fill
 from x2i.model.layers.aimv2 import AIMv2, patchify
 from x2i.model.layers.chat import IGNORE, IMAGE, Formatted
 from x2i.model.layers.config import AIMv2Config, VisualTokenizerConfig
@@ -81,15 +81,15 @@ def parameters(model: str) -> list[verify.Parameters]:
 
 def names(model: str) -> list[verify.Names]:
     """By the parts that the names begin with: the state of the published code in the published configuration."""
-    recorded = verify.recorded("ovis_u1")["names"]
+    digests = recorded.content("ovis_u1")["names"]
     state = verify.shapes(verify.on_meta(model).state_dict())
     parts = {prefix: verify.below(state, prefix) for prefix in _PREFIXES}
-    return [verify.matched_digest(model, prefix, parts[prefix], recorded[prefix], SOURCE) for prefix in _PREFIXES]
+    return [verify.matched_digest(model, prefix, parts[prefix], digests[prefix], SOURCE) for prefix in _PREFIXES]
 
 
 def outputs() -> list[verify.Comparison]:
     """The encoder, the refiner, the decoder; the whole model answering, drawing and editing."""
-    made = {
+    made: dict[str, Callable[[], Tensor]] = {
         "encoder at native resolution, two images": features,
         "refiner, text": partial(decoded, "refiner, text"),
         "refiner, summary": partial(decoded, "refiner, summary"),
@@ -102,7 +102,7 @@ def outputs() -> list[verify.Comparison]:
     }
 
     def against_recorded(what: str) -> tuple[Tensor, Any]:
-        return made[what](), verify.recorded("ovis_u1")["outputs"][what]
+        return made[what](), recorded.content("ovis_u1")["outputs"][what]
 
     rows = [verify.Comparison(what, SOURCE, partial(against_recorded, what)) for what in made]
     public = f"{verify.version('transformers')} Qwen3ForCausalLM"
@@ -152,8 +152,7 @@ def whole() -> OvisU1:
 
 def words(seed: int, *lengths: int) -> list[int]:
     """Token ids with an image after every run but the last."""
-    generator = torch.Generator().manual_seed(seed)
-    runs = [torch.randint(3, 300, (n,), generator=generator).tolist() for n in lengths]
+    runs = [draw_ids(10 * seed + i, length, WHOLE.llm.vocab_size) for i, length in enumerate(lengths)]
     return [token for i, run in enumerate(runs) for token in ([IMAGE] if i else []) + run]
 
 
@@ -194,7 +193,8 @@ def loss() -> Tensor:
 def drawn(edit: bool) -> Tensor:
     """Latents [1, 4, 6, 10] after three guided steps."""
     guidance, image_guidance = GUIDANCES
-    rows, weights = DRAWING, flow.guidance_weights(guidance, image_guidance, has_images=False)
+    rows: Sequence[list[int]] = DRAWING
+    weights = flow.guidance_weights(guidance, image_guidance, has_images=False)
     sources: list[list[Tensor]] = [[], []]
     if edit:
         source = draw(11, 4, *LATENTS)

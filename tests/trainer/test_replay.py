@@ -1,0 +1,73 @@
+"""A step that is computed anew is the step that was trained: samples, timesteps, order; the commands show it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from tests.trainer import corpora
+from x2i.base.config import parse_config
+from x2i.base.errors import RecipeError, X2IError
+from x2i.cli.main import app
+from x2i.trainer import ledger, replay
+from x2i.trainer.config import RunConfig
+from x2i.trainer.run import Result, train
+from x2i.trainer.speed import measure
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = [*corpora.samples(12), *corpora.chats(12)]
+    return corpora.write(tmp_path_factory.mktemp("replayed") / "corpus", made)
+
+
+@pytest.fixture(scope="module")
+def run(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Result:
+    content = corpora.run_content(corpus, tmp_path_factory.mktemp("replay") / "run", preview={"per_task": 0})
+    content["stages"][1]["mixture"] = {"colorize": 1, "describe": 1}
+    return train(parse_config(RunConfig, content, "test"))
+
+
+def test_every_step_is_the_one_that_was_trained(run: Result) -> None:
+    told = [row for file, _, _ in ledger.files_of(run.output) for row in pq.read_table(file).to_pylist()]
+    setup = replay.open_run(run.output)
+    for step in (11, 1, 6, 7, 2):  # in any order
+        _, rows = replay.replay(setup, step)
+        wanted = [(r["draw"], r["key"], r["task"], r["t"]) for r in told if r["step"] == step]
+        assert [(r.draw, r.key, r.task, pytest.approx(r.t) if r.t else None) for r in rows] == sorted(wanted)
+    with pytest.raises(X2IError, match="steps 1 to 11"):
+        replay.replay(setup, 12)
+
+
+def test_the_command_draws_what_the_model_was_shown(run: Result, tmp_path: Path) -> None:
+    out = tmp_path / "step.png"
+    done = CliRunner().invoke(app, ["replay", str(run.output), "--step", "7", "--out", str(out), "--json"])
+    assert done.exit_code == 0, done.output
+    assert len(json.loads(done.stdout)["samples"]) == 4
+    assert Image.open(out).width > 300
+
+
+def test_what_cannot_be_replayed_is_refused(run: Result, corpus: Path, tmp_path: Path) -> None:
+    with pytest.raises(X2IError, match="no run here"):
+        replay.open_run(tmp_path)
+    copy = shutil.copytree(run.output, tmp_path / "copy")
+    record = json.loads((copy / "run.json").read_text())
+    record["corpora"][0]["digest"] = "0" * 64
+    (copy / "run.json").write_text(json.dumps(record))
+    with pytest.raises(X2IError, match=r"has changed since the run began: its digest was 0{12}"):
+        replay.open_run(copy)
+
+
+def test_the_loaders_speed_is_measured(corpus: Path, tmp_path: Path) -> None:
+    config = parse_config(RunConfig, corpora.run_content(corpus, tmp_path / "run"), "test")
+    decoded, raw = measure(config, "low", steps=5)
+    assert decoded.samples == raw.samples == 20 and decoded.steps == 5
+    assert decoded.rate > 0 and raw.cpu_ms < decoded.cpu_ms
+    with pytest.raises(RecipeError, match="the run has low, high"):
+        measure(config, "hihg")

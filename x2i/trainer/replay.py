@@ -1,0 +1,109 @@
+"""One step of a run again: its samples, noise and timesteps, without running the steps before.
+
+A step's batch is a pure function of the run's record and its corpora, so that nothing needs to have been kept.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from x2i import corpus
+from x2i.base.config import parse_config
+from x2i.base.errors import X2IError
+from x2i.model import flow
+from x2i.model.pixels import to_images
+from x2i.trainer import checkpoint
+from x2i.trainer.batch import Batch, DrawBatch
+from x2i.trainer.config import RunConfig
+from x2i.trainer.preview import Row
+from x2i.trainer.run import IDENTITY
+from x2i.trainer.setup import Setup
+
+
+@dataclass(frozen=True)
+class Replayed:
+    """One sample of the step: `t` is a picture's timestep, `dropped` says that its condition was left out."""
+
+    draw: int
+    key: str
+    task: str
+    corpus: str
+    t: float | None
+    dropped: bool
+    replaced: str | None
+
+
+def open_run(output: Path) -> Setup:
+    """The setup of a run, from the record in its folder.
+
+    Raises:
+        X2IError: there is no run, or no checkpoint yet, or a corpus has changed since it began.
+    """
+    try:
+        record = json.loads((output / IDENTITY).read_text(encoding="utf-8"))
+        content = record["config"] | {"corpora": [c["path"] for c in record["corpora"]], "output": str(output)}
+        digests = [c["digest"] for c in record["corpora"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise X2IError(f"{output}: no run here: {IDENTITY} is missing or damaged ({error})") from None
+    run = parse_config(RunConfig, content, str(output / IDENTITY))
+    found = checkpoint.all_of(output)
+    if not found:
+        raise X2IError(f"{output}: no checkpoint yet, and so no tokenizer: let the run write one first")
+    corpora = [corpus.open(path) for path in run.corpora]
+    for opened, digest in zip(corpora, digests, strict=True):
+        if opened.digest != digest:
+            raise X2IError(
+                f"{opened.path}: the corpus has changed since the run began: its digest was {digest[:12]}, now it is "
+                f"{opened.digest[:12]}. With other samples the order is another; put the old corpus back to replay"
+            )
+    return Setup(run, corpora, found[-1])
+
+
+def replay(setup: Setup, step: int) -> tuple[list[Batch], list[Replayed]]:
+    """The batches of step `step` (from 1, over all stages), and what is in them.
+
+    Raises:
+        X2IError: the run has no such step.
+    """
+    if not 1 <= step <= setup.run.total_steps:
+        raise X2IError(f"step {step}: the run has steps 1 to {setup.run.total_steps}")
+    place, number = setup.run.locate(step - 1)
+    batches = setup.batches(place, number)
+    rows = []
+    for batch in batches:
+        times = batch.t.tolist() if isinstance(batch, DrawBatch) else [None] * len(batch.examples)
+        dropped = batch.dropped if isinstance(batch, DrawBatch) else (False,) * len(batch.examples)
+        for example, t, drop in zip(batch.examples, times, dropped, strict=True):
+            where = str(setup.table[example.sample].corpus.path)
+            rows.append(Replayed(example.draw, example.key, example.task, where, t, drop, example.replaced))
+    return batches, sorted(rows, key=lambda r: r.draw)
+
+
+@torch.no_grad()
+def picture_rows(setup: Setup, batches: list[Batch]) -> list[Row]:
+    """What the model was shown, to be drawn by `preview.grid`: of pictures their noisy form beside the target."""
+    rows: list[tuple[int, Row]] = []
+    for batch in batches:
+        if isinstance(batch, DrawBatch):
+            noisy = to_images(setup.vae.decode(flow.interpolate(batch.noise, batch.data, batch.t)))
+            for example, image, t, drop in zip(batch.examples, noisy, batch.t.tolist(), batch.dropped, strict=True):
+                label = f"{example.task} · t = {t:.3f}" + (" · condition dropped" if drop else "")
+                inputs = () if drop else example.inputs
+                words = "" if drop else example.instruction
+                rows.append((example.draw, Row(label, words, inputs, image, example.output, "noisy")))
+        else:
+            for example in batch.examples:
+                question = " ".join(m.text for m in example.messages[:-1]).replace("<image>", "").strip()
+                answer = example.messages[-1].text
+                rows.append((example.draw, Row(example.task, question, example.inputs, "", answer)))
+    return [row for _, row in sorted(rows, key=lambda r: r[0])]
+
+
+def as_dicts(rows: list[Replayed]) -> list[dict[str, Any]]:
+    """JSON types only."""
+    return [vars(row) for row in rows]
