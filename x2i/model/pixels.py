@@ -74,21 +74,22 @@ def _scaled(image: Image.Image, scale: float) -> Image.Image:
     return image.resize(size, Image.Resampling.BICUBIC)
 
 
-def crop(pixels: np.ndarray, side: int, share: float, x: float, y: float) -> np.ndarray:
-    """A square of the picture, scaled (bicubic) to uint8 [side, side, 3].
+def crop(pixels: np.ndarray, height: int, width: int, share: float, x: float, y: float) -> np.ndarray:
+    """A box of the picture, scaled (bicubic) to uint8 [height, width, 3].
 
     Args:
         pixels: uint8 [H, W, 3].
-        side: of the result, in pixels.
-        share: of the shorter side that the square spans.
+        height, width: of the result, in pixels.
+        share: of the sides of the largest box of this aspect.
         x, y: where it lies, from 0 (left, top) to 1 (right, bottom). Pictures of one aspect are cut at one place.
     """
-    height, width = pixels.shape[:2]
-    span = share * min(height, width)
-    left, top = x * (width - span), y * (height - span)
+    down, across = pixels.shape[:2]
+    scale = share * min(across / width, down / height)
+    box_width, box_height = scale * width, scale * height
+    left, top = x * (across - box_width), y * (down - box_height)
     image = Image.fromarray(pixels)
-    box = (left, top, left + span, top + span)
-    return np.asarray(image.resize((side, side), Image.Resampling.BICUBIC, box=box, reducing_gap=3.0))
+    box = (left, top, left + box_width, top + box_height)
+    return np.asarray(image.resize((width, height), Image.Resampling.BICUBIC, box=box, reducing_gap=3.0))
 
 
 def to_tensor(images: Sequence[np.ndarray]) -> Tensor:

@@ -119,6 +119,11 @@ class Stage(Config):
         gt=0,
         description="side of the square crop in pixels, a multiple of a token's side",
     )
+    buckets: tuple[tuple[int, int], ...] = Field(
+        (),
+        description="[width, height] in pixels: pictures are cut to the one of the nearest aspect, and those of one step "
+        "share one. Default: squares of `resolution`, which evaluation and previews use in any case",
+    )
     chat_resolution: int | None = Field(
         None,
         gt=0,
@@ -178,6 +183,13 @@ class Stage(Config):
     def side(self, chat: bool) -> int:
         """Side in pixels of a picture to draw, or shorter side of one that a conversation shows."""
         return self.chat_resolution or self.resolution if chat else self.resolution
+
+    @field_validator("buckets")
+    @classmethod
+    def _sizes(cls, value: tuple[tuple[int, int], ...]) -> tuple[tuple[int, int], ...]:
+        if len(set(value)) < len(value) or any(side < 1 for size in value for side in size):
+            raise ValueError("give different sizes, each [width, height] above 0")
+        return value
 
     @field_validator("mixture")
     @classmethod

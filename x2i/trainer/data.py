@@ -30,7 +30,7 @@ from x2i.model.base import Chat, Message
 from x2i.model.pixels import centre_crop, crop, shrink
 from x2i.model.placeholders import MARK, numbers_of
 from x2i.trainer.config import Reading, Stage
-from x2i.trainer.plan import Draw, StagePlan
+from x2i.trainer.plan import BucketPlan, Draw, StagePlan
 from x2i.trainer.table import SampleRef, SampleTable
 
 log = logging.getLogger(__name__)
@@ -43,8 +43,8 @@ class Example:
     """A decoded sample. `draw` is its number in the stage's stream, `sample` its row in the table, `replaced` why the
     sample that was planned gave way to it, if it did.
 
-    To be drawn: images are uint8 [side, side, 3]. To be answered (`output` is None): `messages` speak of the inputs,
-    which are whole, [H, W, 3] with `side` as the shorter side; `rejected` is an answer that is worse than the last one.
+    To be drawn: images are uint8 [H, W, 3] of one size. To be answered (`output` is None): `messages` speak of the inputs,
+    which are whole, [H, W, 3] each; `rejected` is an answer that is worse than the last one.
     """
 
     draw: int
@@ -96,21 +96,23 @@ class SampleReader:
     def __init__(self, table: SampleTable, cache_bytes: int = 0) -> None:
         self.table = table
         self.damaged: dict[int, Damage] = {}
-        self._cache: OrderedDict[tuple[int, int, bool], Example] = OrderedDict()
+        self._cache: OrderedDict[tuple[int, int | tuple[int, int], bool], Example] = OrderedDict()
         self._limit, self._held = cache_bytes, 0
         self._lock = threading.Lock()
         self._files: dict[str, int] = {}
 
-    def read(self, index: int, side: int) -> Example:
-        """One sample of the table, cut around the centre to `side` pixels; conversations show their pictures whole.
+    def read(self, index: int, side: int | tuple[int, int]) -> Example:
+        """One sample of the table, cut around the centre to a square of `side` pixels, or to a height and width.
+
+        Conversations show their pictures whole, with `side` as the shorter one.
 
         Raises:
             DamagedSample: the sample cannot be used.
         """
         return self._read(index, side, whole=False)
 
-    def _read(self, index: int, side: int, whole: bool) -> Example:
-        """A sample cut to `side`, or `whole` with this shorter side; from memory if it is there."""
+    def _read(self, index: int, side: int | tuple[int, int], whole: bool) -> Example:
+        """A sample cut to size, or `whole` with this shorter side; from memory if it is there."""
         name = (index, side, whole)
         with self._lock:
             if name in self._cache:
@@ -132,7 +134,7 @@ class SampleReader:
         record = self._record(self._blob(self.table[index]))
         return str(record.get("instruction") or "") or "\n".join(m.text for m in _messages(record))
 
-    def planned(self, plan: StagePlan, draw: Draw, stage: Stage) -> Example:
+    def planned(self, plan: StagePlan | BucketPlan, draw: Draw, stage: Stage) -> Example:
         """The sample of a draw, or of its next spare that is whole, cut as the stage says.
 
         In a stage that learns preferences, samples whose last answer was not preferred to another give way too.
@@ -142,17 +144,18 @@ class SampleReader:
         """
         candidate, reason, last = draw, None, ""
         for attempt in range(1, 34):
-            chat = candidate.task in self.table.chats
-            side, min_crop = stage.side(chat), stage.min_crop
+            chat, min_crop = candidate.task in self.table.chats, stage.min_crop
+            width, height = candidate.size or (stage.resolution, stage.resolution)
             try:
                 if min_crop == 1 or chat:
-                    example = replace(self.read(candidate.sample, side), draw=draw.index, replaced=reason)
+                    found = self.read(candidate.sample, stage.side(chat) if chat else (height, width))
+                    example = replace(found, draw=draw.index, replaced=reason)
                     last = _no_preference(example) if stage.preference is not None else ""
                     if not last:
                         return example
                 else:
-                    whole = self._read(candidate.sample, math.ceil(side / min_crop), whole=True)
-                    return _cut(replace(whole, draw=draw.index, replaced=reason), side, min_crop, plan.key)
+                    whole = self._read(candidate.sample, math.ceil(max(width, height) / min_crop), whole=True)
+                    return _cut(replace(whole, draw=draw.index, replaced=reason), height, width, min_crop, plan.key)
             except DamagedSample as damage:
                 last = str(damage)
                 self._record_damage(candidate.sample, last)
@@ -177,7 +180,7 @@ class SampleReader:
             damage = self.damaged[index] = Damage(str(ref.corpus.path), ref.shard, ref.key, reason)
         log.warning("damaged sample replaced by its spare: %s", " ".join(map(str, vars(damage).values())))
 
-    def _decode(self, ref: SampleRef, side: int, whole: bool) -> Example:
+    def _decode(self, ref: SampleRef, side: int | tuple[int, int], whole: bool) -> Example:
         members = self._blob(ref)
         record = self._record(members)
         try:
@@ -275,26 +278,29 @@ def _box(sides: Sequence[float]) -> str:
     return "[" + ", ".join(str(round(1000 * float(v))) for v in sides) + "]"
 
 
-def _picture(data: bytes, side: int, whole: bool) -> np.ndarray:
+def _picture(data: bytes, side: int | tuple[int, int], whole: bool) -> np.ndarray:
+    height, width = (side, side) if isinstance(side, int) else side
     with Image.open(io.BytesIO(data)) as image:
-        return shrink(image, side) if whole else centre_crop(image, side, side)
+        return shrink(image, min(height, width)) if whole else centre_crop(image, height, width)
 
 
-def _cut(whole: Example, side: int, min_crop: float, key: tuple[int, str]) -> Example:
+def _cut(whole: Example, height: int, width: int, min_crop: float, key: tuple[int, str]) -> Example:
     """The crop of one draw: random where there are input images, all of them at the same place."""
     if whole.output is None:
         return whole
     share, x, y = 1.0, 0.5, 0.5
     if whole.inputs:
         share, x, y = generator("crop/1", *key, whole.draw, whole.key).uniform((min_crop, 0, 0), 1)
-    inputs = tuple(crop(image, side, share, x, y) for image in whole.inputs)
-    return replace(whole, inputs=inputs, output=crop(whole.output, side, share, x, y))
+    inputs = tuple(crop(image, height, width, share, x, y) for image in whole.inputs)
+    return replace(whole, inputs=inputs, output=crop(whole.output, height, width, share, x, y))
 
 
 class Loader:
     """The batches of a stage from step `start` to its end, read ahead in threads. Iterate it once."""
 
-    def __init__(self, reader: SampleReader, plan: StagePlan, stage: Stage, start: int, reading: Reading) -> None:
+    def __init__(
+        self, reader: SampleReader, plan: StagePlan | BucketPlan, stage: Stage, start: int, reading: Reading
+    ) -> None:
         self._reader = reader
         self._plan = plan
         self._stage = stage

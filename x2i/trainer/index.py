@@ -3,18 +3,18 @@
 Four narrow columns are read (task_type, source and the two of `x2i.corpus.manifest.SPLIT`), a row group at a time, and
 what stays in memory is the counts: for each row group, how many samples of each task and source are for training, held
 out, or apart. Corpora of earlier builds lack the split's columns; then they are computed from the images' ids, which
-takes some microseconds a sample, and are kept.
+takes some microseconds a sample, and are kept. Where stages have buckets, the pictures' sizes are read too.
 """
 
 from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import islice
+from itertools import islice, product
 from typing import Any, TypeVar
 
 import numpy as np
@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 
 from x2i.corpus.corpus import Corpus
 from x2i.corpus.manifest import SPLIT, split_columns
+from x2i.trainer.buckets import COLUMNS, Size, nearest, sizes_of
 
 #: The sides of the split, as numbers of a row.
 TRAIN, HELD_OUT, APART = range(3)
@@ -32,12 +33,16 @@ _THREADS = 4
 _T = TypeVar("_T")
 
 
+#: What is told apart: task, source, and for each list of buckets the place of the one that the picture is for.
+Kind = tuple[str, str, tuple[int, ...]]
+
+
 @dataclass(frozen=True)
 class Kinds:
-    """Task and source of the rows of one row group: `codes` are places in `names`."""
+    """The kinds of the rows of one row group: `codes` are places in `names`."""
 
     codes: np.ndarray
-    names: list[tuple[str, str]]
+    names: list[Kind]
 
 
 @dataclass(frozen=True)
@@ -49,7 +54,7 @@ class Counted:
         chats: tasks with samples that have no output image.
     """
 
-    names: list[tuple[str, str]]
+    names: list[Kind]
     group: np.ndarray
     cell: np.ndarray
     counts: np.ndarray  # [entries, 3]
@@ -66,8 +71,9 @@ class ManifestReader:
         derived: whether the split must be computed.
     """
 
-    def __init__(self, corpus: Corpus) -> None:
+    def __init__(self, corpus: Corpus, buckets: Sequence[tuple[Size, ...]] = ()) -> None:
         self.corpus = corpus
+        self._buckets = buckets
         self._lock = threading.Lock()
         self._file = corpus.open_manifest(read_dictionary=[*_KINDS, "shard"])
         metadata = self._file.metadata
@@ -87,7 +93,7 @@ class ManifestReader:
 
     def count(self, below: int) -> Counted:
         """One pass over the manifest: samples are held out whose image's split point lies `below`."""
-        codes: dict[tuple[str, str], int] = {}
+        codes: dict[Kind, int] = {}
         parts: list[tuple[int, np.ndarray, np.ndarray]] = []
         chats = set[str]()
         least, most = 2**32, -1
@@ -125,7 +131,7 @@ class ManifestReader:
     @property
     def _narrow(self) -> list[str]:
         derived = [n for n in ("image_id", "images") if n in self._columns]
-        return [*_KINDS, *(derived if self.derived else SPLIT.names)]
+        return [*_KINDS, *(derived if self.derived else SPLIT.names), *(COLUMNS if self._buckets else ())]
 
     def _all(self) -> Iterator[tuple[int, Kinds, np.ndarray, np.ndarray, int]]:
         """Every row group in order, read in threads, with the number of samples that have no output image."""
@@ -144,7 +150,9 @@ class ManifestReader:
         task, source = (_encoded(table[name]) for name in _KINDS)
         sources = source.dictionary.to_pylist()
         codes = task.indices.to_numpy().astype(np.int64) * len(sources) + source.indices.to_numpy()
-        names = [(t, s) for t in task.dictionary.to_pylist() for s in sources]
+        shape, shapes = self._shapes(table)
+        codes = codes * len(shapes) + shape
+        names = [(t, s, p) for t in task.dictionary.to_pylist() for s in sources for p in shapes]
         if not self.derived:
             return Kinds(codes, names), _plain(table["split"]), _plain(table["split_others"])
         if group not in self._computed:
@@ -152,6 +160,16 @@ class ManifestReader:
             own, others = split_columns(table["image_id"], images)
             self._computed[group] = own.to_numpy(), _plain(others)
         return Kinds(codes, names), *self._computed[group]
+
+    def _shapes(self, table: pa.Table) -> tuple[np.ndarray | int, list[tuple[int, ...]]]:
+        """Of each row the place in a list of shapes: the place in each list of buckets."""
+        if not self._buckets:
+            return 0, [()]
+        widths, heights = sizes_of(table)
+        codes = np.zeros(len(table), np.int64)
+        for buckets in self._buckets:
+            codes = codes * len(buckets) + nearest(widths, heights, buckets)
+        return codes, list(product(*(range(len(buckets)) for buckets in self._buckets)))
 
     def _without_output(self, file: pq.ParquetFile, group: int) -> int:
         """Samples of a row group without an output image; the file's statistics say how many."""

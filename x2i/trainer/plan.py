@@ -18,7 +18,7 @@ The order is that of the manifests' rows: the same samples in other row groups, 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Protocol
 
@@ -26,8 +26,12 @@ import numpy as np
 
 from x2i.base.errors import RecipeError
 from x2i.base.seeds import digest, generator
+from x2i.trainer.buckets import Size
 
 WINDOW = 4096
+
+#: Steps within which the buckets' shares are kept.
+STEPS = 1024
 
 #: Samples in the current runs of all strata together: as many as 32 row groups hold. Fewer, and neighbours in a corpus
 #: meet too often; more, and more of the manifest must be kept (150 MB for this many).
@@ -49,6 +53,7 @@ class Draw:
         task: the sample's task_type.
         sample: number in the sample table.
         position: place in the stratum's stream; `position // len(samples)` is the epoch.
+        size: of the step's bucket, width and height in pixels, if there are buckets.
     """
 
     index: int
@@ -56,6 +61,7 @@ class Draw:
     task: str
     sample: int
     position: int
+    size: Size | None = None
 
 
 class Stratum(Protocol):
@@ -117,7 +123,9 @@ class StagePlan:
         self._streams = {name: _Stream(samples[name], (*self.key, name), share, span) for name in self.strata}
         counts = round_mixture([mixture[name] for name in self.strata], window)
         self.counts = dict(zip(self.strata, counts, strict=True))
-        self._deal_window = lru_cache(maxsize=4)(self._deal)
+        self._deal_window = lru_cache(maxsize=4)(
+            lambda number: _dealt(list(self.counts.values()), "plan/window/1", *self.key, number)
+        )
 
     def step(self, number: int) -> list[Draw]:
         """The draws of step `number` (from 0), in order: the global batch, to be split by rank."""
@@ -139,15 +147,63 @@ class StagePlan:
         sample = stream.at(position)
         return Draw(index, stratum, stream.samples.task(sample), sample, position)
 
-    def _deal(self, window: int) -> tuple[np.ndarray, np.ndarray]:
-        """For each draw of a window: the stratum's number, and how many of that stratum came before it."""
-        dealt = np.repeat(np.arange(len(self.strata)), list(self.counts.values()))
-        generator("plan/window/1", *self.key, window).shuffle(dealt)
-        ranks = np.empty(self.window, np.int64)
-        for number in range(len(self.strata)):
-            where = np.flatnonzero(dealt == number)
-            ranks[where] = np.arange(len(where))
-        return dealt, ranks
+
+class BucketPlan:
+    """The stream of a stage in which all samples of a step are of one bucket: a plan for each, taken by turns.
+
+    A window is `STEPS` steps. Their buckets are dealt as strata are: in the buckets' shares, rounded once to whole
+    steps, shuffled anew in each window. So the mixture is exact within each bucket's windows; over all it is as exact
+    as the rounding of their shares.
+
+    Args:
+        plans: of each bucket; all have the same batch.
+        shares: of the draws that each is to have; need not sum to 1.
+        seed: the run's seed.
+        stage: the stage's name.
+        window: steps per window.
+    """
+
+    def __init__(
+        self, plans: Mapping[Size, StagePlan], shares: Mapping[Size, float], seed: int, stage: str, window: int = STEPS
+    ) -> None:
+        self.key = (seed, stage)
+        self.sizes = sorted(plans)
+        self.batch = plans[self.sizes[0]].batch
+        self.strata = sorted({name for plan in plans.values() for name in plan.strata})
+        self.window = window
+        self.counts = dict(zip(self.sizes, round_mixture([shares[s] for s in self.sizes], window), strict=True))
+        self._plans = dict(plans)
+        self._deal_window = lru_cache(maxsize=4)(
+            lambda number: _dealt(list(self.counts.values()), "plan/steps/1", *self.key, number)
+        )
+
+    def step(self, number: int) -> list[Draw]:
+        """The draws of step `number` (from 0), in order: the global batch, to be split by rank."""
+        window, offset = divmod(number, self.window)
+        dealt, ranks = self._deal_window(window)
+        size = self.sizes[dealt[offset]]
+        draws = self._plans[size].step(window * self.counts[size] + int(ranks[offset]))
+        return [replace(draw, index=number * self.batch + place, size=size) for place, draw in enumerate(draws)]
+
+    def draw(self, index: int) -> Draw:
+        """The draw of this number."""
+        return self.step(index // self.batch)[index % self.batch]
+
+    def spare(self, draw: Draw, attempt: int) -> Draw:
+        """What stands in for a damaged sample: as `StagePlan.spare`, of the same bucket."""
+        assert draw.size is not None
+        return replace(self._plans[draw.size].spare(draw, attempt), size=draw.size)
+
+
+def _dealt(counts: list[int], *key: int | str) -> tuple[np.ndarray, np.ndarray]:
+    """So many of each number, shuffled; and for each, how many of the same came before it."""
+    dealt = np.repeat(np.arange(len(counts)), counts)
+    generator(*key).shuffle(dealt)
+    ranks = np.empty(len(dealt), np.int64)
+    for number in range(len(counts)):
+        where = np.flatnonzero(dealt == number)
+        ranks[where] = np.arange(len(where))
+    return dealt, ranks
 
 
 @dataclass(frozen=True)

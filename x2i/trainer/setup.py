@@ -25,8 +25,7 @@ from x2i.trainer.batch import Batch, Batcher
 from x2i.trainer.checkpoint import Checkpoint
 from x2i.trainer.config import RunConfig, Stage
 from x2i.trainer.data import DamagedSample, Example, SampleReader
-from x2i.trainer.mixture import held_out_of, plan_of, tasks_of
-from x2i.trainer.table import SampleTable
+from x2i.trainer.mixture import held_out_of, plan_of, table_of, tasks_of
 
 
 class Setup:
@@ -57,7 +56,7 @@ class Setup:
         self.run = run
         if run.cpu_threads is not None:
             torch.set_num_threads(run.cpu_threads)
-        self.table = SampleTable(corpora, run.held_out)
+        self.table = table_of(corpora, run.stages, run.held_out)
         self.plans = [plan_of(self.table, stage, run.seed) for stage in run.stages]
         self.tasks = {task for stage in run.stages for task in tasks_of(self.table, stage)}
         self.device = _device(run.device)
@@ -201,6 +200,11 @@ class Setup:
                     self.processors[place].check_size(stage.resolution, stage.resolution)
             except X2IError as error:
                 raise RecipeError(f"stages.{place}.resolution: {error}") from None
+            for width, height in stage.buckets if pictures else ():
+                try:
+                    self.processors[place].check_size(height, width)
+                except X2IError as error:
+                    raise RecipeError(f"stages.{place}.buckets: [{width}, {height}]: {error}") from None
 
 
 def _device(name: str) -> torch.device:

@@ -14,8 +14,7 @@ from x2i import corpus
 from x2i.base.errors import RecipeError
 from x2i.trainer.config import RunConfig, load_run
 from x2i.trainer.data import Loader, SampleReader
-from x2i.trainer.mixture import plan_of
-from x2i.trainer.table import SampleTable
+from x2i.trainer.mixture import plan_of, table_of
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,7 @@ def measure(run: str | Path | RunConfig, stage: str | None = None, steps: int = 
     if chosen is None:
         raise RecipeError(f"--stage {stage}: the run has {', '.join(s.name for s in config.stages)}")
     steps = min(steps, chosen.steps)
-    table = SampleTable([corpus.open(path) for path in config.corpora], config.held_out)
+    table = table_of([corpus.open(path) for path in config.corpora], [chosen], config.held_out)
     plan = plan_of(table, chosen, config.seed)
     draws = [draw for step in range(steps) for draw in plan.step(step)]
     size = sum(table[draw.sample].size for draw in draws)

@@ -19,6 +19,7 @@ import pyarrow as pa
 
 from x2i.base.errors import RecipeError
 from x2i.corpus.corpus import Corpus
+from x2i.trainer.buckets import Size
 from x2i.trainer.index import APART, HELD_OUT, TRAIN, ManifestReader, split_sides
 
 By = Literal["task", "source", "corpus"]
@@ -46,11 +47,15 @@ class SampleRef:
 
 @dataclass(frozen=True)
 class Cell:
-    """Samples that a mixture can tell apart from others; `corpus` is the place in the run's list."""
+    """Samples that a mixture can tell apart from others.
+
+    `corpus` is the place in the run's list, `buckets` has the place of their bucket in each of the table's lists.
+    """
 
     corpus: int
     task: str
     source: str
+    buckets: tuple[int, ...] = ()
 
 
 class SampleTable:
@@ -70,17 +75,25 @@ class SampleTable:
     Args:
         corpora: to read from, in the run's order.
         held_out: share of the images.
+        buckets: lists of sizes; samples are told apart by which of them is theirs.
         memory: bytes of the manifests' parts that are kept.
 
     Raises:
         RecipeError: the corpora have no sample.
     """
 
-    def __init__(self, corpora: Sequence[Corpus], held_out: float, memory: int = 512 << 20) -> None:
+    def __init__(
+        self,
+        corpora: Sequence[Corpus],
+        held_out: float,
+        buckets: Sequence[tuple[Size, ...]] = (),
+        memory: int = 512 << 20,
+    ) -> None:
         self.corpora = list(corpora)
         names = [str(c.info.get("name") or Path(str(c.path)).name) for c in corpora]
         self._names = [n if names.count(n) == 1 else str(c.path) for n, c in zip(names, corpora, strict=True)]
-        self._readers = [ManifestReader(corpus) for corpus in corpora]
+        self.buckets = list(buckets)
+        self._readers = [ManifestReader(corpus, self.buckets) for corpus in corpora]
         self._below = min(int(np.ceil(held_out * 2**32)), 2**32 - 1)
         found = [reader.count(self._below) for reader in self._readers]
         points = [p for f in found for p in (f.least, f.most) if p is not None]
