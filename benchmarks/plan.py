@@ -28,10 +28,11 @@ import pyarrow.parquet as pq
 
 from x2i import corpus
 from x2i.corpus.manifest import MEMBER, ROW_GROUP, SIZE, STORED, ManifestWriter
-from x2i.trainer.plan import StagePlan
-from x2i.trainer.table import SampleTable
+from x2i.trainer.config import Stage
+from x2i.trainer.mixture import plan_of, table_of
 
 _TASKS, _SOURCES, _POOL = 20, 12, 16
+_BUCKETS = ((512, 512), (576, 448), (448, 576), (640, 384), (384, 640), (704, 352), (352, 704))
 
 
 def main() -> None:
@@ -42,6 +43,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=256, help="draws per step")
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--by", choices=["task", "source"], default="task")
+    parser.add_argument("--buckets", action="store_true", help="seven sizes, told apart by the pass")
     parser.add_argument("--cold", action="store_true", help="ask the system to drop the file from its cache first")
     parser.add_argument("--keep", action="store_true")
     parser.add_argument("--measure", action="store_true", help=argparse.SUPPRESS)
@@ -86,10 +88,20 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     began = now()
     note("imports", began)
     began = now()
-    table = SampleTable([corpus.open(options.folder)], 0.01)
-    strata = table.samples(0, options.by)
-    mixture = {name: 1.0 + place % 3 for place, name in enumerate(strata)}
-    plan = StagePlan(strata, mixture, options.batch, 0, "one")
+    buckets = _BUCKETS if options.buckets else ()
+    names = [f"task_{i:02d}" for i in range(_TASKS)] if options.by == "task" else _sources()
+    stage = Stage(
+        name="one",
+        resolution=512,
+        steps=1,
+        batch=options.batch,
+        lr=1,
+        buckets=buckets,
+        mixture={name: 1.0 + place % 3 for place, name in enumerate(names)},
+        mixture_by=options.by,
+    )
+    table = table_of([corpus.open(options.folder)], [stage], 0.01)
+    plan = plan_of(table, stage, 0)
     note("start", began)
     began = now()
     plan.step(0)
@@ -127,18 +139,22 @@ def write(file: Path, rows: int) -> None:
                     pa.array(np.arange(ROW_GROUP) * 16 // ROW_GROUP)
                 ),
                 "task_type": tasks.take(pa.array(drawn)),
-                "source": pa.array([f"source_{start * _SOURCES // rows:02d}"] * ROW_GROUP),
+                "source": pa.array([_sources()[start * _SOURCES // rows]] * ROW_GROUP),
                 "output_size": pa.array(random.integers(256, 1024, ROW_GROUP), pa.int32()),
+                "heights": pa.array(random.integers(256, 1024, ROW_GROUP), pa.int32()),
                 "split": pa.array(random.integers(0, 2**32, ROW_GROUP, dtype=np.uint32)),
                 "split_others": pa.array(
                     random.integers(0, 2**32, ROW_GROUP, dtype=np.uint32), mask=random.random(ROW_GROUP) > 0.1
                 ),
             }
-            sizes = columns["output_size"]
             columns["output_size"] = pa.StructArray.from_arrays(
-                [sizes, sizes], fields=list(SIZE), mask=pa.array(drawn % 5 == 4)
+                [columns["output_size"], columns["heights"]], fields=list(SIZE), mask=pa.array(drawn % 5 == 4)
             )
             writer.write(pa.table([columns[n] for n in STORED.names], schema=STORED).slice(0, rows - start))
+
+
+def _sources() -> list[str]:
+    return [f"source_{i:02d}" for i in range(_SOURCES)]
 
 
 def _texts(random: np.random.Generator) -> dict[str, pa.Array]:

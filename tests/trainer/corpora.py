@@ -6,7 +6,7 @@ import hashlib
 import io
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +66,26 @@ def samples(count: int) -> Iterator[Made]:
         yield Made(Sample(f"{short}-blur", "deblur", text, (picture(blurred),), out), image_id)
         text = f"Colourise {placeholder(1)}"
         yield Made(Sample(f"{short}-grey", "colorize", text, (picture(grey),), out), image_id)
+
+
+def widened(made: list[Made]) -> list[Made]:
+    """The same samples with all pictures half as wide again."""
+
+    def wide(given: Picture) -> Picture:
+        image = Image.open(io.BytesIO(given.data))
+        return picture(image.resize((image.width * 3 // 2, image.height)))
+
+    return [
+        replace(
+            item,
+            sample=replace(
+                item.sample,
+                input_images=tuple(map(wide, item.sample.input_images)),
+                output_image=None if item.sample.output_image is None else wide(item.sample.output_image),
+            ),
+        )
+        for item in made
+    ]
 
 
 def chats(count: int) -> Iterator[Made]:
