@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from x2i.base.errors import RecipeError
 from x2i.corpus.manifest import SCHEMA, SPLIT, ManifestWriter
 from x2i.trainer import index
 from x2i.trainer.config import Stage
+from x2i.trainer.kept import Kept
 from x2i.trainer.lengths import tokens
 from x2i.trainer.mixture import held_out_of, plan_of, tasks_of, training_of
 from x2i.trainer.plan import StagePlan
@@ -230,3 +233,31 @@ def test_tasks_without_output_images_are_known_where_a_file_has_no_statistics(
     (tmp_path / "bare/corpus.json").write_text(json.dumps({"format": 1, "digest": "0"}))
     table = SampleTable([corpus.open(tmp_path / "bare")], 0.2)
     assert table.chats == {"describe"} and len(table.sizes) > 5
+
+
+class Part:
+    """Something of so many bytes."""
+
+    def __init__(self, nbytes: int) -> None:
+        self.nbytes = nbytes
+
+
+def test_what_is_kept_stays_within_its_bytes_and_is_made_once() -> None:
+    kept: Kept[Part] = Kept(100)
+    made: list[int] = []
+
+    def make(number: int) -> Part:
+        made.append(number)
+        time.sleep(0.001)
+        return Part(30)
+
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda n: kept.get(n, lambda: make(n)), [0, 1, 2] * 20))
+    assert sorted(made) == [0, 1, 2] and len(set(map(id, found))) == 3
+    kept.get(0, lambda: make(0))
+    kept.get(3, lambda: make(3))  # 120 bytes: the one that was not asked for longest goes
+    kept.get(0, lambda: make(0))
+    assert made[3:] == [3]
+    kept.get(9, lambda: Part(1000))  # larger than all: it is kept alone
+    kept.get(3, lambda: make(3))
+    assert made[3:] == [3, 3]

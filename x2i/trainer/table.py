@@ -7,12 +7,10 @@ bounded in bytes.
 
 from __future__ import annotations
 
-import threading
-from collections import OrderedDict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic, Literal, Protocol, TypeVar, overload
+from typing import Literal, overload
 
 import numpy as np
 import pyarrow as pa
@@ -21,6 +19,7 @@ from x2i.base.errors import RecipeError
 from x2i.corpus.corpus import Corpus
 from x2i.trainer.buckets import Size
 from x2i.trainer.index import APART, HELD_OUT, TRAIN, ManifestReader, split_sides
+from x2i.trainer.kept import Kept
 
 By = Literal["task", "source", "corpus"]
 
@@ -120,8 +119,8 @@ class SampleTable:
         self._tasks = np.array([self.tasks.index(cell.task) for cell in self.cells])
         self.train = self.samples(TRAIN)
         self.held_out = self.samples(HELD_OUT)
-        self._sides: _Kept[_Group] = _Kept(memory // 4)
-        self._blocks: _Kept[_Block] = _Kept(memory - memory // 4)
+        self._sides: Kept[_Group] = Kept(memory // 4)
+        self._blocks: Kept[_Block] = Kept(memory - memory // 4)
 
     def __len__(self) -> int:
         return int(self._firsts[-1])
@@ -286,41 +285,3 @@ class _Block:
     def nbytes(self) -> int:
         """Bytes of the table."""
         return int(self.table.nbytes)
-
-
-class _Sized(Protocol):
-    @property
-    def nbytes(self) -> int: ...
-
-
-_T = TypeVar("_T", bound=_Sized)
-
-
-class _Kept(Generic[_T]):
-    """What was made, by name, up to a number of bytes: the least recently used goes first. Each is made by one thread."""
-
-    def __init__(self, limit: int) -> None:
-        self._limit, self._held = limit, 0
-        self._items: OrderedDict[Hashable, _T] = OrderedDict()
-        self._lock = threading.Lock()
-        self._making: dict[Hashable, threading.Lock] = {}
-
-    def get(self, name: Hashable, make: Callable[[], _T]) -> _T:
-        """What has this name; made now if it is not there."""
-        with self._lock:
-            if name in self._items:
-                self._items.move_to_end(name)
-                return self._items[name]
-            gate = self._making.setdefault(name, threading.Lock())
-        with gate:
-            with self._lock:
-                if name in self._items:
-                    return self._items[name]
-            made = make()
-            with self._lock:
-                self._making.pop(name, None)
-                self._items[name] = made
-                self._held += made.nbytes
-                while self._held > self._limit and len(self._items) > 1:
-                    self._held -= self._items.popitem(last=False)[1].nbytes
-        return made
