@@ -110,8 +110,11 @@ class SampleTable:
         self._codes = {cell: code for code, cell in enumerate(self.cells)}
         before = np.cumsum([0] + [len(f.names) for f in found])
         self._group = np.concatenate([f.group + first for f, first in zip(found, self._groups, strict=False)])
-        self._cell = np.concatenate([f.cell + first for f, first in zip(found, before, strict=False)])
+        cell = np.concatenate([f.cell + first for f, first in zip(found, before, strict=False)])
         self._counts = np.concatenate([f.counts for f in found])
+        order = np.argsort(cell, kind="stable")  # the entries of a cell are neighbours
+        self._group, self._counts = self._group[order], self._counts[order]
+        self._entries = cell[order].searchsorted(np.arange(len(self.cells) + 1))
         self.apart = int(self._counts[:, APART].sum())
         self.chats = {task for f in found for task in f.chats}
         self.derived = [str(r.corpus.path) for r in self._readers if r.derived]
@@ -161,7 +164,8 @@ class SampleTable:
 
     def counted(self, codes: Sequence[int], side: int) -> tuple[np.ndarray, np.ndarray]:
         """The row groups that hold samples of these cells on this side, and how many."""
-        chosen = np.isin(self._cell, codes)
+        spans = [np.arange(self._entries[code], self._entries[code + 1]) for code in codes]
+        chosen = np.concatenate(spans) if spans else np.empty(0, np.int64)
         counts = np.bincount(self._group[chosen], self._counts[chosen, side], len(self.sizes)).astype(np.int64)
         groups = np.flatnonzero(counts)
         return groups, counts[groups]
