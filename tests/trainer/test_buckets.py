@@ -113,6 +113,27 @@ def test_the_samples_of_a_step_share_a_bucket_and_each_is_in_its_own(tmp_path: P
     assert bucket_of(rows[spare.sample]) == spare.size
 
 
+def test_a_few_samples_in_a_bucket_of_others_are_not_repeated_over_and_over(tmp_path: Path) -> None:
+    rows = rows_of(range(3000))
+    wide = [n for n, row in enumerate(rows) if row["task_type"] == "describe"]
+    for place, row in enumerate(
+        rows
+    ):  # deblur: one that is tall among squares; describe: all wide but one that is tall
+        tall = place in (0, wide[0])
+        shape = {"width": 300 if tall else 640 if row["task_type"] == "describe" else 480, "height": 480}
+        row["output_size"], row["input_sizes"] = (None, [shape]) if row["output_size"] is None else (shape, [])
+    of = stage(buckets=BUCKETS, mixture={"deblur": 1, "describe": 1e-6}, batch=64)
+    table = table_of([write(tmp_path / "rare", rows)], [of], 0)
+    plan = plan_of(table, of, 0)
+    assert isinstance(plan, BucketPlan) and plan.sizes == [(16, 16)]  # tall and wide ones would not get half a step
+    drawn = Counter(d.sample for n in range(200) for d in plan.step(n) if d.stratum == "deblur")
+    assert drawn.keys() == set(table.train["deblur"]) and max(drawn.values()) - min(drawn.values()) <= 1
+    even = plan_of(table, of.model_copy(update={"mixture": {"deblur": 1.0, "describe": 1.0}}), 0)
+    assert isinstance(even, BucketPlan) and even.sizes == [(16, 16), (24, 16)]
+    drawn = Counter(d.sample for n in range(400) for d in even.step(n) if d.stratum == "describe")
+    assert drawn.keys() == set(table.train["describe"]) and max(drawn.values()) < 2 * min(drawn.values())
+
+
 def test_stages_may_have_buckets_of_their_own_or_none(tmp_path: Path) -> None:
     opened = shaped(tmp_path / "shaped")
     stages = [stage(buckets=BUCKETS), stage(), stage(buckets=((16, 16), (32, 16))), stage(buckets=BUCKETS)]

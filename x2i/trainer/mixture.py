@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from x2i.corpus.corpus import Corpus
 from x2i.trainer.buckets import kept
 from x2i.trainer.config import Stage
 from x2i.trainer.index import HELD_OUT, TRAIN
 from x2i.trainer.lengths import COLUMNS, tokens
-from x2i.trainer.plan import OPEN, STEPS, BucketPlan, StagePlan
-from x2i.trainer.table import Samples, SampleTable
+from x2i.trainer.plan import OPEN, STEPS, WINDOW, BucketPlan, StagePlan
+from x2i.trainer.table import Cell, Samples, SampleTable
 
 #: Row groups, evenly spaced, from which the mean length of a stratum's samples is taken.
 _GROUPS = 16
@@ -34,27 +34,52 @@ def plan_of(table: SampleTable, stage: Stage, seed: int) -> StagePlan | BucketPl
 
 
 def _bucketed(table: SampleTable, stage: Stage, seed: int, mixture: dict[str, float]) -> BucketPlan:
-    """A plan for each bucket. One that would not get half a step in a window leaves its samples to its neighbour."""
-    place = table.buckets.index(stage.buckets)
-    total = {name: len(s) for name, s in table.samples(TRAIN, stage.mixture_by).items()}
-    weight = {name: w / sum(mixture.values()) / total[name] for name, w in mixture.items()}  # of one sample
+    """A plan for each bucket.
 
-    def of(chosen: set[int]) -> dict[str, Samples]:
-        found = table.samples(TRAIN, stage.mixture_by, of=lambda cell: cell.buckets[place] in chosen)
-        return {name: found[name] for name in mixture if len(found[name])}
+    What would get less than half a step in a window of steps, or of a stratum less than half a draw in a window of
+    draws, is served by the neighbouring bucket: whole steps and draws would repeat few samples over and over.
+    """
+    place, sizes = table.buckets.index(stage.buckets), stage.buckets
 
-    shares = {b: sum(weight[name] * len(s) for name, s in of({b}).items()) for b in range(len(stage.buckets))}
-    serving = kept({b: share for b, share in shares.items() if share}, stage.buckets, 0.5 / STEPS)
-    plans, parts = {}, {}
-    for bucket in sorted(set(serving.values())):
-        samples = of({b for b, by in serving.items() if by == bucket})
-        weights = {name: weight[name] * len(s) for name, s in samples.items()}
-        size = stage.buckets[bucket]
-        name = f"{stage.name}/{size[0]}x{size[1]}"
-        opened = OPEN // len(set(serving.values()))
-        plans[size] = StagePlan(samples, weights, stage.batch, seed, name, open_samples=opened)
-        parts[size] = sum(weights.values())
-    return BucketPlan(plans, parts, seed, stage.name)
+    def samples_of(bucket: int, of: Callable[[Cell], int | None]) -> dict[str, Samples]:
+        found = table.samples(TRAIN, stage.mixture_by, lambda cell: of(cell) == bucket)
+        return {name: samples for name, samples in found.items() if name in mixture and len(samples)}
+
+    counts = {
+        (name, bucket): len(samples)
+        for bucket in range(len(sizes))
+        for name, samples in samples_of(bucket, lambda cell: cell.buckets[place]).items()
+    }
+    total = sum(mixture.values())
+    weight = {name: w / total / sum(n for (m, _), n in counts.items() if m == name) for name, w in mixture.items()}
+
+    def shares(serving: dict[tuple[str, int], int]) -> dict[int, dict[str, float]]:
+        out: dict[int, dict[str, float]] = {bucket: {} for bucket in sorted(set(serving.values()))}
+        for (name, bucket), count in counts.items():
+            part = out[serving[name, bucket]]
+            part[name] = part.get(name, 0.0) + weight[name] * count
+        return out
+
+    each = {bucket: sum(part.values()) for bucket, part in shares({c: c[1] for c in counts}).items()}
+    large = kept(each, sizes, 0.5 / STEPS)
+    serving = {(name, bucket): large[bucket] for name, bucket in counts}
+    parts = shares(serving)
+    for name in mixture:
+        own = {bucket: part[name] / sum(part.values()) for bucket, part in parts.items() if name in part}
+        here = kept(own, sizes, 0.5 / WINDOW)
+        serving |= {(n, bucket): here[by] for (n, bucket), by in serving.items() if n == name}
+
+    def served(cell: Cell) -> int | None:
+        return serving.get((table.name(cell, stage.mixture_by), cell.buckets[place]))
+
+    plans, parts = {}, shares(serving)
+    for bucket, part in parts.items():
+        samples = samples_of(bucket, served)
+        width, height = sizes[bucket]
+        plans[width, height] = StagePlan(
+            *(samples, part, stage.batch, seed, f"{stage.name}/{width}x{height}"), open_samples=OPEN // len(parts)
+        )
+    return BucketPlan(plans, {sizes[b]: sum(part.values()) for b, part in parts.items()}, seed, stage.name)
 
 
 def tasks_of(table: SampleTable, stage: Stage) -> set[str]:
