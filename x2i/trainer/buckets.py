@@ -18,28 +18,37 @@ def nearest(widths: np.ndarray, heights: np.ndarray, buckets: tuple[Size, ...]) 
 
     The nearest aspect counts; of several buckets of one aspect, the largest that the picture fills, or the smallest.
     """
-    across, down = np.array(buckets, float).T
-    away = np.abs(np.log(widths / heights)[:, None] - np.log(across / down))
-    filled = (across <= widths[:, None]) & (down <= heights[:, None])
-    area = across * down
-    preference = np.where(filled, area, -area)
-    preference[away > away.min(1, keepdims=True) + 1e-6] = -np.inf
-    return preference.argmax(1)
+    by_aspect: dict[float, list[int]] = {}
+    for bucket in sorted(range(len(buckets)), key=lambda b: buckets[b][0] * buckets[b][1]):
+        by_aspect.setdefault(round(buckets[bucket][0] / buckets[bucket][1], 6), []).append(bucket)
+    aspects = sorted(by_aspect)
+    between = np.sqrt(np.array(aspects[1:]) * np.array(aspects[:-1]))
+    ratio = widths / heights
+    which = np.zeros(len(ratio), np.int64)
+    for bound in between:  # few: faster than to search
+        which += ratio > bound
+    found = np.array([by_aspect[a][0] for a in aspects])[which]
+    for place, aspect in enumerate(aspects):
+        for bucket in by_aspect[aspect][1:]:
+            width, height = buckets[bucket]
+            found[(which == place) & (widths >= width) & (heights >= height)] = bucket
+    return found
 
 
 def sizes_of(rows: pa.Table) -> tuple[np.ndarray, np.ndarray]:
     """Widths and heights of the samples' pictures: of the output image; of conversations, of the first; 1 without any."""
-    output, inputs = rows["output_size"].combine_chunks(), rows["input_sizes"].combine_chunks()
-    asked = output.is_null().to_numpy(False)
-    lengths = pc.list_value_length(inputs).to_numpy(False)
-    flat = inputs.flatten()
-    first = (np.cumsum(lengths) - lengths)[asked & (lengths > 0)]
-    sides = []
-    for name in ("width", "height"):
-        side = pc.struct_field(output, name).fill_null(1).to_numpy(False).astype(float)
-        side[asked & (lengths > 0)] = pc.struct_field(flat, name).to_numpy(False)[first]
-        sides.append(np.maximum(side, 1))
-    return sides[0], sides[1]
+    output = rows["output_size"].combine_chunks()
+    sides = [pc.struct_field(output, name).to_numpy(False).astype(float) for name in ("width", "height")]
+    if output.null_count:
+        asked = output.is_null().to_numpy(False)
+        inputs = rows["input_sizes"].combine_chunks()
+        lengths = pc.list_value_length(inputs).to_numpy(False)
+        flat, shown = inputs.flatten(), asked & (lengths > 0)
+        first = (np.cumsum(lengths) - lengths)[shown]
+        for side, name in zip(sides, ("width", "height"), strict=True):
+            side[asked] = 1
+            side[shown] = pc.struct_field(flat, name).to_numpy(False)[first]
+    return np.maximum(sides[0], 1), np.maximum(sides[1], 1)
 
 
 def kept(shares: dict[int, float], buckets: tuple[Size, ...], least: float) -> dict[int, int]:

@@ -103,13 +103,13 @@ class ManifestReader:
             sides = split_sides(own, others, below)
             found = np.bincount(kinds.codes * 3 + sides, minlength=3 * len(kinds.names)).reshape(-1, 3)
             there = np.flatnonzero(found.any(1))
-            cells = np.array([codes.setdefault(kinds.names[i], len(codes)) for i in there], np.int32)
+            cells = np.array([codes.setdefault(kinds.names[i], len(codes)) for i in there.tolist()], np.int32)
             parts.append((group, cells, found[there]))
             least, most = min(least, int(own.min())), max(most, int(own.max()))
             if without:
                 totals = dict.fromkeys((kinds.names[i][0] for i in there), 0)
-                for i in there:
-                    totals[kinds.names[i][0]] += int(found[i].sum())
+                for i, rows in zip(there, found[there].sum(1).tolist(), strict=True):
+                    totals[kinds.names[i][0]] += rows
                 if without == len(own):
                     chats |= totals.keys()
                 elif without != sum(n for task, n in totals.items() if task in chats):

@@ -86,7 +86,7 @@ class SampleTable:
         corpora: Sequence[Corpus],
         held_out: float,
         buckets: Sequence[tuple[Size, ...]] = (),
-        memory: int = 512 << 20,
+        memory: int = 640 << 20,
     ) -> None:
         self.corpora = list(corpora)
         names = [str(c.info.get("name") or Path(str(c.path)).name) for c in corpora]
@@ -119,18 +119,19 @@ class SampleTable:
         self.chats = {task for f in found for task in f.chats}
         self.derived = [str(r.corpus.path) for r in self._readers if r.derived]
         self.tasks = sorted({cell.task for cell in self.cells})
-        self._tasks = np.array([self.tasks.index(cell.task) for cell in self.cells])
+        together = sorted({(cell.task, cell.buckets) for cell in self.cells})  # what is kept together of a row group
+        self._blocked = np.array([together.index((cell.task, cell.buckets)) for cell in self.cells])
         self.train = self.samples(TRAIN)
         self.held_out = self.samples(HELD_OUT)
-        self._sides: Kept[_Group] = Kept(memory // 4)
-        self._blocks: Kept[_Block] = Kept(memory - memory // 4)
+        self._sides: Kept[_Group] = Kept(memory * 2 // 5)
+        self._blocks: Kept[_Block] = Kept(memory * 3 // 5)
 
     def __len__(self) -> int:
         return int(self._firsts[-1])
 
     def __getitem__(self, sample: int) -> SampleRef:
         group, row = self._locate(sample)
-        code = int(self._tasks[self._group_of(group).cells[row]])
+        code = int(self._blocked[self._group_of(group).cell(row)])
         block = self._blocks.get((group, code), lambda: self._block(group, code))
         found = block.table.slice(int(block.rows.searchsorted(row)), 1).to_pylist()[0]
         members = tuple((m["suffix"], m["offset"], m["size"]) for m in found["members"])
@@ -143,7 +144,7 @@ class SampleTable:
     def task(self, sample: int) -> str:
         """A sample's task."""
         group, row = self._locate(sample)
-        return self.cells[self._group_of(group).cells[row]].task
+        return self.cells[self._group_of(group).cell(row)].task
 
     def samples(self, side: int, by: By = "task", of: Callable[[Cell], bool] = lambda _: True) -> dict[str, Samples]:
         """The samples of one side by task, source or corpus; `of` says of which cells."""
@@ -196,12 +197,12 @@ class SampleTable:
     def _parsed(self, group: int) -> _Group:
         place = self._place(group)
         kinds, own, others = self._readers[place].kinds_and_split(group - int(self._groups[place]))
-        kind = np.min_scalar_type(len(self.cells))
-        cells = np.array([self._codes.get(Cell(place, *name), len(self.cells)) for name in kinds.names], kind)
-        return _Group(cells[kinds.codes], split_sides(own, others, self._below))
+        kind = np.min_scalar_type(3 * len(self.cells) + 2)
+        cells = np.array([3 * self._codes.get(Cell(place, *name), 0) for name in kinds.names], kind)
+        return _Group(cells[kinds.codes] + split_sides(own, others, self._below))
 
     def _block(self, group: int, code: int) -> _Block:
-        rows = np.flatnonzero(self._tasks[self._group_of(group).cells] == code)
+        rows = np.flatnonzero(self._blocked[self._group_of(group).kinds // 3] == code)
         place = self._place(group)
         table = self._readers[place].read(group - int(self._groups[place]), _COLUMNS)
         return _Block(rows, table.take(pa.array(rows)).combine_chunks())
@@ -259,28 +260,32 @@ class Samples(Sequence[int]):
 
 
 class _Group:
-    """Cell and side of the rows of one row group."""
+    """Cell and side of the rows of one row group: three times the cell, and the side."""
 
-    def __init__(self, cells: np.ndarray, sides: np.ndarray) -> None:
-        self.cells, self.sides = cells, sides
+    def __init__(self, kinds: np.ndarray) -> None:
+        self.kinds = kinds
         self._rows: dict[tuple[tuple[int, ...], int], np.ndarray] = {}
+
+    def cell(self, row: int) -> int:
+        """The cell of a row."""
+        return int(self.kinds[row]) // 3
 
     def rows(self, codes: tuple[int, ...], side: int) -> np.ndarray:
         """The rows of these cells on this side, in order."""
         if (codes, side) not in self._rows:
-            there = np.isin(self.cells, codes) & (self.sides == side)
+            there = np.isin(self.kinds, [3 * code + side for code in codes])
             self._rows[codes, side] = np.flatnonzero(there).astype(np.min_scalar_type(len(there)))
         return self._rows[codes, side]
 
     @property
     def nbytes(self) -> int:
-        """Bytes, with the rows of every stratum once."""
-        return self.cells.nbytes + self.sides.nbytes + len(self.cells) * np.min_scalar_type(len(self.cells)).itemsize
+        """Bytes, with the rows of half the strata."""
+        return self.kinds.nbytes + len(self.kinds) * np.min_scalar_type(len(self.kinds)).itemsize // 2
 
 
 @dataclass(frozen=True)
 class _Block:
-    """Rows of one task in a row group, and what the manifest says of them."""
+    """Rows of one task and bucket in a row group, and what the manifest says of them."""
 
     rows: np.ndarray
     table: pa.Table
