@@ -233,8 +233,8 @@ def test_conversations_are_refused_by_a_model_without_words(corpus_folder: Path,
 
 
 def test_a_run_may_start_from_given_weights(straight: Result, corpus_folder: Path, tmp_path: Path) -> None:
-    content = corpora.run_content(corpus_folder, tmp_path / "run", preview={"per_task": 0})
-    content["model"] |= {"weights": str(straight.checkpoint)}
+    content = corpora.run_content(corpus_folder, tmp_path / "run", preview={"per_task": 0}, tokenizer=None)
+    content["model"] = {"weights": str(straight.checkpoint)}
     content["stages"] = [{**content["stages"][1], "steps": 1, "lr": 1e-12}]
     result = train(parse_config(RunConfig, content, "test"))
     # the averaged ones, which are those that are drawn with
