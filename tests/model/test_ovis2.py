@@ -12,7 +12,6 @@ import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor, nn
-from x2i.model.ovis2.verify import SMALL, filled, pixels, two_rows
 
 from x2i.base.errors import X2IError
 from x2i.model import weights
@@ -25,6 +24,7 @@ from x2i.model.ovis2.config import PRESETS, STAGES, Ovis2Config, Tiles
 from x2i.model.ovis2.model import Ovis2, Ovis2Batch
 from x2i.model.ovis2.partition import TILE
 from x2i.model.ovis2.processor import Ovis2Processor, Row, collate
+from x2i.model.ovis2.verify import SMALL, filled, pixels, two_rows
 from x2i.model.verify import Comparison, compared
 
 COLOURS = {"red": (220, 30, 30), "green": (20, 200, 40), "blue": (30, 40, 230), "yellow": (240, 230, 20)}
