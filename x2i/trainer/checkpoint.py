@@ -220,6 +220,14 @@ def fetched(spec: str) -> Path:
     return newest[-1].path if newest else path
 
 
+def pinned(spec: str) -> str:
+    """A name of weights that stays: of a run's output, its newest checkpoint, for the run may go on. Raises X2IError."""
+    from x2i.base.weights import Weights
+
+    newest = all_of(Weights(spec).fetch())
+    return str(newest[-1].path) if newest else spec
+
+
 def weights_of(place: Path) -> Path:
     """The file of weights to use: of a checkpoint its averaged ones, where it has them; else what was given.
 
