@@ -318,7 +318,5 @@ class Loader:
                     yield [f.result() for f in ahead.popleft()]
 
     def _example(self, draw: Draw) -> Example:
-        side = self._stage.side(draw.task in self._reader.table.chats)
-        return self._reader.planned(
-            self._plan, draw, side, self._stage.min_crop, preferred=self._stage.preference is not None
-        )
+        side, preferred = self._stage.side(draw.task in self._reader.table.chats), self._stage.preference is not None
+        return self._reader.planned(self._plan, draw, side, self._stage.min_crop, preferred)
