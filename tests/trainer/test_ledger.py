@@ -16,6 +16,7 @@ from x2i.base.errors import X2IError
 from x2i.cli.main import app
 from x2i.trainer import ledger
 from x2i.trainer.config import RunConfig
+from x2i.trainer.ledger import opened
 from x2i.trainer.progress import Silent
 from x2i.trainer.run import Result, train
 
@@ -93,3 +94,10 @@ def test_the_command_answers(straight: Result) -> None:
         assert CliRunner().invoke(app, ["ledger", str(straight.output), *words]).exit_code != 0
     with pytest.raises(X2IError, match="no ledger here"):
         ledger.opened([straight.output / "logs"])
+
+
+def test_a_damaged_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "ledger").mkdir()
+    (tmp_path / "ledger/00000001-00000002.parquet").write_bytes(b"not parquet")
+    with pytest.raises(X2IError, match=r"the ledger is damaged .*00000001-00000002\.parquet"):
+        opened([tmp_path])

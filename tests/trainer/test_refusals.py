@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -130,3 +131,17 @@ def test_a_damaged_checkpoint_is_named(damage: str, start: Result, corpus: Path,
         save_file({n: t[:1].clone() if "lora_A" in n else t[:, :1].clone() for n, t in state.items()}, adapter)
     with pytest.raises(X2IError, match=r"step-000002/(optimizer\.pt: cannot be read|adapter/.*does not hold these)"):
         train(run)
+
+
+@pytest.mark.parametrize("limit", [20_000, 700_000])  # the model's file does not fit; it does, the optimiser's does not
+def test_a_full_disk_is_told_and_leaves_nothing_half_written(limit: int, corpus: Path, tmp_path: Path) -> None:
+    run = config(corpus, tmp_path / "run", {"steps": 4}, checkpoint_every=2)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    try:
+        with pytest.raises(X2IError, match=r"step-000002/\w+\.(safetensors|pt): cannot be written"):
+            train(run)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not [p.name for p in (tmp_path / "run").iterdir() if "step" in p.name]
+    assert train(run).finished

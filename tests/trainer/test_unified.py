@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +136,18 @@ def test_a_run_that_was_cut_goes_on_exactly(kind: str, both: Result, mixed: Path
     folder = "adapter/adapter_model.safetensors" if lora else "model.safetensors"
     one, two = (load_file(r.checkpoint / folder) for r in (straight, resumed))
     assert all(torch.equal(one[n], two[n]) for n in one)
+
+
+def test_adapters_stay_with_the_weights_that_they_began_with(mixed: Path, tmp_path: Path) -> None:
+    stage: dict[str, Any] = {"mixture": {"deblur": 1}, "steps": 2}
+    start = run(mixed, tmp_path / "base", stage)
+    changes: dict[str, Any] = {"model": {"weights": str(start.output), "lora": {"rank": 2}}, "tokenizer": None}
+    tuned = run(mixed, tmp_path / "lora", stage, vae=None, **changes)
+    before = checkpoint.load_model(tuned.checkpoint).model.state_dict()
+    other = run(mixed, tmp_path / "other", stage | {"steps": 3, "lr": 0.05})
+    shutil.copytree(other.checkpoint, start.output / "step-000003")  # the run went on
+    after = checkpoint.load_model(tuned.checkpoint).model.state_dict()
+    assert all(torch.equal(before[n], after[n]) for n in before)
 
 
 def test_preferences_move_the_likelihoods_apart(both: Result, mixed: Path, tmp_path: Path) -> None:

@@ -19,7 +19,8 @@ class ModelConfig(Config):
     @property
     def vocabulary(self) -> int:
         """Rows of the table of token embeddings."""
-        return int(getattr(self, "llm", self).vocab_size)
+        holder: Any = getattr(self, "llm", self)
+        return int(holder.vocab_size)
 
     def adapted(self, *, vocab_size: int, latent_channels: int) -> ModelConfig:
         """The same numbers for this tokenizer (rows that its table of embeddings must have) and this autoencoder."""

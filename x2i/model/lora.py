@@ -161,6 +161,7 @@ def save_adapter(model: nn.Module, folder: Path, base: str | None = None) -> Non
     folder.mkdir(parents=True, exist_ok=True)
     with atomic(folder / WEIGHTS) as temporary:
         save_file(state, temporary, metadata={"format": "pt"})
+        temporary.chmod(0o644)  # safetensors lets nobody else read it
     write_text(folder / CONFIG, json.dumps(to_peft(config, base), indent=2, sort_keys=True) + "\n")
 
 

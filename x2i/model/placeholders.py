@@ -3,8 +3,16 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from x2i.base.errors import X2IError
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+    from x2i.model.base import Message
 
 #: The place of an input image in an instruction; its number counts from 1.
 PLACEHOLDER = re.compile(r"<\|image_(\d+)\|>")
@@ -36,3 +44,30 @@ def numbers_of(instruction: str, count: int) -> list[int]:
             f"<img><|image_1|></img> to <img><|image_N|></img>."
         )
     return numbers
+
+
+class ControlWords:
+    """Keeps the words of users and corpora from becoming control tokens, as `<|im_end|>` in a caption would.
+
+    Tokenizers look for their special tokens in any text. One that a text spells gets a space behind its first
+    character; texts that spell none, and so nearly all, stay as they are. Placeholders and `<image>` are kept.
+    """
+
+    _KEPT = re.compile(r"((?:<img>)?<\|image_\d+\|>(?:</img>)?)")
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        added = (t for t in tokenizer.get_added_tokens_decoder().values() if t.special)
+        words = sorted((t.content for t in added if t.content != MARK and t.content), key=len, reverse=True)
+        self._found = re.compile("|".join(map(re.escape, words))) if words else None
+
+    def broken(self, text: str) -> str:
+        """The text without control tokens."""
+        if self._found is None:
+            return text
+        pieces = self._KEPT.split(text)
+        pieces[::2] = [self._found.sub(lambda m: f"{m[0][:1]} {m[0][1:]}", piece) for piece in pieces[::2]]
+        return "".join(pieces)
+
+    def in_messages(self, messages: Sequence[Message]) -> tuple[Message, ...]:
+        """The same messages without control tokens in their texts."""
+        return tuple(replace(m, text=self.broken(m.text)) for m in messages)

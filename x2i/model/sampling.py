@@ -10,6 +10,7 @@ Tensor names carry their axes: B pictures · C latent channels · H, W latent he
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -106,6 +107,9 @@ class Painter:
             raise X2IError(f"{type(self.model).__name__} cannot keep its cache in host memory: leave offload_cache out")
         if options.steps < 1:
             raise X2IError(f"steps {options.steps}: must be at least 1")
+        for name in ("guidance", "image_guidance"):
+            if not math.isfinite(value := getattr(options, name)):
+                raise X2IError(f"{name} {value}: must be a number")
 
     def paint(
         self, requests: Sequence[Request], options: Options, noise_BCHW: Tensor | None = None

@@ -20,6 +20,7 @@ def save(state: Mapping[str, Tensor], path: Path) -> None:
     """Write tensors by their names. Of tied ones the first name is written. Not atomic: wrap the path."""
     unique = {name: state[name] for name in state if name not in aliases(state)}
     save_file({name: tensor.detach().contiguous().cpu() for name, tensor in unique.items()}, path, {"format": "pt"})
+    path.chmod(0o644)  # safetensors lets nobody else read it
 
 
 def load(model: nn.Module, path: Path) -> None:

@@ -17,6 +17,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -92,13 +93,17 @@ def write(target: Path, files: dict[str, Any]) -> Checkpoint:
     Args:
         target: the folder step-NNNNNN.
         files: by name; JSON values, bytes, or functions that write to the path that they are given.
+
+    Raises:
+        X2IError: the disk is full, or refuses. Nothing is left.
+        OSError: the same, where it is told so.
     """
     with atomic(target) as temporary:
         temporary.mkdir()
         for name, content in files.items():
             path = temporary / name
             if callable(content):
-                content(path)
+                _filled(content, path, target)
             elif isinstance(content, bytes):
                 path.write_bytes(content)
             else:
@@ -108,6 +113,18 @@ def write(target: Path, files: dict[str, Any]) -> Checkpoint:
                     os.fsync(file.fileno())
         remove(target)  # one of the same step, left by a run that --fresh did away with
     return Checkpoint(target, int(files[TRAINER]["step"]))
+
+
+def _filled(content: Callable[[Path], None], path: Path, target: Path) -> None:
+    from safetensors import SafetensorError
+
+    try:
+        content(path)
+    except (SafetensorError, RuntimeError) as error:  # what safetensors and torch make of a full disk
+        raise X2IError(
+            f"{target / path.name}: cannot be written ({error}). Make room and run the same command again: it goes on "
+            f"from the checkpoint before"
+        ) from None
 
 
 def optimizer_of(place: Path, device: torch.device) -> dict[str, Any]:
@@ -254,6 +271,14 @@ def published(place: Path) -> Opened[Any] | None:
     architecture = layouts.published(place)
     module = None if architecture is None else layouts.of(architecture)
     return None if module is None else module.open_model(place)
+
+
+def pinned(spec: str) -> str:
+    """A name of weights that stays: of a run's output, its newest checkpoint, for the run may go on. Raises X2IError."""
+    from x2i.base.weights import Weights
+
+    newest = all_of(Weights(spec).fetch())
+    return str(newest[-1].path) if newest else spec
 
 
 def weights_of(place: Path) -> Path:

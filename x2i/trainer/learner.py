@@ -117,7 +117,7 @@ class Learner:
 
     def _of(self, stage: Stage, where: str) -> set[str]:
         found = set(learning(self.model, stage.train, where)) & self._may_learn
-        if not found:
+        if not found and self._may_learn:
             raise RecipeError(f"{where}.train: none of these parts has a parameter that may learn")
         return found
 

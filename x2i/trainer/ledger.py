@@ -100,8 +100,10 @@ def opened(runs: Sequence[Path]) -> duckdb.DuckDBPyConnection:
     """A connection with the view `ledger` over these runs' files; `run` is the folder, as it was given.
 
     Raises:
-        X2IError: none of them has a ledger.
+        X2IError: none of them has a ledger, or a file of it is damaged.
     """
+    import duckdb
+
     files = {str(file): str(run) for run in runs for file, _, _ in files_of(run)}
     if not files:
         raise X2IError(f"{', '.join(map(str, runs))}: no ledger here (no {FOLDER}/FIRST-LAST.parquet): was it trained?")
@@ -109,8 +111,14 @@ def opened(runs: Sequence[Path]) -> duckdb.DuckDBPyConnection:
     names = pa.table({"file": list(files), "run": list(files.values())})
     connection.register("runs", names)
     listed = ", ".join("'" + f.replace("'", "''") + "'" for f in files)
-    connection.execute(
-        f"create view ledger as select runs.run, l.* exclude (filename) "
-        f"from read_parquet([{listed}], filename = true) l join runs on runs.file = l.filename"
-    )
+    try:
+        connection.execute(
+            f"create view ledger as select runs.run, l.* exclude (filename) "
+            f"from read_parquet([{listed}], filename = true) l join runs on runs.file = l.filename"
+        )
+    except duckdb.Error as error:
+        told = str(error).partition("\n")[0]
+        raise X2IError(
+            f"{', '.join(map(str, runs))}: the ledger is damaged ({told}): remove the file to read the rest"
+        ) from None
     return connection

@@ -124,7 +124,7 @@ class Session:
                 max_text_tokens=run.max_text_tokens,
                 resolution=stage.resolution,
                 chat_resolution=stage.chat_resolution,
-                base=None if run.model.lora is None else run.model.weights,
+                base=None if run.model.lora is None else self._setup.weights,
             ).model_dump(mode="json"),
             tokens.FILE: self._setup.tokenizer.to_str(pretty=True).encode(),
             checkpoint.TRAINER: {
@@ -134,6 +134,7 @@ class Session:
                 "stage_step": stage_step,
                 "seed": run.seed,
                 "run": run.digest,
+                "weights": self._setup.weights,
                 "corpora": [{"path": str(c.path), "digest": c.digest} for c in self._setup.table.corpora],
                 "held_out": {task: asdict(loss) for task, loss in losses.items()},
                 "damaged": [vars(d) for _, d in sorted(self._setup.reader.damaged.items())],
@@ -174,7 +175,7 @@ class Session:
         return files
 
     def _save_adapter(self, folder: Path) -> None:
-        lora.save_adapter(self._setup.model, folder, self._run.model.weights)
+        lora.save_adapter(self._setup.model, folder, self._setup.weights)
 
     def _begin(self, place: int) -> None:
         """Begin a stage, now or (after a resume) with the weights that it began with already at hand."""

@@ -36,6 +36,7 @@ class Setup:
         table: its samples; `plans`: their order, by stage; `tasks`: those that any stage draws.
         reader: reads and decodes them.
         vae, tokenizer: with `processors`, by stage, they make a model's inputs.
+        weights: the name of those that the run starts from, if any.
         model: with the weights of `newest`, or those that the run starts from.
         batchers: make training batches, by stage.
         device: where the model computes; it is not moved there yet.
@@ -61,7 +62,10 @@ class Setup:
         self.tasks = {task for stage in run.stages for task in tasks_of(self.table, stage)}
         self.device = _device(run.device)
         self.reader = SampleReader(self.table, run.reading.cache_mib << 20)
-        self._base = None if run.model.weights is None else checkpoint.fetched(run.model.weights)
+        # those that the run began with, though it began with another run's newest, which now may be a later one
+        begun = None if newest is None or run.model.weights is None else newest.info.get("weights")
+        self.weights = begun or (None if run.model.weights is None else checkpoint.pinned(run.model.weights))
+        self._base = None if self.weights is None else checkpoint.fetched(self.weights)
         self._newest = newest
         self._opened = None if self._base is None else checkpoint.published(self._base)
         numbers, vae = self._described()

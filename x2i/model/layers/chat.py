@@ -23,6 +23,7 @@ from tokenizers import Tokenizer
 
 from x2i.base.errors import X2IError
 from x2i.model.base import Message
+from x2i.model.placeholders import ControlWords
 
 MARK = "<image>"
 #: Id of the place of an image, and label of what is not learned.
@@ -60,6 +61,7 @@ class ChatML:
         if missing := [t for t in needed if tokenizer.token_to_id(t) is None]:
             raise X2IError(f"the tokenizer lacks the special tokens {', '.join(missing)}: take one that has them")
         self.tokenizer = tokenizer
+        self.control = ControlWords(tokenizer)
         self.system = system
         self.think = think
         self.last_newline = last_newline
@@ -104,8 +106,8 @@ class ChatML:
         if strange := {m.role for m in messages} - set(ROLES):
             raise X2IError(f"unknown role {', '.join(sorted(strange))} in a conversation; known: {', '.join(ROLES)}")
         if self.system is None or messages[0].role == "system":
-            return list(messages)
-        return [Message("system", self.system), *messages]
+            return list(self.control.in_messages(messages))
+        return [Message("system", self.system), *self.control.in_messages(messages)]
 
     def _head(self, role: str) -> str:
         return f"{START}{role}\n{self.think if role == 'assistant' else ''}"

@@ -21,6 +21,7 @@ from x2i.model.mini_gemini.batch import IGNORE, ChatBatch
 from x2i.model.mini_gemini.config import MiniGeminiConfig
 from x2i.model.mini_gemini.images import views
 from x2i.model.mini_gemini.template import MARK, PLAIN, TEMPLATES, Written
+from x2i.model.placeholders import ControlWords
 from x2i.model.vae import VAE
 
 #: Where an image's tokens stand in a row of ids.
@@ -50,6 +51,7 @@ class MiniGeminiProcessor(Processor[ChatBatch]):
     ) -> None:
         super().__init__(config, tokenizer, vae, max_text_tokens)
         self.template = TEMPLATES[config.template]
+        self._control = ControlWords(tokenizer)
         missing = [t for t in self.template.special if tokenizer.token_to_id(t) is None]
         if missing:
             raise X2IError(
@@ -105,7 +107,7 @@ class MiniGeminiProcessor(Processor[ChatBatch]):
 
     def _row(self, chat: Chat, labels: bool, plain: bool) -> tuple[list[int], list[int]]:
         """Ids, `_IMAGE` on image tokens, and labels."""
-        written = (PLAIN if plain else self.template).write(chat.messages, reply=not labels)
+        written = (PLAIN if plain else self.template).write(self._control.in_messages(chat.messages), reply=not labels)
         marks = written.text.count(MARK)
         if marks != len(chat.images):
             raise X2IError(

@@ -92,7 +92,7 @@ class OmniGenProcessor(Processor[PromptBatch]):
         dropped = dropped or [False] * len(requests)
         pairs = list(zip(requests, dropped, strict=True))
         images = self._latents([() if drop else r.images for r, drop in pairs], generator)
-        texts = [UNCONDITIONAL if drop else r.instruction for r, drop in pairs]
+        texts = [UNCONDITIONAL if drop else self.encoder.control.broken(r.instruction) for r, drop in pairs]
         return self._batch([self._prompt(t, i) for t, i in zip(texts, images, strict=True)], images)
 
     def branches(
@@ -116,7 +116,8 @@ class OmniGenProcessor(Processor[PromptBatch]):
         kinds: list[list[tuple[int, float, Prompt, list[Tensor]]]] = [[], [], []]
         for row, (request, images) in enumerate(zip(requests, latents, strict=True)):
             weights = flow.guidance_weights(guidance, image_guidance, bool(images))
-            texts = (request.instruction, image_only(len(images)), UNCONDITIONAL if negative is None else negative)
+            said = self.encoder.control.broken(request.instruction)
+            texts = (said, image_only(len(images)), UNCONDITIONAL if negative is None else negative)
             for kind, text, weight, shown in zip(kinds, texts, weights, (images, images, []), strict=True):
                 if abs(weight) > 1e-9:
                     kind.append((row, weight, self._prompt(text, shown), shown))

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from x2i.base.errors import X2IError
 from x2i.model.base import Chat
-from x2i.model.placeholders import MARK, PLACEHOLDER, numbers_of
+from x2i.model.placeholders import MARK, PLACEHOLDER, ControlWords, numbers_of
 
 HEAD = "<|user|>\nGenerate an image according to the following instructions\n"
 END = "<|end|>"
@@ -83,6 +83,7 @@ class PromptEncoder:
 
     def __init__(self, tokenizer: Tokenizer, max_text_tokens: int | None = None) -> None:
         self.tokenizer = tokenizer
+        self.control = ControlWords(tokenizer)
         self.max_text_tokens = max_text_tokens
         self._begin = tokenizer.token_to_id(BEGIN)
         self._tail = len(self._tokens(TAIL, first=False)[0])
@@ -121,6 +122,7 @@ class PromptEncoder:
             X2IError: as many images are not marked; or with labels no turn is the assistant's, without labels the
                 last one is.
         """
+        chat = Chat(self.control.in_messages(chat.messages), chat.images)
         text, answers = _captioned(chat) if plain else _spoken(chat, labels)
         pieces = text.split(MARK)
         if len(pieces) - 1 != len(image_tokens):

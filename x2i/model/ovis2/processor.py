@@ -117,7 +117,7 @@ class Ovis2Processor(Processor[Ovis2Batch]):
 
     def _caption(self, chat: Chat, learn: bool) -> tuple[list[int], list[int]]:
         said = [m.text for m in chat.messages if m.role == "assistant"]
-        caption = self._ids(said[-1].replace(MARK, "").strip()) if learn and said else []
+        caption = self._ids(self.chat.control.broken(said[-1].replace(MARK, "").strip())) if learn and said else []
         head, tail = self.config.caption_template.split(MARK)
         ids = [*self._ids(head), *[IMAGE] * len(chat.images), *self._ids(tail)]
         return ids + caption, [IGNORE] * len(ids) + caption

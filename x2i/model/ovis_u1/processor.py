@@ -183,6 +183,7 @@ class OvisU1Processor(Processor[OvisInputs]):
 
     def _plain(self, chat: Chat, labels: bool) -> Formatted:
         said = "".join(m.text for m in chat.messages if m.role == "assistant").replace(MARK, "")
+        said = self.chat.control.broken(said)
         ids = self.tokenizer.encode(said + END if labels else "", add_special_tokens=False).ids
         places = len(chat.images)
         return Formatted((*[IMAGE] * places, *ids), (*[IGNORE] * places, *ids))
