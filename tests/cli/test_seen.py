@@ -75,9 +75,11 @@ def test_a_run_whose_ledger_has_gaps_is_not_said_to_be_clean(
     record["corpora"][0]["path"] = str(root / "corpus")
     (root / "runs/one/run.json").write_text(json.dumps(record))
     image = corpus.open(root / "corpus").manifest["image_id"][0].as_py()
-    sorted((root / "runs/one/ledger").iterdir())[1].unlink()
-    told = seen([root / "runs"], root / "corpus", [image])
-    assert len(told) == 4 and all("ledger" in str(s.unknown) for s in told)
+    file = sorted((root / "runs/one/ledger").iterdir())[1]
+    for spoil in (lambda: file.write_bytes(b"PAR1"), file.unlink):
+        spoil()
+        told = seen([root / "runs"], root / "corpus", [image])
+        assert len(told) == 4 and all("its ledger" in str(s.unknown) for s in told)
 
 
 def test_after_a_forget_it_can_still_be_told(

@@ -91,7 +91,8 @@ def _of_run(run: Path, record: dict[str, Any], corpus: Path, image_ids: Collecti
     steps = _steps(run, checkpoints[-1].step, keys)
     if steps is None:
         yield from _all(
-            run, "its ledger does not tell of all its steps (an earlier x2i trained it, or files are missing)"
+            run,
+            "its ledger does not tell of all its steps (an earlier x2i trained it, or files are missing or damaged)",
         )
         return
     for checkpoint in checkpoints:
@@ -216,6 +217,7 @@ def _holding(samples: pa.Table, image_ids: Collection[str]) -> pa.Array:
 
 def _steps(run: Path, last: int, keys: Sequence[pa.Array]) -> list[int] | None:
     """The steps up to `last` that consumed a sample of these keys (by corpus), once per draw; None if it is not told."""
+    import pyarrow as pa
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
@@ -227,7 +229,10 @@ def _steps(run: Path, last: int, keys: Sequence[pa.Array]) -> list[int] | None:
         if first != told + 1:
             return None
         told = end
-        table = pq.read_table(file, columns=["step", "corpus", "key"])
+        try:
+            table = pq.read_table(file, columns=["step", "corpus", "key"])
+        except (pa.ArrowException, OSError):
+            return None
         for place, wanted in enumerate(keys):
             here = table.filter((pc.field("corpus") == place) & pc.field("key").isin(wanted))
             steps += here["step"].to_pylist()
