@@ -14,7 +14,6 @@ import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor, nn
-from x2i.model.mini_gemini.verify import filled
 
 from x2i.base.errors import RecipeError, X2IError
 from x2i.model.base import Chat, Message
@@ -27,6 +26,7 @@ from x2i.model.mini_gemini.images import views
 from x2i.model.mini_gemini.model import MiniGemini, windows
 from x2i.model.mini_gemini.processor import MiniGeminiProcessor
 from x2i.model.mini_gemini.template import PLAIN, TEMPLATES
+from x2i.model.mini_gemini.verify import filled
 from x2i.model.registry import changed
 from x2i.model.verify import Comparison, compared
 from x2i.model.weights import load, load_part, prefixed, save
