@@ -18,6 +18,7 @@ from tests.model import test_layouts_ovis2 as ovis2
 from tests.model import tiny
 from x2i.base.errors import RecipeError, X2IError
 from x2i.cli.ask import ask
+from x2i.cli.pictures import open_image
 from x2i.model import layouts
 from x2i.model.base import Chat, Message
 from x2i.model.mini_gemini import generation
@@ -138,3 +139,16 @@ def test_what_is_wrong_is_said(home: Path, tmp_path: Path) -> None:
 
 def test_help_has_an_example() -> None:
     assert "Example: x2i ask " in x2i("--help")
+
+
+def test_pictures_are_opened_as_a_build_opens_them(tmp_path: Path) -> None:
+    """Transparency lies on white, 16 bits are scaled and not cut off, and a page of text is no picture."""
+    clear = Image.new("RGBA", (4, 4), (255, 0, 0, 0))
+    clear.save(tmp_path / "clear.png")
+    Image.fromarray(np.full((4, 4), 32768, np.uint16)).save(tmp_path / "deep.png")
+    (tmp_path / "page.jpg").write_text("<html>")
+    assert np.asarray(open_image(tmp_path / "clear.png")).min() == 255
+    assert abs(int(np.asarray(open_image(tmp_path / "deep.png")).mean()) - 128) <= 1
+    for name in ("page.jpg", "absent.png"):
+        with pytest.raises(RecipeError, match=f"--image .*{name}: cannot be opened"):
+            open_image(tmp_path / name)

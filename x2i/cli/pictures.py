@@ -1,4 +1,4 @@
-"""Pictures that a command is given: opened upright, in RGB."""
+"""Pictures that a command is given: opened as a build opens them."""
 
 from __future__ import annotations
 
@@ -12,13 +12,15 @@ if TYPE_CHECKING:
 
 
 def open_image(path: Path, option: str = "--image") -> Image.Image:
-    """Open a picture. Raises RecipeError that names the option and the file."""
-    from PIL import Image, ImageOps
+    """Open a picture as a build would: upright, in sRGB, transparency on white. Raises RecipeError that names both."""
+    from PIL import Image
+
+    from x2i.pipelines.images import BadImage, decode, read_header
 
     try:
-        with Image.open(path) as image:
-            return ImageOps.exif_transpose(image).convert("RGB")
-    except (OSError, Image.DecompressionBombError) as error:
+        data = path.read_bytes()
+        return Image.fromarray(decode(data, read_header(data)))
+    except (OSError, BadImage) as error:
         raise RecipeError(f"{option} {path}: cannot be opened as an image ({error})") from None
 
 
