@@ -44,6 +44,8 @@ def tiny(name: str, corpus: Path, output: Path) -> RunConfig:
         named = {ANSWERED: 1.0} if tasks & understanding else {}
         stage["mixture"] = named | ({DRAWN: 1.0} if tasks - understanding else {})
         stage |= {"steps": 2, "batch": 4, "resolution": 32, "warmup": 0, "lr": 1e-3}
+        if "buckets" in stage:
+            stage["buckets"] = [[32, 32], [48, 32]]
         if "tiles" in stage.get("inputs", {}):
             stage["inputs"] = {"tiles": {"single": 1}}
     content |= {"corpora": [str(corpus)], "output": str(output), "model": TINY[name], "precision": "float32"}
