@@ -17,6 +17,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -39,7 +40,7 @@ def main() -> None:
     """Write the manifest, if it is not there, and measure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=20_000_000)
-    parser.add_argument("--folder", type=Path, default=Path("/tmp/x2i-plan"))
+    parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "x2i-plan")
     parser.add_argument("--batch", type=int, default=256, help="draws per step")
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--by", choices=["task", "source"], default="task")

@@ -3,9 +3,6 @@
 What is compared with dvlab-research/MGM, and how, x2i/model/mini_gemini/verify.py says.
 """
 
-import json
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from torch import Tensor, nn
+from torch import Tensor
 
 from x2i.base.errors import RecipeError, X2IError
 from x2i.model.base import Chat, Message
@@ -21,11 +18,8 @@ from x2i.model.filling import draw as numbers
 from x2i.model.mini_gemini import verify
 from x2i.model.mini_gemini.batch import ChatBatch
 from x2i.model.mini_gemini.config import PRESETS, RECIPES, STAGES, MiniGeminiConfig
-from x2i.model.mini_gemini.generation import NEGATIVE, Painter, asked, draw, split_prompt
-from x2i.model.mini_gemini.images import views
 from x2i.model.mini_gemini.model import MiniGemini, windows
 from x2i.model.mini_gemini.processor import MiniGeminiProcessor
-from x2i.model.mini_gemini.template import PLAIN, TEMPLATES
 from x2i.model.mini_gemini.verify import filled
 from x2i.model.registry import changed
 from x2i.model.verify import Comparison, compared
@@ -33,15 +27,6 @@ from x2i.model.weights import load, load_part, prefixed, save
 
 TINY = PRESETS["mini-gemini-tiny"]
 ASKING = "<image>\nWhich colour is it?"
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    """Small products are slower on many threads, and much slower where others compute too."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def like(config: MiniGeminiConfig = TINY, **changes: Any) -> MiniGeminiConfig:
@@ -311,134 +296,6 @@ def test_gemma_scales_image_tokens_as_all_its_inputs() -> None:
 # conversations
 
 
-def written(template: str, *turns: str, reply: bool) -> str:
-    return TEMPLATES[template].write(chat(*turns).messages, reply).text  # type: ignore[index]
-
-
-def test_templates_write_what_mgm_writes() -> None:
-    """Strings of mgm/conversation.py for the same turns."""
-    assert written("gemma", "Hi there.<image>", "Hello.", "And?", reply=True) == (
-        "<start_of_turn>user\n<image>\nHi there.<end_of_turn>\n<start_of_turn>model\nHello.<end_of_turn>\n<eos>"
-        "<start_of_turn>user\nAnd?<end_of_turn>\n<start_of_turn>model\n"
-    )
-    assert written("vicuna_v1", "Hi there.<image>", "Hello.", "And?", reply=True) == (
-        "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, "
-        "detailed, and polite answers to the user's questions. USER: <image>\nHi there. ASSISTANT: Hello.</s>"
-        "USER: And? ASSISTANT:"
-    )
-    assert written("llama_3", "Hi there.<image>", "Hello.", reply=False) == (
-        "<|start_header_id|>system<|end_header_id|>\n\nYou are a helpful language and vision assistant. You are able "
-        "to understand the visual content that the user provides, and assist the user with a variety of tasks using "
-        "natural language.<|eot_id|><|start_header_id|>user<|end_header_id|>\n\n<image>\nHi there.<|eot_id|>"
-        "<|start_header_id|>system<|end_header_id|>\n\nHello.<|eot_id|>"
-    )
-    assert PLAIN.write(chat("<image>\nDescribe it.", "A dog.").messages, reply=False).text == "<image>A dog.\n"
-    assert written("gemma", "<image> and <image> differ?", reply=True).startswith(
-        "<start_of_turn>user\nImage 1:<image>\nImage 2:<image>\nand  differ?<end_of_turn>"
-    )
-
-
-@pytest.mark.parametrize(
-    ("template", "learned"),
-    [
-        ("gemma", ["It is red.<end_of_turn>\n<eos>", "No.<end_of_turn>\n<eos>"]),
-        ("vicuna_v1", [" It is red.</s>", " No.</s>"]),  # " It" is one token
-        ("llama_3", ["It is red.<|eot_id|>", "No.<|eot_id|>"]),
-    ],
-)
-def test_learned_are_the_answers_and_their_ends(template: str, learned: list[str]) -> None:
-    special = ("<pad>", "<s>", *TEMPLATES[template].special)  # type: ignore[index]
-    tokenizer = byte_tokenizer("It is red. No.", "USER: ASSISTANT:", special=special)
-    processor = MiniGeminiProcessor(like(template=template), tokenizer, None)
-    batch = processor.chats([chat(ASKING, "It is red.", "Sure?", "No.", images=(picture(0),))], labels=True)
-    assert batch.labels_BL is not None
-    kept = batch.labels_BL[0] >= 0
-    starts = kept & ~torch.roll(kept, 1)
-    runs = starts.cumsum(0)[kept]
-    found = [batch.labels_BL[0][kept][runs == n].tolist() for n in (1, 2)]
-    assert [tokenizer.decode(ids, skip_special_tokens=False) for ids in found] == learned
-    assert torch.equal(batch.labels_BL[0][kept], batch.ids_BL[0][kept])
-    assert int(batch.image_BL.sum()) == TINY.image_tokens
-    assert batch.ids_BL[0, 0] == tokenizer.token_to_id("<s>")
-
-
-def test_alignment_learns_the_caption_alone() -> None:
-    tokenizer = byte_tokenizer("A dog runs.")
-    processor = MiniGeminiProcessor(TINY, tokenizer, None)
-    batch = processor.chats([chat("Describe it.<image>", "A dog runs.", images=(picture(0),))], True, plain=True)
-    assert batch.labels_BL is not None
-    assert batch.ids_BL.shape == (1, 1 + 16 + len(tokenizer.encode("A dog runs.\n").ids))
-    assert tokenizer.decode(batch.labels_BL[0, 17:].tolist()) == "A dog runs.\n"
-    assert (batch.labels_BL[0, :17] < 0).all()
-
-
-def test_long_conversations_are_cut_at_their_end_or_refused() -> None:
-    tokenizer = byte_tokenizer(ASKING)
-    cut = MiniGeminiProcessor(TINY, tokenizer, None, max_text_tokens=30)
-    batch = cut.chats([chat(ASKING, "red " * 100, images=(picture(0),))], labels=True)
-    assert batch.ids_BL.shape == (1, 30 + 16)
-    with pytest.raises(X2IError, match="behind its first 2 text tokens"):
-        MiniGeminiProcessor(TINY, tokenizer, None, 2).chats([chat(ASKING, "red", images=(picture(0),))], True)
-
-
-@pytest.mark.parametrize(
-    ("given", "labels", "message"),
-    [
-        (chat("Which?", images=(picture(0),)), False, "1 images, but 0 <image> marks"),
-        (chat(ASKING), False, "0 images, but 1 <image> mark"),
-        (chat(ASKING, "red", images=(picture(0),)), False, "end with a user's message"),
-        (chat(ASKING, images=(picture(0),)), True, "end with an assistant's message"),
-        (chat(), True, "no message"),
-        (chat("So?", "<image>", images=(picture(0),)), True, "in an assistant's message"),
-        (chat(ASKING, images=(picture(0).astype(np.float32),)), False, "must be uint8"),
-    ],
-)
-def test_conversations_that_cannot_be_are_refused(given: Chat, labels: bool, message: str) -> None:
-    processor = MiniGeminiProcessor(TINY, byte_tokenizer(ASKING), None)
-    with pytest.raises(X2IError, match=message):
-        processor.chats([given], labels)
-
-
-def test_a_tokenizer_without_the_templates_tokens_is_refused() -> None:
-    with pytest.raises(X2IError, match="lacks <start_of_turn>, <end_of_turn>, <eos>.*'gemma'"):
-        MiniGeminiProcessor(TINY, byte_tokenizer("a", special=("<s>",)), None)
-
-
-# images
-
-
-@pytest.mark.parametrize(("height", "width"), [(50, 90), (91, 40), (64, 64), (300, 200)])
-def test_the_high_view_is_clips_processor_s(height: int, width: int) -> None:
-    kind = pytest.importorskip("transformers.models.clip.image_processing_pil_clip").CLIPImageProcessorPil
-    side = TINY.high.image_size
-    theirs = kind(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
-    image = picture(1, height, width)
-    _, cropped = views(image, like(aspect="crop"))
-    assert (cropped - theirs(image, return_tensors="pt")["pixel_values"][0]).abs().max() < 1e-5
-
-    low, square = views(image, TINY)
-    large = max(height, width)
-    canvas = np.empty((large, large, 3), np.uint8)
-    canvas[:] = (122, 116, 104)  # CLIP's mean in bytes
-    top, left = (large - height) // 2, (large - width) // 2
-    canvas[top : top + height, left : left + width] = image
-    expected = torch.as_tensor(theirs(canvas, return_tensors="pt")["pixel_values"])
-    assert (square - expected[0]).abs().max() < 1e-5
-    small = nn.functional.interpolate(expected, size=(32, 32), mode="bilinear", align_corners=False)
-    assert (low - small).abs().max() < 1e-5
-
-
-def test_crops_lie_row_by_row_and_the_whole_comes_last() -> None:
-    image = np.zeros((128, 128, 3), np.uint8)
-    image[:64, 64:] = 255  # the second of four
-    low, high = views(image, TINY_HD)
-    assert low.shape == (5, 3, 32, 32)
-    assert high.shape == (3, 128, 128)
-    bright = low.mean(dim=(1, 2, 3))
-    assert int(bright.argmax()) == 1
-    assert bright[4] == pytest.approx(bright[:4].mean().item(), abs=0.02)
-
-
 # learning and answering
 
 COLOURS = {"red": (200, 30, 30), "green": (30, 180, 40), "blue": (40, 50, 210), "grey": (128, 128, 128)}
@@ -560,100 +417,3 @@ def test_configurations_that_do_not_fit_are_refused() -> None:
         like(overview=True)
     with pytest.raises(X2IError, match="gpt2"):
         MiniGemini(like(llm={"model_type": "gpt2", "numbers": {}}))
-
-
-# drawing
-
-
-def test_prompts_are_found_in_answers() -> None:
-    assert split_prompt("Here: <h> a red boat </h> as you wished") == "a red boat"
-    assert split_prompt("<h>one</h> or <h>two\nlines</h>") == "two\nlines"
-    assert split_prompt("<h>never closed") is None
-    assert split_prompt("none") is None
-    assert split_prompt("<h>  </h>") is None
-    assert split_prompt("<h> left open <h>a boat</h>") == "a boat"
-    assert asked("Draw a boat") == "Draw a boat <GEN>"
-    assert asked(asked("Draw a boat")) == "Draw a boat <GEN>"
-
-
-@pytest.fixture(scope="module")
-def sdxl(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """SDXL's pipeline, tiny and random."""
-    import diffusers
-    import transformers
-
-    folder = tmp_path_factory.mktemp("sdxl")
-    torch.manual_seed(0)
-    letters = [chr(c) for c in range(ord("a"), ord("z") + 1)]
-    pieces = [*letters, *(f"{c}</w>" for c in letters), "<|startoftext|>", "<|endoftext|>"]
-    (folder / "vocab.json").write_text(json.dumps({p: i for i, p in enumerate(pieces)}))
-    (folder / "merges.txt").write_text("#version: 0.2\n")
-    tokenizer = transformers.CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=77)
-    text = transformers.CLIPTextConfig(
-        hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, vocab_size=len(pieces),
-        max_position_embeddings=77, bos_token_id=len(pieces) - 2, eos_token_id=len(pieces) - 1, projection_dim=16,
-    )  # fmt: skip
-    unet = diffusers.UNet2DConditionModel(
-        sample_size=8, in_channels=4, out_channels=4, layers_per_block=1, norm_num_groups=8, attention_head_dim=4,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        block_out_channels=(16, 32), cross_attention_dim=32, use_linear_projection=True, addition_embed_type="text_time",
-        addition_time_embed_dim=8, projection_class_embeddings_input_dim=6 * 8 + 16,
-    )  # fmt: skip
-    vae = diffusers.AutoencoderKL(
-        block_out_channels=(8, 16, 16, 16), norm_num_groups=8, latent_channels=4, sample_size=64, force_upcast=False,
-        down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
-    )  # fmt: skip
-    diffusers.StableDiffusionXLPipeline(
-        vae=vae, text_encoder=transformers.CLIPTextModel(text), tokenizer=tokenizer, unet=unet,
-        text_encoder_2=transformers.CLIPTextModelWithProjection(text), tokenizer_2=tokenizer,
-        scheduler=diffusers.EulerDiscreteScheduler(), add_watermarker=False,
-    ).save_pretrained(folder / "sdxl")  # fmt: skip
-    return folder / "sdxl"
-
-
-def test_sdxl_draws_the_prompt_of_an_answer(sdxl: Path) -> None:
-    import diffusers
-
-    painter = Painter(str(sdxl))
-    few: dict[str, Any] = {"steps": 2, "height": 64, "width": 48, "seed": 7}
-    found = painter("Sure: <h>a red boat</h>", **few)
-    assert found.shape == (64, 48, 3)
-    assert found.dtype == np.uint8
-    assert np.array_equal(found, draw("<h>a red boat</h>", str(sdxl), **few))
-    assert not np.array_equal(found, painter("<h>a blue dog</h>", **few))
-    assert not np.array_equal(found, painter("<h>a red boat</h>", negative="", **few))
-
-    plain = diffusers.StableDiffusionXLPipeline.from_pretrained(sdxl)
-    plain.set_progress_bar_config(disable=True)
-    theirs = plain(
-        "a red boat", negative_prompt=NEGATIVE, num_inference_steps=2, height=64, width=48,
-        generator=torch.Generator().manual_seed(7),
-    ).images[0]  # fmt: skip
-    assert np.abs(found.astype(int) - np.asarray(theirs)).max() <= 1
-
-
-def test_sdxl_must_be_whole(sdxl: Path, tmp_path: Path) -> None:
-    from safetensors.torch import load_file, save_file
-
-    broken = tmp_path / "sdxl"
-    shutil.copytree(sdxl, broken)
-    file = broken / "unet" / "diffusion_pytorch_model.safetensors"
-    state = load_file(file)
-    del state["conv_in.weight"]
-    save_file(state, file, {"format": "pt"})
-    with pytest.raises(X2IError, match="unet lacks conv_in.weight"):
-        Painter(str(broken))
-
-
-def test_what_cannot_be_drawn_is_refused(sdxl: Path, tmp_path: Path) -> None:
-    with pytest.raises(X2IError, match="no prompt between <h> and </h>"):
-        draw("I cannot.", "no/such-model")
-    with pytest.raises(X2IError, match="multiple of 8"):
-        Painter(str(sdxl))("<h>a</h>", height=60)
-    with pytest.raises(X2IError, match="cannot be read"):
-        Painter(str(tmp_path))
-    (tmp_path / "model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}')
-    with pytest.raises(X2IError, match="holds a StableDiffusionPipeline"):
-        Painter(str(tmp_path))
-    with pytest.raises(X2IError, match="no such file or folder"):
-        Painter("./nowhere")

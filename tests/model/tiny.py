@@ -12,6 +12,7 @@ from tokenizers import Tokenizer
 from tests.model.test_omnigen import SMALL, randomised
 from x2i.model import vae
 from x2i.model.config import AutoencoderKLConfig, ModelFile, PixelsConfig, VAEConfig
+from x2i.model.omnigen import writing
 from x2i.model.omnigen.config import LongRope, OmniGenConfig
 from x2i.model.omnigen.layouts import Layout, Opened
 from x2i.model.omnigen.processor import OmniGenProcessor
@@ -80,3 +81,22 @@ def opened(described: VAEConfig | None = None, words: Tokenizer | None = None, *
         resolution=64,
     )
     return Opened(randomised(config), known, file, autoencoder, Layout.X2I)
+
+
+def in_every_layout(folder: Path) -> Path:
+    """One model in every layout, each in a folder of the layout's name."""
+    made = opened(write_vae(folder / "kl"))
+    for layout in Layout:
+        writing.save(made, folder / layout.value, layout)
+    return folder
+
+
+def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> None:
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def copied(folder: Path, target: Path) -> Path:
+    import shutil
+
+    return Path(shutil.copytree(folder, target))

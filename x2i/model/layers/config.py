@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -55,3 +55,19 @@ class VisualTokenizerConfig(Config):
         if self.indicators >= self.vocab_size:
             raise ValueError("vocab_size must be larger than indicators")
         return self
+
+
+def to_published_encoder(encoder: AIMv2Config) -> dict[str, Any]:
+    """The keys that every published config.json has of an AIMv2 (apple/aimv2, AIDC-AI/Ovis, AIDC-AI/Ovis-U1)."""
+    return {
+        "hidden_size": encoder.hidden_size,
+        "num_hidden_layers": encoder.layers,
+        "num_attention_heads": encoder.heads,
+        "num_channels": 3,
+        "intermediate_size": encoder.intermediate_size,
+        "patch_size": encoder.patch_size,
+        "image_size": encoder.image_size,
+        "rms_norm_eps": encoder.norm_eps,
+        "attention_dropout": 0.0,
+        "qkv_bias": encoder.qkv_bias,
+    }

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from x2i.base.errors import X2IError
+from x2i.model.layers.config import to_published_encoder
 from x2i.model.ovis2.config import Ovis2Config
 
 #: Its classes are in the published repositories.
@@ -70,7 +71,7 @@ def to_published(config: Ovis2Config, dtype: str) -> dict[str, Any]:
             "backbone_config": {
                 "architectures": ["AIMv2Model"],
                 "model_type": "aimv2",
-                **_to_encoder(config),
+                **to_published_encoder(config.tokenizer.encoder),
                 "projection_dropout": 0.0,
                 "use_bias": seen.encoder.use_bias,
             },
@@ -122,7 +123,7 @@ def to_transformers(config: Ovis2Config, rows: int, places: Sequence[int], dtype
         "text_config": {"model_type": "qwen2", **_to_llm(config), "vocab_size": rows},
         "vision_config": {
             "model_type": "ovis2_vision",
-            **_to_encoder(config),
+            **to_published_encoder(config.tokenizer.encoder),
             "mlp_bias": seen.encoder.use_bias,
             "hidden_act": "silu",
             "hidden_stride": seen.encoder.hidden_stride,
@@ -202,20 +203,4 @@ def _encoder(numbers: Mapping[str, Any], stride: int, bias: bool) -> dict[str, A
         "hidden_stride": stride,
         "qkv_bias": numbers.get("qkv_bias", False),
         "use_bias": bias,
-    }
-
-
-def _to_encoder(config: Ovis2Config) -> dict[str, Any]:
-    encoder = config.tokenizer.encoder
-    return {
-        "hidden_size": encoder.hidden_size,
-        "num_hidden_layers": encoder.layers,
-        "num_attention_heads": encoder.heads,
-        "num_channels": 3,
-        "intermediate_size": encoder.intermediate_size,
-        "patch_size": encoder.patch_size,
-        "image_size": encoder.image_size,
-        "rms_norm_eps": encoder.norm_eps,
-        "attention_dropout": 0.0,
-        "qkv_bias": encoder.qkv_bias,
     }

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from x2i.base.errors import X2IError
+from x2i.model.layers.config import to_published_encoder
 from x2i.model.ovis_u1.config import OvisU1Config
 
 #: What the published code has as constants: of the decoder, and of the visual tokenizer.
@@ -146,17 +147,8 @@ def to_published(config: OvisU1Config, vae_config: Mapping[str, Any] | None, dty
             "backbone_config": {
                 "architectures": ["AIMv2Model"],
                 "model_type": "aimv2",
-                "hidden_size": encoder.hidden_size,
-                "num_hidden_layers": encoder.layers,
-                "num_attention_heads": encoder.heads,
-                "num_channels": 3,
-                "intermediate_size": encoder.intermediate_size,
-                "patch_size": encoder.patch_size,
-                "image_size": encoder.image_size,
-                "rms_norm_eps": encoder.norm_eps,
-                "attention_dropout": 0.0,
+                **to_published_encoder(encoder),
                 "projection_dropout": 0.0,
-                "qkv_bias": encoder.qkv_bias,
                 "use_bias": encoder.use_bias,
                 **image,
             },
