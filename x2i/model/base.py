@@ -192,7 +192,7 @@ class Processor(ABC, Generic[I]):
         self,
         requests: Sequence[Request],
         dropped: Sequence[bool] | None = None,
-        generator: torch.Generator | None = None,
+        generators: Sequence[torch.Generator] | None = None,
         size: tuple[int, int] | None = None,
     ) -> I:
         """One row per request. Of `dropped` rows the instruction and the images are left out, as guidance needs it.
@@ -200,7 +200,7 @@ class Processor(ABC, Generic[I]):
         Args:
             requests: to be drawn; all images are encoded as they are.
             dropped: which conditions to drop; default: none.
-            generator: of the autoencoder's posterior; without one, its mean.
+            generators: of the autoencoder's posterior, one per request; without them, its mean.
             size: height and width in pixels of what is to be drawn, for models that are told.
         """
         raise X2IError(f"{type(self).__name__} prepares no requests: its model draws no pictures")

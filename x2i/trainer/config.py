@@ -131,6 +131,11 @@ class Stage(Config):
     )
     steps: int = Field(gt=0, description="optimiser steps")
     batch: int = Field(gt=0, description="samples per step, over all devices")
+    micro_batch: int | None = Field(
+        None,
+        gt=0,
+        description="samples that a device computes at once; the rest of its share of `batch` is accumulated. Default: all",
+    )
     lr: float = Field(gt=0, description="learning rate after the warm-up")
     warmup: int = Field(0, ge=0, description="steps over which the learning rate rises from 0")
     schedule: Literal["constant", "cosine", "linear"] = Field(
@@ -242,6 +247,19 @@ class Reading(Config):
     cache_mib: int = Field(256, ge=0, description="memory for decoded crops, least recently used out first")
 
 
+class Compute(Config):
+    """How the model is computed, on one device or many. Nothing here changes what is computed, but for rounding."""
+
+    compile: bool = Field(False, description="compile the model's repeated blocks (torch.compile)")
+    checkpointing: bool = Field(
+        False, description="keep no activations within a block, compute them again in the backward pass: less memory"
+    )
+    shards: int | None = Field(
+        None, gt=0, description="ranks over which the weights are divided (FSDP2); default: all. Fewer: replicas of so many"
+    )
+    timeout_minutes: float = Field(30, gt=0, description="how long a rank waits for another before it gives up")
+
+
 class RunConfig(Config):
     """A training run."""
 
@@ -271,6 +289,7 @@ class RunConfig(Config):
     held_out_samples: int = Field(16, gt=0, description="held-out samples per task in the evaluation")
     preview: Preview = Field(default_factory=Preview, description="pictures drawn at a checkpoint")
     reading: Reading = Field(default_factory=Reading, description="threads and memory")
+    compute: Compute = Field(default_factory=Compute, description="ranks, compilation, memory of activations")
 
     @field_validator("model", mode="before")
     @classmethod
@@ -322,9 +341,12 @@ class RunConfig(Config):
             "held_out_samples",
             "preview",
             "reading",
+            "compute",
             "corpora",
         ):
             del everything[name]
+        for stage in everything["stages"]:
+            del stage["micro_batch"]
         return everything
 
     @property

@@ -62,6 +62,7 @@ class Draw:
     sample: int
     position: int
     size: Size | None = None
+    pack: int | None = None
 
 
 class Stratum(Protocol):

@@ -81,7 +81,7 @@ class OmniGenProcessor(Processor[PromptBatch]):
         self,
         requests: Sequence[Request],
         dropped: Sequence[bool] | None = None,
-        generator: torch.Generator | None = None,
+        generators: Sequence[torch.Generator] | None = None,
         size: tuple[int, int] | None = None,
     ) -> PromptBatch:
         """One row per request; a dropped one shows `<cfg>` and no images.
@@ -91,7 +91,7 @@ class OmniGenProcessor(Processor[PromptBatch]):
         """
         dropped = dropped or [False] * len(requests)
         pairs = list(zip(requests, dropped, strict=True))
-        images = self._latents([() if drop else r.images for r, drop in pairs], generator)
+        images = self._latents([() if drop else r.images for r, drop in pairs], generators)
         texts = [UNCONDITIONAL if drop else self.encoder.control.broken(r.instruction) for r, drop in pairs]
         return self._batch([self._prompt(t, i) for t, i in zip(texts, images, strict=True)], images)
 
@@ -161,16 +161,19 @@ class OmniGenProcessor(Processor[PromptBatch]):
     def _batch(self, prompts: Sequence[Prompt], images: Sequence[Sequence[Tensor]]) -> PromptBatch:
         return collate(prompts, images, self._pad)
 
-    def _latents(self, images: Sequence[Sequence[np.ndarray]], generator: torch.Generator | None) -> list[list[Tensor]]:
+    def _latents(
+        self, images: Sequence[Sequence[np.ndarray]], generators: Sequence[torch.Generator] | None
+    ) -> list[list[Tensor]]:
         """Latents of each row's images; those of one size are encoded in one call."""
-        flat = [image for row in images for image in row]
+        flat = [(image, row) for row, some in enumerate(images) for image in some]
         sizes: dict[tuple[int, ...], list[int]] = {}
-        for place, image in enumerate(flat):
+        for place, (image, _) in enumerate(flat):
             self.check_size(*image.shape[:2])
             sizes.setdefault(image.shape, []).append(place)
         encoded: dict[int, Tensor] = {}
         for places in sizes.values():
-            encoded |= zip(places, self._vae().encode(to_tensor([flat[p] for p in places]), generator), strict=True)
+            drawn = None if generators is None else [generators[flat[p][1]] for p in places]
+            encoded |= zip(places, self._vae().encode(to_tensor([flat[p][0] for p in places]), drawn), strict=True)
         following = iter(range(len(flat)))
         return [[encoded[next(following)] for _ in row] for row in images]
 
