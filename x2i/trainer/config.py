@@ -255,7 +255,9 @@ class Compute(Config):
         False, description="keep no activations within a block, compute them again in the backward pass: less memory"
     )
     shards: int | None = Field(
-        None, gt=0, description="ranks over which the weights are divided (FSDP2); default: all. Fewer: replicas of so many"
+        None,
+        gt=0,
+        description="ranks over which the weights are divided (FSDP2); default: all. Fewer: replicas of so many",
     )
     timeout_minutes: float = Field(30, gt=0, description="how long a rank waits for another before it gives up")
 
