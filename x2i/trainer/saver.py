@@ -108,7 +108,7 @@ class Saver:
             if self._world.first:
                 checkpoint.fill(temporary, files, target)
                 done()
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 - a thread's errors are raised by `wait`
             if self._world.first:
                 remove(temporary)
             self._error = checkpoint.unwritten(target, error) if isinstance(error, OSError) else error
@@ -135,7 +135,7 @@ def restore(model: nn.Module, optimizer: torch.optim.Optimizer, place: Path) -> 
     """Read a checkpoint's state of the optimiser, written by whatever number of ranks. Raises X2IError."""
     reader = dcp.FileSystemReader(place / checkpoint.OPTIMIZER)
     with _naming(place):
-        for name, parameter in model.named_parameters():
+        for parameter in model.parameters():
             if parameter.requires_grad:
                 state = {key: torch.zeros_like(parameter) for key in _MOMENTS}
                 step = torch.zeros((), dtype=torch.float32, device=parameter.device)

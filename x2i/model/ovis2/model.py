@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
@@ -88,6 +88,10 @@ class Ovis2(Model[Ovis2Batch]):
         words_VD = self.llm.model.embed_tokens.weight
         if not words_VD.is_meta:
             initialise_like(self.vte, words_VD)
+
+    def blocks(self) -> list[nn.Module]:
+        """The language model's layers."""
+        return list(self.llm.model.layers)
 
     def next_token(self, inputs: Ovis2Batch) -> tuple[Tensor, Tensor]:
         if inputs.labels_BL is None:
