@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
+import itertools
 import json
 import logging
 import math
@@ -12,8 +13,9 @@ import os
 import posixpath
 import re
 import threading
+import time
 from collections import OrderedDict, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -36,6 +38,9 @@ from x2i.trainer.table import SampleRef, SampleTable
 log = logging.getLogger(__name__)
 
 _ROLES = ("system", "user", "assistant")
+
+#: Samples that are tried for one draw; and places of the stream that are searched for them, as a stratum may mix kinds.
+_TRIES, _SPARES = 33, 4096
 
 
 @dataclass(frozen=True)
@@ -137,14 +142,14 @@ class SampleReader:
     def planned(self, plan: StagePlan | BucketPlan, draw: Draw, stage: Stage) -> Example:
         """The sample of a draw, or of its next spare that is whole, cut as the stage says.
 
+        A conversation gives way to a conversation, a picture to a picture: what a step is made of is known from the plan.
         In a stage that learns preferences, samples whose last answer was not preferred to another give way too.
 
         Raises:
             X2IError: so many in a row are damaged that the corpus must be.
         """
-        candidate, reason, last = draw, None, ""
-        for attempt in range(1, 34):
-            chat, min_crop = candidate.task in self.table.chats, stage.min_crop
+        reason, last, chat, min_crop = None, "", draw.task in self.table.chats, stage.min_crop
+        for candidate in itertools.islice(self._candidates(plan, draw, chat), _TRIES):
             width, height = candidate.size or (stage.resolution, stage.resolution)
             try:
                 if min_crop == 1 or chat:
@@ -160,11 +165,18 @@ class SampleReader:
                 last = str(damage)
                 self._record_damage(candidate.sample, last)
             reason = reason or f"{self.table[draw.sample].key}: {last}"
-            candidate = plan.spare(draw, attempt)
         raise X2IError(
-            f"33 samples of {draw.stratum} in a row cannot be used, the last for this reason: {last}. "
+            f"{_TRIES} samples of {draw.stratum} in a row cannot be used, the last for this reason: {last}. "
             "`x2i verify CORPUS` says whether the corpus is damaged."
         )
+
+    def _candidates(self, plan: StagePlan | BucketPlan, draw: Draw, chat: bool) -> Iterator[Draw]:
+        """The draw, and its spares of the same kind: conversations or pictures."""
+        yield draw
+        for attempt in range(1, _SPARES):
+            spare = plan.spare(draw, attempt)
+            if (spare.task in self.table.chats) == chat:
+                yield spare
 
     def close(self) -> None:
         """Close the shards."""
@@ -296,16 +308,33 @@ def _cut(whole: Example, height: int, width: int, min_crop: float, key: tuple[in
 
 
 class Loader:
-    """The batches of a stage from step `start` to its end, read ahead in threads. Iterate it once."""
+    """The batches of a stage from step `start` to its end, read ahead in threads. Iterate it once.
+
+    Args:
+        share: which of a step's draws are read here, as a rank takes its part of the batch; default: all.
+    """
 
     def __init__(
-        self, reader: SampleReader, plan: StagePlan | BucketPlan, stage: Stage, start: int, reading: Reading
+        self,
+        reader: SampleReader,
+        plan: StagePlan | BucketPlan,
+        stage: Stage,
+        start: int,
+        reading: Reading,
+        share: Callable[[list[Draw]], list[Draw]] | None = None,
     ) -> None:
         self._reader = reader
         self._plan = plan
         self._stage = stage
         self._steps = range(start, stage.steps)
         self._reading = reading
+        self._share = share
+        self._waited = 0.0
+
+    def waited(self) -> float:
+        """Seconds that the iteration waited for samples since this was asked last."""
+        seconds, self._waited = self._waited, 0.0
+        return seconds
 
     def __iter__(self) -> Iterator[list[Example]]:
         with ThreadPoolExecutor(self._reading.threads, thread_name_prefix="x2i-read") as pool:
@@ -313,11 +342,22 @@ class Loader:
             with contextlib.ExitStack() as stack:
                 stack.callback(lambda: [f.cancel() for futures in ahead for f in futures])
                 for step in self._steps:
-                    ahead.append([pool.submit(self._example, draw) for draw in self._plan.step(step)])
+                    ahead.append([pool.submit(self._example, draw) for draw in self._draws(step)])
                     if len(ahead) > self._reading.prefetch:
-                        yield [f.result() for f in ahead.popleft()]
+                        yield self._wait(ahead.popleft())
                 while ahead:
-                    yield [f.result() for f in ahead.popleft()]
+                    yield self._wait(ahead.popleft())
+
+    def _draws(self, step: int) -> list[Draw]:
+        draws = self._plan.step(step)
+        return draws if self._share is None else self._share(draws)
+
+    def _wait(self, futures: list[Future[Example]]) -> list[Example]:
+        began = time.monotonic()
+        try:
+            return [f.result() for f in futures]
+        finally:
+            self._waited += time.monotonic() - began
 
     def _example(self, draw: Draw) -> Example:
         return self._reader.planned(self._plan, draw, self._stage)
