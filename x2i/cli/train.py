@@ -31,6 +31,8 @@ def train(
     from x2i.trainer.run import train as run_train
 
     result = run_train(run, fresh=fresh, progress=Silent() if as_json else Bar(console))
+    if not result.mine:
+        return
     if as_json:
         print_json(result.to_json())
     else:

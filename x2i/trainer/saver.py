@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import pickle
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from pathlib import Path
@@ -25,6 +26,9 @@ from x2i.trainer import checkpoint
 from x2i.trainer.world import World
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
+
+# one process alone is no oversight
+warnings.filterwarnings("ignore", message="torch.distributed is disabled", module="torch.distributed.checkpoint")
 
 
 class Saver:
