@@ -29,9 +29,10 @@ def train(
     """
     from x2i.trainer.progress import Bar, Silent
     from x2i.trainer.run import train as run_train
+    from x2i.trainer.world import first_of_launch
 
     result = run_train(run, fresh=fresh, progress=Silent() if as_json else Bar(console))
-    if not result.mine:
+    if not first_of_launch():
         return
     if as_json:
         print_json(result.to_json())

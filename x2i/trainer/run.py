@@ -21,7 +21,7 @@ from x2i.corpus.corpus import Corpus
 from x2i.trainer import checkpoint
 from x2i.trainer.config import RunConfig, load_run
 from x2i.trainer.progress import Progress, Silent
-from x2i.trainer.world import World
+from x2i.trainer.world import World, is_lost_contact
 
 log = logging.getLogger(__name__)
 
@@ -96,6 +96,13 @@ def train(run: str | Path | RunConfig, *, fresh: bool = False, progress: Progres
             from x2i.trainer.session import Session  # torch and transformers from here on
 
             return Session(config, corpora, newest, progress, world).run()
+    except RuntimeError as error:
+        if world.size > 1 and is_lost_contact(error):
+            raise ElsewhereError(
+                f"{config.output}: rank {world.rank} has lost contact with another one, which has failed or hangs "
+                f"({str(error).partition('. ')[0]}). The same command goes on from the last checkpoint"
+            ) from None
+        raise
     finally:
         world.close()
 

@@ -61,7 +61,8 @@ class Session:
         if newest is not None:
             self._restore(newest.path)
         self._meter = Meter()
-        self._stop = 0  # the signal that asked for it
+        self._asked = 0  # the signal by which this rank was asked to stop
+        self._stop = 0  # the one on which all ranks have agreed
 
     def _check_world(self) -> None:
         run, size = self._run, self._world.size
@@ -115,6 +116,8 @@ class Session:
             self._step += 1
             self._meter.lap("compute")
             self._note(stage, report)
+            if self._world.size == 1:
+                self._stop = self._asked
             last = number + 1 == stage.steps
             if last or self._step % run.checkpoint_every == 0:
                 self._checkpoint(place, number + 1, full=True)
@@ -139,10 +142,10 @@ class Session:
             found = Totals.of(batches)
         except X2IError as error:
             fault, found = error, Totals(0, 0, 0)
-        told = [found.rows, found.chats, found.tokens, self._stop, fault is not None, self._saver.failed]
+        told = [found.rows, found.chats, found.tokens, self._asked > 0, fault is not None, self._saver.failed]
         rows, chats, tokens, stop, faults, unwritten = self._world.sum(told)
-        if stop and not self._stop:
-            self._stop = signal.SIGTERM
+        if stop:
+            self._stop = self._asked or signal.SIGTERM
         if unwritten:
             self._saver.wait()
         if faults:
@@ -331,7 +334,7 @@ class Session:
         before = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
 
         def ask(number: int, frame: FrameType | None) -> None:
-            self._stop = number
+            self._asked = number
             signal.signal(signal.SIGINT, signal.default_int_handler)
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             self._progress.note("stopping after this step; once more to stop at once")

@@ -21,6 +21,16 @@ def launched() -> bool:
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
 
 
+def first_of_launch() -> bool:
+    """Whether this process is the one that speaks: rank 0, or the only one."""
+    return int(os.environ.get("RANK", 0)) == 0
+
+
+def is_lost_contact(error: BaseException) -> bool:
+    """Whether an error says that another rank is gone, or does not answer."""
+    return isinstance(error, RuntimeError) and any(w in str(error) for w in ("gloo", "NCCL", "Connection", "Timed out"))
+
+
 class World:
     """Attributes: `rank` of `size`; `first`: whether it is rank 0, which writes; `local`: its number on this machine."""
 
