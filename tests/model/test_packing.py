@@ -95,8 +95,9 @@ def gradients(made: nn.Module, loss: Tensor) -> dict[str, Tensor]:
 
 
 def furthest(first: dict[str, Tensor], second: dict[str, Tensor]) -> float:
+    """Largest difference; of gradients beyond 1 as a share of their largest."""
     assert first.keys() == second.keys()
-    return max(float((first[n] - second[n]).abs().max()) for n in first)
+    return max(float((first[n] - second[n]).abs().max()) / max(1, float(second[n].abs().max())) for n in first)
 
 
 @pytest.mark.parametrize("trunk", TRUNKS)
@@ -232,7 +233,7 @@ def test_what_a_pack_lacks_is_run_all_the_same() -> None:
 
         def run(kind: str = kind, pack: OmniGenPack = pack, x: list[Tensor] = x, t: Tensor = t) -> None:
             velocities, sums, counts = made.packed(pack, x, t)
-            assert (len(velocities), len(sums), len(counts)) == (len(x), *[len(pack.counts_K)] * 2)
+            assert (len(velocities), len(sums), len(counts)) == (len(x), *[len(pack.learned.counts_K)] * 2)
             found[kind] = gradients(made, sum((v.pow(2).mean() for v in velocities), sums.sum()))
 
         seen[kind] = calls(made, run)
@@ -285,6 +286,45 @@ def test_what_does_not_fit_is_refused() -> None:
         test_ovis_u1.model().packed(pack, x, t)
 
 
+# --- Ovis2 -------------------------------------------------------------------------------------------------------
+
+
+def test_ovis2_packs_conversations() -> None:
+    """With tiles of several images, as in padded batches; what a pack lacks is run all the same."""
+    words = test_ovis2.processor()
+    made = test_ovis2.Ovis2(words.config).train()
+    told = [
+        chat("<image>\nWhat?", "A boat.", images=[image(5, 40, 24)]),
+        CHATS[2],
+        chat("<image> or <image>?", "The first.", "Why?", "It is red.", images=[image(6, 24, 24), image(7, 8, 24)]),
+    ]
+    documents = words.documents([], None, [], told)
+    pack = words.pack(documents, sum(d.length for d in documents) + 19)
+    velocities, sums, counts = made.packed(pack, [], torch.zeros(0))
+    expected, expected_counts = made.next_token(words.chats(told, labels=True))
+    assert velocities == [] and torch.equal(counts, expected_counts)
+    assert float((sums - expected).detach().abs().max()) < 1e-4
+    slopes = gradients(made, sums.sum() / counts.sum())
+    assert furthest(slopes, gradients(made, expected.sum() / counts.sum())) < 1e-5
+    assert pack.lengths == tuple(words.chats(told, labels=True).valid_BL.sum(dim=1).tolist())
+    made.flex = True
+    with torch.no_grad():
+        assert float((made.packed(pack, [], torch.zeros(0))[1] - sums).abs().max()) < 1e-4
+    made.flex = None
+
+    everything = calls(made, lambda: made.packed(pack, [], torch.zeros(0)))
+    for few in ([told[1]], []):
+        other = words.pack(words.documents([], None, [], few), 120)
+        assert calls(made, lambda other=other: made.packed(other, [], torch.zeros(0))) == everything
+        found = gradients(made, made.packed(other, [], torch.zeros(0))[1].sum())
+        assert found.keys() == slopes.keys()
+        assert max(float(found[n].abs().max()) for n in found if n.startswith("visual_tokenizer")) == 0
+    with pytest.raises(X2IError, match="3 conversations of .* do not fit into a pack of 100"):
+        words.pack(documents, 100)
+    with pytest.raises(X2IError, match="draws no pictures"):
+        words.documents(REQUESTS[:1], None, [(8, 8)], [])
+
+
 # --- all architectures -------------------------------------------------------------------------------------------
 
 
@@ -315,9 +355,11 @@ def ovis2() -> tuple[Model[Any], dict[str, Callable[[], Any]]]:
     words = test_ovis2.processor()
     made = test_ovis2.Ovis2(words.config)
     told = [chat("<image>\nWhat?", "A boat.", images=[image(5, 24, 24)]), CHATS[2]]
+    none = torch.zeros(0)
     return made, {
         "chats": lambda: made.next_token(words.chats(told, labels=True)),
         "words": lambda: made.next_token(words.chats(told[1:], labels=True)),
+        "a pack": lambda: made.packed(words.pack(words.documents([], None, [], told), 200), [], none),
     }
 
 
