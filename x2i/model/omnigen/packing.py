@@ -6,8 +6,7 @@ Within a document everything is as in a batch of its own: the mask, the position
 
 Tensor names carry their axes:
     T tokens of the pack · G pictures drawn · N their noisy tokens · M tokens of condition images · S any of these placed
-    K conversations · J learned tokens · D width · O values of a patch · C latent channels · H, W latent height and width
-    P patch side · V vocabulary
+    K conversations · D width · O values of a patch · C latent channels · H, W latent height and width
 """
 
 from __future__ import annotations
@@ -17,20 +16,17 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from x2i.base.errors import X2IError
 from x2i.model.layers.attention import mask_of
+from x2i.model.layers.learned import Learned
 from x2i.model.layers.spans import Spans, positions, spans
 from x2i.model.omnigen import trunk
-from x2i.model.omnigen.prompt import Prompt
+from x2i.model.omnigen.prompt import IGNORED, Prompt
 
 if TYPE_CHECKING:
     from x2i.model.omnigen.model import OmniGen
-
-
-_PLACES = ("image_M", "time_G", "noisy_N", "rows_N", "learned_J", "labels_J", "chats_J", "counts_K")
 
 
 @dataclass(frozen=True)
@@ -75,10 +71,7 @@ class OmniGenPack:
         images: latents [C, H, W] of all condition images, in the order of their places.
         image_M, time_G, noisy_N: places of the condition images' tokens, of the timesteps, of the noisy tokens.
         rows_N: whose noisy token it is, from 0 to G - 1.
-        learned_J: places whose output foretells a learned token: those just before them.
-        labels_J: the learned tokens.
-        chats_J: whose token it is, from 0 to K - 1.
-        counts_K: learned tokens of each conversation.
+        learned: what the conversations teach.
     """
 
     ids_T: Tensor
@@ -91,10 +84,7 @@ class OmniGenPack:
     time_G: Tensor
     noisy_N: Tensor
     rows_N: Tensor
-    learned_J: Tensor
-    labels_J: Tensor
-    chats_J: Tensor
-    counts_K: Tensor
+    learned: Learned
 
     @property
     def pairs(self) -> int:
@@ -104,7 +94,7 @@ class OmniGenPack:
     def to(self, device: torch.device | str) -> OmniGenPack:
         """The same pack on another device."""
         found = {field.name: getattr(self, field.name) for field in fields(self)}
-        moved = {name: value.to(device) for name, value in found.items() if isinstance(value, Tensor | Spans)}
+        moved = {name: value.to(device) for name, value in found.items() if isinstance(value, Tensor | Spans | Learned)}
         return OmniGenPack(**{**found, **moved, "images": tuple(image.to(device) for image in self.images)})
 
 
@@ -125,26 +115,22 @@ def pack(documents: Sequence[OmniGenDocument], length: int, pad: int) -> OmniGen
             "leave some out, or make packs longer"
         )
     ids = [pad] * length
-    places: dict[str, list[int]] = {name: [] for name in _PLACES}
-    image, time, noisy, rows, learned, labels, chats, counts = places.values()
+    image, time, noisy, rows = list[int](), list[int](), list[int](), list[int]()
+    told: list[tuple[int, list[int]]] = []
     first = 0
     for one in documents:
-        end = first + len(one.prompt.ids)
-        ids[first:end] = one.prompt.ids
-        image += [first + i for i, block in enumerate(one.prompt.blocks) if block]
-        if one.size is not None:
+        prompt, end = one.prompt, first + len(one.prompt.ids)
+        ids[first:end] = prompt.ids
+        image += [first + i for i, block in enumerate(prompt.blocks) if block]
+        if one.size is None:
+            marks = prompt.learned or (False,) * len(prompt.ids)
+            told.append((first, [i if mark else IGNORED for i, mark in zip(prompt.ids, marks, strict=True)]))
+        else:
             rows += [len(time)] * one.noisy
             noisy += range(end + 1, end + 1 + one.noisy)
             time.append(end)
-        else:
-            marks = [
-                i for i, mark in enumerate(one.prompt.learned or ()) if mark and i
-            ]  # nothing foretells a first token
-            learned += [first + i - 1 for i in marks]
-            labels += [one.prompt.ids[i] for i in marks]
-            chats += [len(counts)] * len(marks)
-            counts.append(len(marks))
         first += one.length
+    image_M, time_G, noisy_N, rows_N = (torch.tensor(v, dtype=torch.int64) for v in (image, time, noisy, rows))
     return OmniGenPack(
         ids_T=torch.tensor(ids),
         positions_T=positions(lengths, length),
@@ -152,7 +138,11 @@ def pack(documents: Sequence[OmniGenDocument], length: int, pad: int) -> OmniGen
         lengths=lengths,
         sizes=tuple(one.size for one in documents if one.size is not None),
         images=tuple(latents for one in documents for latents in one.images),
-        **{name: torch.tensor(values, dtype=torch.int64) for name, values in places.items()},
+        image_M=image_M,
+        time_G=time_G,
+        noisy_N=noisy_N,
+        rows_N=rows_N,
+        learned=Learned.of(told),
     )
 
 
@@ -166,8 +156,8 @@ def packed(
             f"a pack made for pictures of latent sizes {list(inputs.sizes)} was given {list(found)}, "
             f"and {len(t_G)} timesteps"
         )
-    chats = len(inputs.counts_K)
-    if chats:
+    counts_K = inputs.learned.counts_K
+    if len(counts_K):
         model.need_text_head()
     times_G = t_G if x else torch.zeros(1, device=inputs.ids_T.device)
     embeds_TD, unused = _embed(model, inputs, x, times_G)
@@ -183,21 +173,18 @@ def packed(
     rows_N = inputs.rows_N if x else inputs.rows_N.new_zeros(1)
     velocity_NO = model.final_layer(noisy_ND, model.t_embedder(times_G), rows_N)
     unused = unused if x else unused + 0 * velocity_NO.sum()
-    patches = velocity_NO.split([_tokens(model, h, w) for h, w in found]) if x else ()
-    velocities = [model.unpatchify(part, h, w)[0] for part, (h, w) in zip(patches, found, strict=True)]
-
-    sums_K = torch.zeros(chats, device=hidden_TD.device)
     if model.config.text_head:
-        some = len(inputs.learned_J) > 0
-        logits_JV = model.logits(hidden_TD.index_select(0, inputs.learned_J) if some else hidden_TD[:1]).float()
-        if some:
-            losses_J = F.cross_entropy(logits_JV, inputs.labels_J, reduction="none")
-            sums_K = sums_K.index_add(0, inputs.chats_J, losses_J)
-        else:
-            unused = unused + 0 * logits_JV.sum()
-    if velocities:  # the dummies hang on all that is returned, whatever of it the caller uses
-        velocities[0] = velocities[0] + unused.to(velocities[0].dtype)
-    return velocities, sums_K + unused.float(), inputs.counts_K
+        sums_K = inputs.learned.sums(hidden_TD, model.logits)
+    else:
+        sums_K = torch.zeros(0, device=hidden_TD.device)
+    if not len(inputs.learned.places_J):
+        unused = unused + 0 * sums_K.sum()
+    # what is unused hangs on all that is returned, whatever of it the caller learns from
+    patches = velocity_NO.split([_tokens(model, h, w) for h, w in found]) if x else ()
+    velocities = [
+        model.unpatchify(part, h, w)[0] + unused.to(part.dtype) for part, (h, w) in zip(patches, found, strict=True)
+    ]
+    return velocities, sums_K + unused.float(), counts_K
 
 
 def _embed(model: OmniGen, inputs: OmniGenPack, x: Sequence[Tensor], times_G: Tensor) -> tuple[Tensor, Tensor]:
