@@ -107,6 +107,13 @@ class Preference(Config):
     label_smoothing: float = Field(0.0, ge=0, lt=0.5, description="share of preferences taken to be wrong")
 
 
+class Pack(Config):
+    """Sequences of several samples each, as full as they can be (`x2i.trainer.packing`)."""
+
+    tokens: int = Field(ge=64, description="budget of one pack: text, pictures and marks of all its samples")
+    packs: int = Field(1, gt=0, description="packs per step, over all devices")
+
+
 Momentum = Annotated[float, Field(ge=0, lt=1)]
 Temperature = Annotated[float, Field(gt=0)]
 
@@ -130,7 +137,10 @@ class Stage(Config):
         description="conversations show their pictures whole, scaled down to this shorter side; default: `resolution`",
     )
     steps: int = Field(gt=0, description="optimiser steps")
-    batch: int = Field(gt=0, description="samples per step, over all devices")
+    batch: int | None = Field(None, gt=0, description="samples per step, over all devices; or give `pack`")
+    pack: Pack | None = Field(
+        None, description="in place of `batch`: a step is so many packs of so many tokens; samples differ in number"
+    )
     micro_batch: int | None = Field(
         None,
         gt=0,
@@ -209,6 +219,12 @@ class Stage(Config):
         if value == ():
             raise ValueError("a stage that trains nothing: name a part, or leave the key out to train all")
         return value
+
+    @model_validator(mode="after")
+    def _one_size(self) -> Stage:
+        if (self.batch is None) == (self.pack is None):
+            raise ValueError("give either batch (samples per step) or pack: {tokens: …, packs: …}")
+        return self
 
     @model_validator(mode="after")
     def _edits(self) -> Stage:
