@@ -25,9 +25,9 @@ from x2i.model.sampling import Painter
 from x2i.trainer import checkpoint, preview, tokens
 from x2i.trainer.checkpoint import Checkpoint
 from x2i.trainer.config import RunConfig, Stage
-from x2i.trainer.data import Loader
 from x2i.trainer.learner import HeldOutLoss, Learner, RowReport, StepReport
 from x2i.trainer.ledger import Entry, Ledger
+from x2i.trainer.loader import Loader
 from x2i.trainer.progress import Progress
 from x2i.trainer.run import LOGS, Result, result_of
 from x2i.trainer.setup import Setup

@@ -13,7 +13,8 @@ from pathlib import Path
 from x2i import corpus
 from x2i.base.errors import RecipeError
 from x2i.trainer.config import RunConfig, load_run
-from x2i.trainer.data import Loader, SampleReader
+from x2i.trainer.data import SampleReader
+from x2i.trainer.loader import Loader
 from x2i.trainer.mixture import plan_of, table_of
 
 
