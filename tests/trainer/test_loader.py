@@ -11,7 +11,8 @@ from tests.trainer import corpora
 from tests.trainer.test_data import damage, same, stage
 from x2i import corpus
 from x2i.trainer.config import Reading
-from x2i.trainer.data import Example, Loader, SampleReader
+from x2i.trainer.data import Example, SampleReader
+from x2i.trainer.loader import Loader
 from x2i.trainer.mixture import plan_of
 from x2i.trainer.table import SampleTable
 

@@ -255,11 +255,26 @@ class Preview(Config):
     answer_tokens: int = Field(48, gt=0, description="longest answer to a conversation")
 
 
+#: How JPEGs are decoded (`x2i.trainer.decode`).
+Decode = Literal["full", "reduced"]
+
+
 class Reading(Config):
     """How samples are read. Nothing here changes what is read."""
 
     threads: int = Field(4, gt=0, description="threads that read and decode")
     prefetch: int = Field(4, gt=0, description="steps read ahead")
+    prefetch_mib: int = Field(
+        512, gt=0, description="most memory for what is read ahead, as it is stored and decoded; one step may have more"
+    )
+    join_steps: int = Field(
+        16, ge=0, description="samples due in so many steps more that lie beside one that is read are read with it"
+    )
+    join_gap_kib: int = Field(64, ge=0, description="between two of them at most so much is read and thrown away")
+    join_mib: int = Field(8, ge=0, description="largest joined read; 0: each sample by itself")
+    in_flight: int = Field(16, gt=0, description="reads of a URL's shards at a time")
+    open_files: int = Field(128, gt=0, description="local shards that are kept open")
+    verify: bool = Field(True, description="hold each sample's bytes against the manifest's SHA-256")
     cache_mib: int = Field(256, ge=0, description="memory for decoded crops, least recently used out first")
 
 
@@ -306,6 +321,11 @@ class RunConfig(Config):
     keep: int = Field(3, gt=0, description="newest checkpoints kept; the ends of stages are always kept")
     held_out_samples: int = Field(16, gt=0, description="held-out samples per task in the evaluation")
     preview: Preview = Field(default_factory=Preview, description="pictures drawn at a checkpoint")
+    decode: Decode = Field(
+        "reduced",
+        description="reduced: JPEGs are decoded at 1/2, 1/4 or 1/8 where that suffices, and scaled by a faster filter; "
+        "full: every pixel is decoded, by Pillow",
+    )
     reading: Reading = Field(default_factory=Reading, description="threads and memory")
     compute: Compute = Field(default_factory=Compute, description="ranks, compilation, memory of activations")
 

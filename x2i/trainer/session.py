@@ -27,10 +27,11 @@ from x2i.trainer import checkpoint, parallel, preview, tokens
 from x2i.trainer.batch import Batch
 from x2i.trainer.checkpoint import Checkpoint
 from x2i.trainer.config import RunConfig, Stage
-from x2i.trainer.data import Example, Loader
+from x2i.trainer.data import Example
 from x2i.trainer.evaluation import HeldOutLoss, held_out
 from x2i.trainer.learner import Learner, StepReport, Totals
 from x2i.trainer.ledger import Entry, Ledger
+from x2i.trainer.loader import Loader
 from x2i.trainer.meter import Logs, Meter
 from x2i.trainer.progress import Progress
 from x2i.trainer.run import Result, result_of

@@ -64,7 +64,8 @@ class Setup:
         self.plans = [plan_of(self.table, stage, run.seed) for stage in run.stages]
         self.tasks = {task for stage in run.stages for task in tasks_of(self.table, stage)}
         self.device = _device(device or run.device)
-        self.reader = SampleReader(self.table, run.reading.cache_mib << 20)
+        reading = run.reading
+        self.reader = SampleReader(self.table, reading.cache_mib << 20, run.decode, reading.verify, reading.open_files)
         # those that the run began with, though it began with another run's newest, which now may be a later one
         begun = None if newest is None or run.model.weights is None else newest.info.get("weights")
         self.weights = begun or (None if run.model.weights is None else checkpoint.pinned(run.model.weights))
