@@ -148,7 +148,7 @@ def clear(output: Path) -> None:
     """Remove a run's checkpoints, logs and identity from its folder; other files stay."""
     for found in checkpoint.all_of(output):
         remove(found.path)
-    for name in (LOGS, LEDGER, IDENTITY, checkpoint.VAE_FOLDER):
+    for name in (LOGS, LEDGER, IDENTITY, checkpoint.VAE_FOLDER, "ray"):
         remove(output / name)
 
 
