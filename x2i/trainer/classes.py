@@ -16,7 +16,7 @@ import pyarrow as pa
 from x2i.trainer.lengths import picture_amounts, texts
 
 #: Cells of the grid along pictures and along text. Each costs memory by row group and task.
-PICTURES, TEXT = 6, 8
+PICTURES, TEXT = 6, 12
 
 _BINS = 384
 
@@ -39,8 +39,10 @@ class Classes:
 
 def classes_of(rows: Sequence[pa.Table]) -> Classes:
     """The grid for manifests of which these are some rows."""
-    values = [np.concatenate([of(part) for part in rows] or [np.zeros(0)]) for of in (picture_amounts, texts)]
-    return Classes(segments(values[0], PICTURES), segments(values[1], TEXT))
+    pictures, text = (np.concatenate([of(part) for part in rows] or [np.zeros(1)]) for of in (picture_amounts, texts))
+    # roots: long conversations are not to take all the lines from short instructions
+    roots = segments(np.sqrt(text), TEXT)
+    return Classes(segments(pictures, PICTURES), tuple(round(root**2, 6) for root in roots))
 
 
 def segments(values: np.ndarray, count: int) -> tuple[float, ...]:

@@ -38,7 +38,7 @@ class Fit:
 
     slope: float = 1.0
     intercept: float = 0.0
-    spread: float = 1.0
+    spread: float = 0.7
 
 
 def calibrate(pairs: Sequence[tuple[float, float]]) -> Fit:

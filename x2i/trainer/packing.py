@@ -29,7 +29,7 @@ import numpy as np
 
 from x2i.base.errors import RecipeError
 from x2i.base.seeds import digest, generator
-from x2i.trainer.bins import most, repair
+from x2i.trainer.bins import most, packed
 from x2i.trainer.config import Pack
 from x2i.trainer.kept import Kept
 from x2i.trainer.lengths import Fit
@@ -40,13 +40,13 @@ from x2i.trainer.plan import OPEN, SPAN, Draw, permuted_all, round_keys
 WINDOW = 4096
 
 #: Standard deviations by which the texts of a mean pack may be longer than estimated.
-MARGIN = 3.0
+MARGIN = 2.5
 
 #: Of the budget, left for windows that are longer than the mean one.
 _RESERVE = 0.002
 
-#: Row groups of each stratum from which the lengths within its classes are taken.
-_GROUPS = 8
+#: Rows of the manifest from which the lengths within a stratum's classes are taken: those of row groups evenly spaced.
+_ROWS = 1 << 18
 
 #: Bytes of all strata's samples, by row group, that are kept.
 _MEMORY = 128 << 20
@@ -232,8 +232,7 @@ class PackPlan:
         mixed = random.permutation(np.flatnonzero(rows.shown <= self.limit))  # equal lengths lie anyhow
         mixed = mixed[np.argsort(tokens[mixed], kind="stable")]
         packs = self.packs * self.steps
-        home = _fitted(self._home, len(mixed), tokens[mixed], packs)
-        repair(tokens[mixed], home, packs, self.limit)
+        home, _ = packed(tokens[mixed], packs, self.limit, _fitted(self._home, len(mixed), tokens[mixed], packs))
         home = random.permutation(packs)[home]
         order = np.lexsort((random.random(len(mixed)), home))
         mixed, home = mixed[order], home[order]
@@ -337,7 +336,8 @@ class _Some:
         found, stratum, weight, stands = [], [], [], []
         for number, each in enumerate(samples):
             totals, groups = each.counts.sum(1), each.counts.shape[1]
-            chosen = set(np.unique(np.linspace(0, groups - 1, min(_GROUPS, groups)).astype(int)).tolist())
+            number_of = min(max(int(_ROWS / each.sizes.mean()), 1), groups)
+            chosen = set(np.unique(np.linspace(0, groups - 1, number_of).astype(int)).tolist())
             seen = each.counts[:, sorted(chosen)].sum(1)
             chosen |= set(each.counts[(totals > 0) & (seen == 0)].argmax(1).tolist())
             entries = sorted(chosen)
