@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +25,12 @@ from x2i.base.config import parse_config
 from x2i.base.errors import RecipeError
 from x2i.corpus.manifest import MADE, ManifestWriter
 from x2i.corpus.text import text_tokens
-from x2i.trainer.bins import balanced, best_fit, most, repair
+from x2i.trainer.bins import balanced, best_fit, filled, most, packed, repair
 from x2i.trainer.classes import segments
-from x2i.trainer.config import Stage
+from x2i.trainer.config import Pack, Stage
 from x2i.trainer.index import TRAIN
 from x2i.trainer.lengths import Fit, Lengths, Measure, calibrate
+from x2i.trainer.measured import Rows
 from x2i.trainer.mixture import plan_of, table_of
 from x2i.trainer.packing import PackPlan
 from x2i.trainer.plan import Draw, StagePlan, permuted, permuted_all, round_keys
@@ -85,9 +87,9 @@ def conversations(random: np.random.Generator, count: int) -> list[dict[str, Any
 
 @pytest.fixture(scope="module")
 def mixed(tmp_path_factory: pytest.TempPathFactory) -> corpus.Corpus:
-    """9,000 samples of three tasks; their lengths drift from the first to the last, as sources do."""
+    """10,500 samples of three tasks; their lengths drift from the first to the last, as sources do."""
     random = np.random.default_rng(0)
-    rows = drawings(random, 5000) + sequences(random, 1500) + conversations(random, 2500)
+    rows = drawings(random, 5000) + sequences(random, 1500) + conversations(random, 4000)
     rows[:2000] = sorted(rows[:2000], key=lambda r: int(r["text_tokens"]))
     rows[6500:] = sorted(rows[6500:], key=lambda r: int(r["text_tokens"]))
     return write(tmp_path_factory.mktemp("mixed") / "corpus", rows)
@@ -173,7 +175,7 @@ def test_any_step_can_be_had_alone(mixed: corpus.Corpus) -> None:
     of = stage(packs=3)
     plan = planned(mixed, of)
     steps = {n: plan.step(n) for n in range(3 * plan.steps)}
-    for n in np.random.default_rng(0).permutation(len(steps)).tolist()[:20]:
+    for n in np.random.default_rng(0).permutation(len(steps)).tolist()[:3]:
         assert planned(mixed, of).step(n) == steps[n]
     draw = steps[7][4]
     assert plan.draw(draw.index) == draw
@@ -304,20 +306,44 @@ def test_a_stage_has_a_batch_or_packs(tmp_path: Path) -> None:
     assert parse_config(Stage, {**given, "pack": {"tokens": 100, "packs": 2}}, "test").batch is None
 
 
-def test_what_is_read_of_a_large_manifest_is_bounded(mixed: corpus.Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Parts of a stratum go through the row groups together: a step reads few that the one before had not read."""
-    of = stage(mixture={"t2i": 1}, packs=1)
-    table = table_of([mixed], [of], 0)
-    plan = plan_of(table, of, 0)
-    plan._streams[0]._share = 800  # type: ignore[union-attr]
-    read: list[int] = []
-    original = type(table).lengths
-    monkeypatch.setattr(SampleTable, "lengths", lambda self, group: (read.append(group), original(self, group))[1])
-    for kept in (plan._streams[0]._kept, plan._samples[0]._measured._kept):  # type: ignore[union-attr]
-        kept._limit, kept._items, kept._held = 200_000, type(kept._items)(), 0
-    plan.step(0)
-    assert isinstance(plan, PackPlan) and len(plan._parts) > 3
-    assert len(set(read)) <= 9 < np.count_nonzero(table.train["t2i"].counts)
+@dataclass
+class Many:
+    """500 row groups of 100 samples in four classes, which are not everywhere; `read` has those that were read."""
+
+    counts: np.ndarray
+    read: list[int] = field(default_factory=list)
+    tasks: Sequence[str] = ("t",)
+    boxes: Sequence[Shape] = ()
+
+    @property
+    def sizes(self) -> np.ndarray:
+        return np.full(self.counts.shape[1], 100)
+
+    def rows(self, entry: int) -> Rows:
+        self.read.append(entry)
+        kind = np.repeat(np.arange(4), self.counts[:, entry])
+        length = 200 + 60 * kind + np.arange(100) % 50
+        zero = np.zeros(100, np.int64)
+        return Rows(entry * 100 + np.arange(100), kind, zero, zero - 1, length, length, zero > 0, length * 0.1)
+
+
+def test_the_parts_of_a_stratum_go_through_the_row_groups_together() -> None:
+    random = np.random.default_rng(0)
+    counts = random.multinomial(100, [0.4, 0.3, 0.2, 0.1], 500).T
+    counts[:, ::5] = np.array([0, 0, 0, 100])[:, None]  # long ones have row groups of their own
+    samples = Many(counts)
+    plan = PackPlan({"s": samples}, {"s": 1}, Pack(tokens=4096, packs=2), 0, "one", window=512, open_samples=1000)
+    samples.read.clear()
+    windows = []
+    drawn = []
+    for window in range(20):
+        draws = [d for n in range(plan.steps) for d in plan.step(window * plan.steps + n)]
+        windows.append({d.sample // 100 for d in draws})
+        drawn += [d.sample for d in draws]
+    assert len(drawn) == len(set(drawn))
+    # 512 samples lie in 5 row groups at least, and are shuffled among those of a run, 10
+    assert np.mean([len(groups) for groups in windows]) < 40
+    assert len(samples.read) < 1.2 * len(set(samples.read))  # what was read is still there for the next
 
 
 def test_calibration_finds_what_a_tokenizer_makes_of_the_estimate() -> None:
@@ -371,13 +397,15 @@ def test_segments_leave_the_least_spread() -> None:
 def test_bins_are_mended_by_exchanges() -> None:
     random = np.random.default_rng(0)
     lengths = random.integers(266, 377, 620)
-    for home in (balanced(lengths, 100), best_fit(lengths, 100, 2048), random.integers(0, 100, 620)):
+    for home in (balanced(lengths, 100), best_fit(lengths, 100, 2048), filled(lengths, 100, 2048)):
         assert repair(lengths, home, 100, 2048)
         assert np.bincount(home, lengths, 100).max() <= 2048 and len(home) == 620
+    wild, fits = packed(lengths, 100, 2048, random.integers(0, 100, 620))
+    assert fits and np.bincount(wild, lengths, 100).max() <= 2048
     assert not repair(np.full(8, 300), balanced(np.full(8, 300), 1), 1, 2048)
-    fixed = most(lambda count: np.full(count, 288), 50, 2048, 288.0)
+    fixed = most(lambda count, _: np.full(count, 288), 50, 2048, 288.0, random)
     assert len(fixed) == 7 * 50 and np.bincount(fixed).tolist() == [7] * 50
-    assert not len(most(lambda count: np.full(count, 3000), 5, 2048, 3000.0))
+    assert not len(most(lambda count, _: np.full(count, 3000), 5, 2048, 3000.0, random))
 
 
 def test_the_side_is_that_of_training(mixed: corpus.Corpus) -> None:

@@ -14,6 +14,9 @@ _AT_ONCE = 1 << 20
 #: Items in a bin, below which it is worth while to look for those that fill it.
 _FEW = 16
 
+#: How often items are drawn anew to see whether as many fit again.
+_AGAIN = 6
+
 
 def balanced(lengths: np.ndarray, bins: int) -> np.ndarray:
     """The bin of each item: longest first, each into the least loaded (LPT, Graham 1969)."""
@@ -181,17 +184,31 @@ def _share_out(lengths: np.ndarray, home: np.ndarray, bins: int, limit: int, num
                 return
 
 
-def most(profile: Callable[[int], np.ndarray], bins: int, limit: int, mean: float) -> np.ndarray:
+def most(
+    profile: Callable[[int, np.ndarray | float], np.ndarray],
+    bins: int,
+    limit: int,
+    mean: float,
+    random: np.random.Generator,
+) -> np.ndarray:
     """The bin of each of as many items as are found to fit; none if not even a few do.
 
+    Where bins hold few items these fit by chance: so as many are taken as fit again if each is a little longer or
+    shorter, several times.
+
     Args:
-        profile: the lengths of so many items.
+        profile: lengths of so many items, in order: at these places (0 to 1) between one and the next.
         mean: of the items.
+        random: draws the places.
     """
 
     def fitting(count: int) -> np.ndarray | None:
-        home, fits = packed(profile(count), bins, limit, last=False)
+        home, fits = packed(profile(count, 0.5), bins, limit, last=False)
         return home if fits else None
+
+    def firm(home: np.ndarray) -> bool:
+        drawn = (profile(len(home), random.random(len(home))) for _ in range(_AGAIN))
+        return all(packed(lengths, bins, limit, home.copy(), last=False)[1] for lengths in drawn)
 
     high = int(bins * limit / mean) + 1  # so many can never fit
     low, found, step = high, None, 1
@@ -202,9 +219,9 @@ def most(profile: Callable[[int], np.ndarray], bins: int, limit: int, mean: floa
         middle = (low + high) // 2
         better = fitting(middle)
         found, low, high = (found, low, middle) if better is None else (better, middle, high)
-    if found is None:
-        return np.zeros(0, np.int64)
-    # few items in a bin fit by chance: others that are almost as long must fit as well
-    spared = low - low // 600 if low <= _FEW * bins else low
-    firm = fitting(spared) if spared < low else None
-    return found if firm is None else firm
+    step = max(low // 800, 1)
+    for count in range(low, max(low - 16 * step, 0), -step):
+        home = found if count == low else fitting(count)
+        if home is not None and firm(home):
+            return home
+    return np.zeros(0, np.int64) if found is None else found
