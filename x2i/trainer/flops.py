@@ -1,0 +1,284 @@
+"""The FLOPs that a training step needs, given what trains in its stage.
+
+Counted are the multiplications and additions of matrix products, convolutions and attention (two FLOPs each), of the
+forward pass and of the backward pass that the stage's trained parts ask for:
+
+    needed = sum over samples of  forward + backward
+    forward, backward = linear(lengths) + sum over attentions of  FLOPs a pair x pairs that the mask allows
+    mfu = needed / (seconds x devices x peak)        (`x2i.trainer.peak`)
+
+What autograd does not compute is not counted: weights' gradients of frozen parts, and gradients of what lies below the
+first trained part. Attention counts the pairs that its mask allows, not the square. Not counted either: padding; what
+activation checkpointing and flash attention compute twice (so PaLM, Chowdhery et al. 2204.02311, appendix B, defines
+MFU); norms, softmax and other pointwise work; the optimiser; the frozen autoencoder, which is no part of the model.
+
+For a language model of N parameters (embedding aside) that trains as a whole this is about 6 N FLOPs a token and
+12 x layers x width FLOPs an allowed pair; where N is frozen and only small adapters train, about 4 N.
+
+The numbers come from the model's own code: it is built on the meta device (no memory, no weights), and its real
+forward and backward pass run there with a few short samples. All work but attention is a linear function of the lengths
+(`x2i.model.lengths`), so that these samples tell it exactly; each attention is told apart by its queries and keys.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+from x2i.base.errors import X2IError
+from x2i.model.base import Model
+from x2i.model.lengths import Attention, Lengths, lengths_of
+
+
+@dataclass(frozen=True)
+class Pass:
+    """FLOPs of a sample: `linear` times its lengths' features, and `pair` times the allowed pairs of each attention.
+
+    `kept`, times the same features, is the memory in bytes that the backward pass needs of the forward pass.
+    """
+
+    linear: np.ndarray  # [2, features]: forward, backward
+    pair: np.ndarray  # [2, attentions]
+    kept: np.ndarray  # [features]
+
+
+class StageFlops:
+    """What samples cost in a stage, given what of the model learns.
+
+    Args:
+        model: on any device; only its numbers and which of its parameters ask for gradients are looked at, now.
+        build: makes another such model under `torch.device("meta")`; default: from its configuration.
+        preference: each conversation is passed twice (chosen and rejected), and twice more through the frozen
+            reference, forward only (DPO).
+        dtype: of the computation; it decides the activations' memory alone.
+    """
+
+    def __init__(
+        self,
+        model: Model[Any],
+        *,
+        build: Callable[[], Model[Any]] | None = None,
+        preference: bool = False,
+        dtype: torch.dtype = torch.bfloat16,
+    ) -> None:
+        self._config, self._preference = model.config, preference
+        self._lengths = lengths_of(model.config)
+        learning = {n for n, p in model.named_parameters() if p.requires_grad}
+        with torch.device("meta"):
+            self.model = (build or (lambda: type(model)(model.config)))().to(dtype).train()
+        for name, parameter in self.model.named_parameters():
+            parameter.requires_grad_(name in learning)
+        self._passes: dict[bool, Pass] = {}
+
+    def needed(self, rows: Sequence[Lengths]) -> float:
+        """FLOPs of forward and backward pass of these samples. Raises X2IError if the model cannot do them."""
+        return float(sum(self.sample(row) for row in rows))
+
+    def sample(self, row: Lengths) -> float:
+        """FLOPs of one sample."""
+        forward, backward = self.both(row)
+        if self._preference and not row.drawn:  # chosen and rejected, and the reference of both
+            return 2 * (forward + backward) + 2 * forward
+        return forward + backward
+
+    def both(self, row: Lengths) -> tuple[float, float]:
+        """FLOPs of one forward and of one backward pass."""
+        found = self._pass(row.drawn > 0)
+        pairs = np.array([a.pairs for a in self._lengths.attention(self._config, row)], float)
+        total = found.linear @ np.array(row.features, float) + found.pair @ pairs
+        return float(total[0]), float(total[1])
+
+    def pair(self, row: Lengths) -> np.ndarray:
+        """FLOPs of a pair, forward and backward [2, attentions], of each attention that a sample has."""
+        return self._pass(row.drawn > 0).pair
+
+    def kept(self, row: Lengths) -> float:
+        """Bytes that one sample's forward pass keeps for the backward pass, without activation checkpointing."""
+        return float(self._pass(row.drawn > 0).kept @ np.array(row.features, float))
+
+    def batch(self, inputs: Any, drawn: int = 0) -> float:
+        """FLOPs of a batch of the model's inputs; of one to be drawn with so many noisy tokens a row."""
+        return self.needed(self._lengths.rows(self._config, inputs, drawn))
+
+    def _pass(self, drawn: bool) -> Pass:
+        if drawn not in self._passes:
+            able = self.model.draws if drawn else self.model.answers
+            if not able:
+                raise X2IError(f"{self._config.architecture} {'draws no pictures' if drawn else 'writes no text'}")
+            self._passes[drawn] = self._measured(drawn)
+        return self._passes[drawn]
+
+    def _measured(self, drawn: bool) -> Pass:
+        probes = self._lengths.probes(self._config, drawn)
+        runs = [_run(self.model, self._lengths.example(self._config, probe, "meta"), probe) for probe in probes]
+        features = np.array([probe.features for probe in probes], float)
+        features[:, 1:] *= features[:, 1:].std(axis=0) > 0  # what no probe varies has no part in the work
+        linear = _solved(features, np.array([(r.forward, r.backward) for r in runs], float))
+        kept = _solved(features, np.array([[r.kept] for r in runs], float))[0]
+        kinds = self._lengths.attention(self._config, probes[0])
+        return Pass(linear, _per_pair(runs[0].calls, kinds), kept)
+
+
+def _solved(features: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Coefficients [values, features] of the smallest norm with `features @ coefficients = values`."""
+    found = np.linalg.lstsq(features, values, rcond=None)[0].T
+    if not np.allclose(features @ found.T, values, rtol=1e-6):
+        raise X2IError("the work of this model is no linear function of its lengths: its `lengths` lack something")
+    return np.asarray(found)
+
+
+def _per_pair(calls: Sequence[_Call], kinds: Sequence[Attention]) -> np.ndarray:
+    """FLOPs of an allowed pair [2, kinds], over all calls of each kind. Raises X2IError if a call is of none or of two."""
+    out = np.zeros((2, len(kinds)))
+    for call in calls:
+        fit = [i for i, k in enumerate(kinds) if (k.queries, k.keys) == (call.queries, call.keys)]
+        if len(fit) != 1:
+            raise X2IError(f"attention of {call.queries} x {call.keys}: {len(fit)} kinds of `lengths` fit it, not one")
+        out[:, fit[0]] += call.forward, call.backward
+    return out
+
+
+@dataclass
+class _Call:
+    """One call of an attention: queries, keys, and FLOPs a pair."""
+
+    queries: int
+    keys: int
+    forward: float
+    backward: float = 0.0
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What one pass took; attention is in `calls` alone."""
+
+    forward: float
+    backward: float
+    kept: float
+    calls: list[_Call]
+
+
+def _run(model: Model[Any], inputs: Any, row: Lengths) -> _Run:
+    """Forward and backward pass of one row, as the trainer does it."""
+    calls: list[_Call] = []
+    kept: dict[int, int] = {}
+    weights = {p.untyped_storage()._cdata for p in model.parameters()}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in weights:
+            alive.append(tensor)  # so that its storage's address is not used again
+            kept[storage._cdata] = storage.nbytes()
+        return tensor
+
+    alive: list[Tensor] = []
+    forward, backward = _Counter(), _Counter()
+    with saved_tensors_hooks(keep, lambda tensor: tensor), forward, _OnMeta(calls, max(row.learned, 1)):
+        if row.drawn:
+            dtype = next(model.parameters()).dtype
+            noisy = _noisy(model, row.drawn, dtype)
+            t = torch.zeros(1, device="meta")
+            condition = model.condition(inputs, target=(noisy.shape[-2], noisy.shape[-1]))
+            loss = model.velocity(noisy, t, condition).float().pow(2).sum()
+        else:
+            loss = model.next_token(inputs)[0].sum()
+    if loss.requires_grad:
+        with backward:
+            loss.backward()
+        for parameter in model.parameters():
+            parameter.grad = None
+    return _Run(forward.total, backward.total, sum(kept.values()), calls)
+
+
+def _noisy(model: Model[Any], tokens: int, dtype: torch.dtype) -> Tensor:
+    """Noisy latents of so many tokens, one token high."""
+    numbers = getattr(model.config, "decoder", model.config)
+    patch = numbers.patch_size
+    channels = numbers.in_channels // (patch**2 if numbers is not model.config else 1)
+    return torch.zeros(1, channels, patch, patch * tokens, device="meta", dtype=dtype)
+
+
+class _Counter(TorchDispatchMode):
+    """Adds up the FLOPs of operators by PyTorch's formulas (`torch.utils.flop_counter`), without its table of modules."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = 0.0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        packet = func._overloadpacket
+        if packet is torch.ops.aten.convolution_backward:  # PyTorch's formula takes no notice of groups
+            grad, weight, wanted = args[0], args[2], args[-1]
+            once = 2 * grad.shape[0] * grad.shape[2:].numel() * weight.numel()
+            self.total += once * sum(wanted[:2])
+        elif (formula := flop_registry.get(packet)) is not None:
+            self.total += formula(*args, **(kwargs or {}), out_val=out)
+        return out
+
+
+class _OnMeta(TorchFunctionMode):
+    """What the meta device cannot do, because it depends on values: attention, which is counted here, and choices.
+
+    Every token is valid; so many are learned; no sequence is so long that frequencies change.
+    """
+
+    def __init__(self, calls: list[_Call], learned: int) -> None:
+        super().__init__()
+        self._calls, self._learned = calls, learned
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.nn.functional.scaled_dot_product_attention:
+            return self._attend(
+                *args[:3], **{k: v for k, v in (kwargs or {}).items() if k in ("query", "key", "value")}
+            )
+        first = args[0] if args else None
+        if isinstance(first, Tensor) and first.is_meta:
+            if func is Tensor.__getitem__ and isinstance(args[1], Tensor) and args[1].dtype == torch.bool:
+                return first.flatten(0, args[1].ndim - 1)[: self._learned]
+            if func in (Tensor.nonzero, torch.nonzero):
+                return first.new_zeros(self._learned, first.ndim, dtype=torch.long)
+            if func in (Tensor.all, torch.all) and len(args) == 1:
+                return torch.tensor(True)
+            if func in (Tensor.sum, torch.sum) and len(args) == 1 and first.dtype == torch.bool:
+                return torch.tensor(first.numel())
+            if func in (Tensor.max, torch.max) and len(args) == 1 and not first.is_floating_point():
+                return torch.tensor(0)
+        return func(*args, **(kwargs or {}))
+
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        heads = query.shape[1]
+        score, mix = 2.0 * heads * query.shape[-1], 2.0 * heads * value.shape[-1]
+        call = _Call(query.shape[-2], key.shape[-2], score + mix)
+        self._calls.append(call)
+        out: Tensor = _Attention.apply(query, key, value, call, score, mix)
+        return out
+
+
+class _Attention(torch.autograd.Function):
+    """Stands in for an attention: right shapes, right gradients asked for, and what they cost."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, call: _Call, score: float, mix: float) -> Tensor:
+        out = q.new_empty(*q.shape[:-1], v.shape[-1])
+        ctx.save_for_backward(q, k, v, out)
+        ctx.call, ctx.score, ctx.mix = call, score, mix
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, _ = ctx.saved_tensors
+        to_q, to_k, to_v = ctx.needs_input_grad[:3]
+        # dV = P'dO; for dQ and dK first dP = dO V', then dS K and dS'Q
+        ctx.call.backward += to_v * ctx.mix + (to_q or to_k) * ctx.mix + (to_q + to_k) * ctx.score
+        grads = (torch.empty_like(x) if need else None for x, need in zip((q, k, v), (to_q, to_k, to_v), strict=True))
+        return (*grads, None, None, None)
