@@ -12,33 +12,27 @@ from torch.utils.flop_counter import FlopCounterMode
 from tests.trainer import corpora
 from x2i.base.config import parse_config
 from x2i.corpus import open as open_corpus
-from x2i.model import lora, registry
-from x2i.model.base import Model
+from x2i.model import registry
 from x2i.model.lengths import Lengths, causal, lengths_of
 from x2i.model.lora_config import LoRAConfig
 from x2i.trainer.batch import Batch, DrawBatch
 from x2i.trainer.config import RunConfig
-from x2i.trainer.flops import StageFlops
+from x2i.trainer.flops import StageFlops, on_meta
 from x2i.trainer.learner import Learner, learning
 from x2i.trainer.peak import mfu, peak
 from x2i.trainer.setup import Setup
 
 
-def meta(preset: str, **changes: object) -> Model:
-    with torch.device("meta"):
-        return registry.build(registry.changed(registry.preset(preset), changes))
-
-
-def train_only(model: Model, parts: tuple[str, ...]) -> Model:
-    names = set(learning(model, parts, "test"))
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name in names)
-    return model
+def flops_of(
+    preset: str, parts: tuple[str, ...] | None = None, *, preference: bool = False, **changes: object
+) -> StageFlops:
+    config = registry.changed(registry.preset(preset), changes)
+    return StageFlops(config, learning(on_meta(config), parts, "test"), preference=preference)
 
 
 def test_a_language_model_that_trains_as_a_whole_needs_6_n_per_token() -> None:
     """Four layers of the published OmniGen: six FLOPs a weight of theirs, 12 x layers x width an allowed pair."""
-    flops = StageFlops(meta("omnigen-3.8b", layers=4))
+    flops = flops_of("omnigen-3.8b", layers=4)
     short, long = (Lengths(100, (), n) for n in (1024, 1025))
     layers = 4 * (9216 * 3072 + 3072 * 3072 + 16384 * 3072 + 3072 * 8192)
     ends = 2 * 16 * 3072  # one patch in, one out
@@ -60,16 +54,11 @@ def test_causal_attention_is_half_the_square_and_images_see_themselves() -> None
 @pytest.mark.parametrize("drawn", [True, False])
 def test_frozen_weights_below_adapters_cost_the_gradients_of_activations_alone(drawn: bool) -> None:
     """About 4 N: 2 N forward, 2 N for activations' gradients, and the adapters' own six."""
-    plain, row = meta("omnigen-tiny"), Lengths(64, (16,), 16 * drawn, learned=32 * (not drawn))
-    rank = LoRAConfig(rank=2, targets=("qkv_proj",))
-
-    def build() -> Model:
-        model = meta("omnigen-tiny")
-        lora.attach(model, rank)
-        return model
-
-    adapted = StageFlops(build(), build=build)
-    whole = StageFlops(plain)
+    row = Lengths(64, (16,), 16 * drawn, learned=32 * (not drawn))
+    config, rank = registry.preset("omnigen-tiny"), LoRAConfig(rank=2, targets=("qkv_proj",))
+    names = [n for n, p in on_meta(config, rank).named_parameters() if p.requires_grad]
+    assert names and all("lora_" in n for n in names)
+    adapted, whole = StageFlops(config, names, lora=rank), flops_of("omnigen-tiny")
     forward, backward = adapted.both(row)
     own = 4 * 2 * (256 + 768)  # of four layers: adapters of rank 2
     tokens = 80 + (17 if drawn else 0)
@@ -79,15 +68,15 @@ def test_frozen_weights_below_adapters_cost_the_gradients_of_activations_alone(d
 
 def test_what_lies_below_the_first_trained_part_has_no_backward_pass() -> None:
     row = Lengths(64, (16,), 16)
-    head = StageFlops(train_only(meta("omnigen-tiny"), ("head",))).both(row)
-    whole = StageFlops(meta("omnigen-tiny")).both(row)
+    head = flops_of("omnigen-tiny", ("head",)).both(row)
+    whole = flops_of("omnigen-tiny").both(row)
     assert head[0] == whole[0]
     assert head[1] < 0.02 * whole[1]
 
 
 def test_a_preference_takes_two_passes_and_the_reference_two_more() -> None:
     row = Lengths(32, (16,), learned=8)
-    once, preferred = (StageFlops(meta("omnigen-tiny"), preference=p) for p in (False, True))
+    once, preferred = (flops_of("omnigen-tiny", preference=p) for p in (False, True))
     forward, backward = once.both(row)
     assert preferred.sample(row) == 4 * forward + 2 * backward
 
@@ -131,9 +120,9 @@ def test_real_batches_take_what_is_counted(
         with FlopCounterMode(display=False, custom_mapping=grouped) as counter, sdpa_kernel(SDPBackend.MATH):
             learner.model.train()
             learner._loss(batch, run.stages[place])[0].backward()
-        assert counter.get_total_flops() == pytest.approx(squared(StageFlops(setup.model), batch), rel=1e-6), tasks[
-            place
-        ]
+        assert counter.get_total_flops() == pytest.approx(
+            squared(StageFlops(setup.model.config, learner.trained(place)), batch), rel=1e-6
+        ), tasks[place]
 
 
 def convolution_backward(grad: torch.Size, x: torch.Size, weight: torch.Size, *rest: object, **_: object) -> float:

@@ -8,6 +8,7 @@ What depends on the architecture is the module `lengths` of its package:
     example(config, lengths, device)               a batch of one row of these lengths, without content
     attention(config, lengths)                     its attentions, each with the pairs that its mask allows
     rows(config, inputs, drawn)                    lengths of each row of a batch of the model's inputs
+    document(config, document)                     lengths of a document of a pack, in models that take packs
 """
 
 from __future__ import annotations
@@ -83,6 +84,8 @@ class LengthsOf(Protocol):
     def rows(self, config: Any, inputs: Any, drawn: int) -> list[Lengths]:
         """Of a batch; `drawn` noisy tokens go with each row."""
         ...
+
+    def document(self, config: Any, document: Any) -> Lengths: ...
 
 
 def lengths_of(config: ModelConfig) -> LengthsOf:

@@ -22,7 +22,7 @@ forward and backward pass run there with a few short samples. All work but atten
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,8 +35,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from x2i.base.errors import X2IError
+from x2i.model import lora as adapters
+from x2i.model import registry
 from x2i.model.base import Model
+from x2i.model.config import ModelConfig
 from x2i.model.lengths import Attention, Lengths, lengths_of
+from x2i.model.lora_config import LoRAConfig
 
 
 @dataclass(frozen=True)
@@ -51,30 +55,42 @@ class Pass:
     kept: np.ndarray  # [features]
 
 
+def on_meta(config: ModelConfig, lora: LoRAConfig | None = None) -> Model[Any]:
+    """The model without memory or weights, with its adapters. Raises X2IError if they fit no layer."""
+    with torch.device("meta"):
+        model = registry.build(config)
+        if lora is not None:
+            adapters.attach(model, lora)
+    return model
+
+
 class StageFlops:
     """What samples cost in a stage, given what of the model learns.
 
     Args:
-        model: on any device; only its numbers and which of its parameters ask for gradients are looked at, now.
-        build: makes another such model under `torch.device("meta")`; default: from its configuration.
+        config: the model's numbers.
+        learning: names of the parameters that the stage trains (`x2i.trainer.learner.learning`).
+        lora: its adapters, if it has any.
         preference: each conversation is passed twice (chosen and rejected), and twice more through the frozen
             reference, forward only (DPO).
         dtype: of the computation; it decides the activations' memory alone.
+
+    Raises:
+        X2IError: the architecture does not say how long its sequences are, or there are no such targets for adapters.
     """
 
     def __init__(
         self,
-        model: Model[Any],
+        config: ModelConfig,
+        learning: Collection[str],
         *,
-        build: Callable[[], Model[Any]] | None = None,
+        lora: LoRAConfig | None = None,
         preference: bool = False,
         dtype: torch.dtype = torch.bfloat16,
     ) -> None:
-        self._config, self._preference = model.config, preference
-        self._lengths = lengths_of(model.config)
-        learning = {n for n, p in model.named_parameters() if p.requires_grad}
-        with torch.device("meta"):
-            self.model = (build or (lambda: type(model)(model.config)))().to(dtype).train()
+        self._config, self._preference = config, preference
+        self._lengths = lengths_of(config)
+        self.model = on_meta(config, lora).to(dtype).train()
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(name in learning)
         self._passes: dict[bool, Pass] = {}
@@ -104,6 +120,10 @@ class StageFlops:
     def kept(self, row: Lengths) -> float:
         """Bytes that one sample's forward pass keeps for the backward pass, without activation checkpointing."""
         return float(self._pass(row.drawn > 0).kept @ np.array(row.features, float))
+
+    def documents(self, documents: Sequence[Any]) -> float:
+        """FLOPs of what stands in packs: of `Processor.documents`."""
+        return self.needed([self._lengths.document(self._config, one) for one in documents])
 
     def batch(self, inputs: Any, drawn: int = 0) -> float:
         """FLOPs of a batch of the model's inputs; of one to be drawn with so many noisy tokens a row."""
@@ -201,10 +221,15 @@ def _run(model: Model[Any], inputs: Any, row: Lengths) -> _Run:
 
 def _noisy(model: Model[Any], tokens: int, dtype: torch.dtype) -> Tensor:
     """Noisy latents of so many tokens, one token high."""
-    numbers = getattr(model.config, "decoder", model.config)
-    patch = numbers.patch_size
-    channels = numbers.in_channels // (patch**2 if numbers is not model.config else 1)
+    channels, patch = latents_of(model.config)
     return torch.zeros(1, channels, patch, patch * tokens, device="meta", dtype=dtype)
+
+
+def latents_of(config: Any) -> tuple[int, int]:
+    """Channels of the latents that a model draws, and how many of them are a token's side."""
+    if hasattr(config, "decoder"):  # which counts the values of a token
+        return config.decoder.in_channels // config.decoder.patch_size**2, config.decoder.patch_size
+    return config.in_channels, config.patch_size
 
 
 class _Counter(TorchDispatchMode):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -81,3 +83,11 @@ def rows(config: OmniGenConfig, inputs: PromptBatch, drawn: int) -> list[Lengths
         read = tuple(each[row] for each in images if each[row])
         found.append(Lengths(valid - sum(read), read, drawn, learned=learned[row]))
     return found
+
+
+def document(config: OmniGenConfig, document: Any) -> Lengths:
+    """Of a request or a conversation on its way into a pack: a `prompt`, and so many `noisy` tokens."""
+    prompt = document.prompt
+    images = Counter(block for block in prompt.blocks if block)
+    learned = sum((prompt.learned or ())[1:])
+    return Lengths(len(prompt.ids) - sum(images.values()), tuple(images.values()), document.noisy, learned=learned)
