@@ -28,11 +28,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
-from torch.autograd.graph import saved_tensors_hooks
-from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
 
 from x2i.base.errors import X2IError
 from x2i.model import lora as adapters
@@ -41,6 +36,7 @@ from x2i.model.base import Model
 from x2i.model.config import ModelConfig
 from x2i.model.lengths import Attention, Lengths, lengths_of
 from x2i.model.lora_config import LoRAConfig
+from x2i.trainer.counting import Call, Known, run
 
 
 @dataclass(frozen=True)
@@ -139,7 +135,8 @@ class StageFlops:
 
     def _measured(self, drawn: bool) -> Pass:
         probes = self._lengths.probes(self._config, drawn)
-        runs = [_run(self.model, self._lengths.example(self._config, probe, "meta"), probe) for probe in probes]
+        known: Known = {}
+        runs = [run(self.model, self._lengths.example(self._config, p, "meta"), p, known) for p in probes]
         features = np.array([probe.features for probe in probes], float)
         features[:, 1:] *= features[:, 1:].std(axis=0) > 0  # what no probe varies has no part in the work
         linear = _solved(features, np.array([(r.forward, r.backward) for r in runs], float))
@@ -156,7 +153,7 @@ def _solved(features: np.ndarray, values: np.ndarray) -> np.ndarray:
     return np.asarray(found)
 
 
-def _per_pair(calls: Sequence[_Call], kinds: Sequence[Attention]) -> np.ndarray:
+def _per_pair(calls: Sequence[Call], kinds: Sequence[Attention]) -> np.ndarray:
     """FLOPs of an allowed pair [2, kinds], over all calls of each kind. Raises X2IError if a call is of none or of two."""
     out = np.zeros((2, len(kinds)))
     for call in calls:
@@ -165,145 +162,3 @@ def _per_pair(calls: Sequence[_Call], kinds: Sequence[Attention]) -> np.ndarray:
             raise X2IError(f"attention of {call.queries} x {call.keys}: {len(fit)} kinds of `lengths` fit it, not one")
         out[:, fit[0]] += call.forward, call.backward
     return out
-
-
-@dataclass
-class _Call:
-    """One call of an attention: queries, keys, and FLOPs a pair."""
-
-    queries: int
-    keys: int
-    forward: float
-    backward: float = 0.0
-
-
-@dataclass(frozen=True)
-class _Run:
-    """What one pass took; attention is in `calls` alone."""
-
-    forward: float
-    backward: float
-    kept: float
-    calls: list[_Call]
-
-
-def _run(model: Model[Any], inputs: Any, row: Lengths) -> _Run:
-    """Forward and backward pass of one row, as the trainer does it."""
-    calls: list[_Call] = []
-    kept: dict[int, int] = {}
-    weights = {p.untyped_storage()._cdata for p in model.parameters()}
-
-    def keep(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage._cdata not in weights:
-            alive.append(tensor)  # so that its storage's address is not used again
-            kept[storage._cdata] = storage.nbytes()
-        return tensor
-
-    alive: list[Tensor] = []
-    forward, backward = _Counter(), _Counter()
-    with saved_tensors_hooks(keep, lambda tensor: tensor), forward, _OnMeta(calls, max(row.learned, 1)):
-        if row.drawn:
-            dtype = next(model.parameters()).dtype
-            noisy = _noisy(model, row.drawn, dtype)
-            t = torch.zeros(1, device="meta")
-            condition = model.condition(inputs, target=(noisy.shape[-2], noisy.shape[-1]))
-            loss = model.velocity(noisy, t, condition).float().pow(2).sum()
-        else:
-            loss = model.next_token(inputs)[0].sum()
-    if loss.requires_grad:
-        with backward:
-            loss.backward()
-        for parameter in model.parameters():
-            parameter.grad = None
-    return _Run(forward.total, backward.total, sum(kept.values()), calls)
-
-
-def _noisy(model: Model[Any], tokens: int, dtype: torch.dtype) -> Tensor:
-    """Noisy latents of so many tokens, one token high."""
-    channels, patch = latents_of(model.config)
-    return torch.zeros(1, channels, patch, patch * tokens, device="meta", dtype=dtype)
-
-
-def latents_of(config: Any) -> tuple[int, int]:
-    """Channels of the latents that a model draws, and how many of them are a token's side."""
-    if hasattr(config, "decoder"):  # which counts the values of a token
-        return config.decoder.in_channels // config.decoder.patch_size**2, config.decoder.patch_size
-    return config.in_channels, config.patch_size
-
-
-class _Counter(TorchDispatchMode):
-    """Adds up the FLOPs of operators by PyTorch's formulas (`torch.utils.flop_counter`), without its table of modules."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.total = 0.0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        packet = func._overloadpacket
-        if packet is torch.ops.aten.convolution_backward:  # PyTorch's formula takes no notice of groups
-            grad, weight, wanted = args[0], args[2], args[-1]
-            once = 2 * grad.shape[0] * grad.shape[2:].numel() * weight.numel()
-            self.total += once * sum(wanted[:2])
-        elif (formula := flop_registry.get(packet)) is not None:
-            self.total += formula(*args, **(kwargs or {}), out_val=out)
-        return out
-
-
-class _OnMeta(TorchFunctionMode):
-    """What the meta device cannot do, because it depends on values: attention, which is counted here, and choices.
-
-    Every token is valid; so many are learned; no sequence is so long that frequencies change.
-    """
-
-    def __init__(self, calls: list[_Call], learned: int) -> None:
-        super().__init__()
-        self._calls, self._learned = calls, learned
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch.nn.functional.scaled_dot_product_attention:
-            return self._attend(
-                *args[:3], **{k: v for k, v in (kwargs or {}).items() if k in ("query", "key", "value")}
-            )
-        first = args[0] if args else None
-        if isinstance(first, Tensor) and first.is_meta:
-            if func is Tensor.__getitem__ and isinstance(args[1], Tensor) and args[1].dtype == torch.bool:
-                return first.flatten(0, args[1].ndim - 1)[: self._learned]
-            if func in (Tensor.nonzero, torch.nonzero):
-                return first.new_zeros(self._learned, first.ndim, dtype=torch.long)
-            if func in (Tensor.all, torch.all) and len(args) == 1:
-                return torch.tensor(True)
-            if func in (Tensor.sum, torch.sum) and len(args) == 1 and first.dtype == torch.bool:
-                return torch.tensor(first.numel())
-            if func in (Tensor.max, torch.max) and len(args) == 1 and not first.is_floating_point():
-                return torch.tensor(0)
-        return func(*args, **(kwargs or {}))
-
-    def _attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        heads = query.shape[1]
-        score, mix = 2.0 * heads * query.shape[-1], 2.0 * heads * value.shape[-1]
-        call = _Call(query.shape[-2], key.shape[-2], score + mix)
-        self._calls.append(call)
-        out: Tensor = _Attention.apply(query, key, value, call, score, mix)
-        return out
-
-
-class _Attention(torch.autograd.Function):
-    """Stands in for an attention: right shapes, right gradients asked for, and what they cost."""
-
-    @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, call: _Call, score: float, mix: float) -> Tensor:
-        out = q.new_empty(*q.shape[:-1], v.shape[-1])
-        ctx.save_for_backward(q, k, v, out)
-        ctx.call, ctx.score, ctx.mix = call, score, mix
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, _ = ctx.saved_tensors
-        to_q, to_k, to_v = ctx.needs_input_grad[:3]
-        # dV = P'dO; for dQ and dK first dP = dO V', then dS K and dS'Q
-        ctx.call.backward += to_v * ctx.mix + (to_q or to_k) * ctx.mix + (to_q + to_k) * ctx.score
-        grads = (torch.empty_like(x) if need else None for x, need in zip((q, k, v), (to_q, to_k, to_v), strict=True))
-        return (*grads, None, None, None)
