@@ -177,6 +177,7 @@ def explain(run: RunConfig, devices: Devices | None = None) -> Explained:
         if key not in known:
             known[key] = StageFlops(config, names, lora=run.model.lora, preference=key[1], dtype=dtype)
         told.append(_stage(run, stage, model, names, frozenset().union(*trained), found, known[key], devices))
+    notes.append("activations: of a device's whole share of a step at once, without checkpointing; estimated")
     if not isinstance(run.vae, PixelsConfig) and model.draws:
         notes.append("FLOPs and memory are those of the model; the frozen autoencoder's encoding comes on top")
     parameters = sum(p.numel() for p in model.parameters())
