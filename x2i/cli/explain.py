@@ -26,7 +26,8 @@ def show(told: Explained) -> None:
             console.print(_drawn(told, by), width=width)
     devices = told.devices
     speed = f"time: at {devices.mfu:.0%} of the peak of {devices.count:,} {devices.name} (assumed: --mfu, --devices, "
-    for note in (speed + "--device-name), without evaluation and checkpoints", *told.notes):
+    speed += "--device-name), without evaluation and checkpoints"
+    for note in ([speed] if devices.flops is not None else []) + list(told.notes):
         console.print(f"· {note}", markup=False, highlight=False, width=width)
 
 
@@ -118,7 +119,7 @@ def _times(each: Sequence[Drawn | None]) -> str:
 
 
 def _epochs(value: float) -> str:
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+    return big(value) if value >= 100 else f"{value:.3g}"
 
 
 def big(value: float) -> str:

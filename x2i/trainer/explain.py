@@ -28,6 +28,9 @@ from x2i.trainer.peak import peak
 from x2i.trainer.samples import Mean, Shapes, Stratum, assumed, of_manifest
 from x2i.trainer.table import SampleTable
 
+#: Share of a pack that is not padding.
+_FILL = 0.97
+
 
 @dataclass(frozen=True)
 class Devices:
@@ -52,7 +55,7 @@ class Memory:
         weights, gradients: 4 bytes a parameter, and a trained one. `optimiser`: AdamW's two momenta.
         averaged: the averaged weights (EMA) of what any stage trains. `reference`: the frozen model of a preference.
         gathered: two of the largest repeated blocks, whole, in the type of the computation.
-        activations: what the forward pass keeps of the device's share of a step, without checkpointing; an estimate.
+        activations: what one forward pass keeps of a pack, of `micro_batch` samples, or of one, without checkpointing.
     """
 
     weights: float
@@ -177,7 +180,9 @@ def explain(run: RunConfig, devices: Devices | None = None) -> Explained:
         if key not in known:
             known[key] = StageFlops(config, names, lora=run.model.lora, preference=key[1], dtype=dtype)
         told.append(_stage(run, stage, model, names, frozenset().union(*trained), found, known[key], devices))
-    notes.append("activations: of a device's whole share of a step at once, without checkpointing; estimated")
+    notes.append(
+        "activations: of a pack, of `micro_batch` samples, or of one at a time; without checkpointing; estimated"
+    )
     if not isinstance(run.vae, PixelsConfig) and model.draws:
         notes.append("FLOPs and memory are those of the model; the frozen autoencoder's encoding comes on top")
     parameters = sum(p.numel() for p in model.parameters())
@@ -195,7 +200,7 @@ def _stage(
     devices: Devices,
 ) -> StageTold:
     mean = Mean.of(strata, flops)
-    batch = float(stage.batch)
+    batch, at_once = _batch(stage, mean, devices.count)
     samples = stage.steps * batch
     needed = samples * mean.flops
     sizes = {n: p.numel() for n, p in model.named_parameters()}
@@ -224,9 +229,18 @@ def _stage(
             averaged=4 * ever_trained / devices.count if run.ema else 0.0,
             reference=4 * count / devices.count if stage.preference else 0.0,
             gathered=2 * _largest(model) * (2 if run.precision == "bfloat16" else 4) if devices.count > 1 else 0.0,
-            activations=batch / devices.count * mean.kept,
+            activations=at_once * mean.kept,
         ),
     )
+
+
+def _batch(stage: Stage, mean: Mean, devices: int) -> tuple[float, float]:
+    """Samples of a step, and of one pass on one device: `micro_batch`, a pack, or one sample at a time."""
+    pack = getattr(stage, "pack", None)
+    if pack is not None:
+        return pack.packs * pack.tokens * _FILL / mean.tokens, pack.tokens * _FILL / mean.tokens
+    batch = float(stage.batch)
+    return batch, min(float(getattr(stage, "micro_batch", None) or 1), max(batch / devices, 1.0))
 
 
 def _drawn(strata: Sequence[Stratum], by: str, samples: float) -> dict[str, Drawn]:

@@ -33,6 +33,9 @@ TOKEN, FACTOR, SIDE = 8, 4, 8
 #: Most of each in a stage.
 STEPS, BATCH = 2, 4
 
+#: Most tokens of a pack, of which a step then has one.
+PACK = 2048
+
 #: Words of the tokenizer.
 WORDS = 512
 
@@ -101,11 +104,16 @@ def _stage(stage: Stage, largest: int, config: ModelConfig, there: Collection[st
     content = stage.model_dump(exclude_unset=True)
     content |= {
         "steps": min(stage.steps, STEPS),
-        "batch": min(stage.batch, BATCH),
         "warmup": min(stage.warmup, 1),
         "resolution": side(stage.resolution),
         "inputs": _at_most(stage.inputs, config.model_dump()),
     }
+    if stage.batch is not None:
+        content["batch"] = min(stage.batch, BATCH)
+    if content.get("micro_batch"):
+        content["micro_batch"] = min(content["micro_batch"], BATCH)
+    if content.get("pack"):
+        content["pack"] |= {"tokens": min(content["pack"]["tokens"], PACK), "packs": 1}
     if stage.chat_resolution is not None:
         content["chat_resolution"] = side(stage.chat_resolution)
     if stage.buckets:
