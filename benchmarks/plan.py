@@ -29,7 +29,7 @@ import pyarrow.parquet as pq
 
 from x2i import corpus
 from x2i.corpus.manifest import MEMBER, ROW_GROUP, SIZE, STORED, ManifestWriter
-from x2i.trainer.config import Stage
+from x2i.trainer.config import Pack, Stage
 from x2i.trainer.mixture import plan_of, table_of
 
 _TASKS, _SOURCES, _POOL = 20, 12, 16
@@ -45,6 +45,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--by", choices=["task", "source"], default="task")
     parser.add_argument("--buckets", action="store_true", help="seven sizes, told apart by the pass")
+    parser.add_argument("--pack", type=int, default=0, metavar="TOKENS", help="packs of so many tokens, 16 in a step")
     parser.add_argument("--cold", action="store_true", help="ask the system to drop the file from its cache first")
     parser.add_argument("--keep", action="store_true")
     parser.add_argument("--measure", action="store_true", help=argparse.SUPPRESS)
@@ -95,7 +96,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         name="one",
         resolution=512,
         steps=1,
-        batch=options.batch,
+        batch=None if options.pack else options.batch,
+        pack=Pack(tokens=options.pack, packs=16) if options.pack else None,
         lr=1,
         buckets=buckets,
         mixture={name: 1.0 + place % 3 for place, name in enumerate(names)},
@@ -144,6 +146,7 @@ def write(file: Path, rows: int) -> None:
                 "output_size": pa.array(random.integers(256, 1024, ROW_GROUP), pa.int32()),
                 "heights": pa.array(random.integers(256, 1024, ROW_GROUP), pa.int32()),
                 "split": pa.array(random.integers(0, 2**32, ROW_GROUP, dtype=np.uint32)),
+                "text_tokens": pa.array(np.clip(random.lognormal(3.7, 0.5, ROW_GROUP), 8, 400), pa.int32(), safe=False),
                 "split_others": pa.array(
                     random.integers(0, 2**32, ROW_GROUP, dtype=np.uint32), mask=random.random(ROW_GROUP) > 0.1
                 ),

@@ -20,7 +20,8 @@ from x2i.model.pixels import crop
 from x2i.trainer import ledger
 from x2i.trainer.buckets import kept, nearest, sizes_of
 from x2i.trainer.config import Reading, RunConfig
-from x2i.trainer.data import Loader, SampleReader
+from x2i.trainer.data import SampleReader
+from x2i.trainer.loader import Loader
 from x2i.trainer.mixture import held_out_of, plan_of, table_of
 from x2i.trainer.plan import BucketPlan
 from x2i.trainer.progress import Silent

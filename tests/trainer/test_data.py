@@ -17,7 +17,8 @@ from x2i import corpus
 from x2i.base.errors import RecipeError, X2IError
 from x2i.corpus.manifest import SCHEMA, SPLIT, STORED, ManifestWriter
 from x2i.trainer.config import Reading, Stage
-from x2i.trainer.data import DamagedSample, Example, Loader, SampleReader
+from x2i.trainer.data import DamagedSample, Example, SampleReader
+from x2i.trainer.loader import Loader
 from x2i.trainer.mixture import plan_of
 from x2i.trainer.table import SampleTable
 

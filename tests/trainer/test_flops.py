@@ -13,6 +13,7 @@ from tests.trainer import corpora
 from x2i.base.config import parse_config
 from x2i.corpus import open as open_corpus
 from x2i.model import registry
+from x2i.model.base import Request
 from x2i.model.lengths import Lengths, causal, lengths_of
 from x2i.model.lora_config import LoRAConfig
 from x2i.trainer.batch import Batch, DrawBatch
@@ -118,11 +119,36 @@ def test_real_batches_take_what_is_counted(
         learner.start_stage(place)
         (batch,) = setup.batches(place, 0)
         with FlopCounterMode(display=False, custom_mapping=grouped) as counter, sdpa_kernel(SDPBackend.MATH):
-            learner.model.train()
-            learner._loss(batch, run.stages[place])[0].backward()
+            learner.step([batch], run.stages[place], 0, 0)
         assert counter.get_total_flops() == pytest.approx(
             squared(StageFlops(setup.model.config, learner.trained(place)), batch), rel=1e-6
         ), tasks[place]
+
+
+def test_a_pack_takes_what_its_documents_take_apart(corpus: Path, tmp_path: Path) -> None:
+    """Pictures and conversations in one sequence; its model's own pass on the CPU computes the whole square."""
+    stage = {"name": "s", "resolution": 32, "steps": 1, "batch": 12, "lr": 1e-3}
+    stage["mixture"] = {"deblur": 1, "text_to_image": 1, "describe": 1}
+    content = corpora.run_content(corpus, tmp_path / "run", model="omnigen-tiny", stages=[stage], ema=None)
+    run = parse_config(RunConfig, content, "test")
+    setup = Setup(run, [open_corpus(corpus)], None)
+    examples = [e for b in setup.batches(0, 0) for e in b.examples]
+    drawn, chats = [e for e in examples if e.output is not None], [e.chat for e in examples if e.output is None]
+    requests, dropped = [Request(e.instruction, e.inputs) for e in drawn], [i % 3 == 0 for i in range(len(drawn))]
+    processor, model = setup.processors[0], setup.model.train()
+    documents = processor.documents(requests, dropped, [(32, 32)] * len(drawn), chats)
+    length = sum(document.length for document in documents)
+    inputs = processor.pack(documents, length)
+    flops = StageFlops(model.config, [n for n, _ in model.named_parameters()])
+    alone = flops.batch(processor.requests(requests, dropped), 16) + flops.batch(processor.chats(chats, labels=True))
+    assert flops.pack(inputs) == pytest.approx(alone, rel=1e-9)
+
+    noisy = [torch.randn(model.config.in_channels, 8, 8) for _ in drawn]
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        velocities, sums, _ = model.packed(inputs, noisy, torch.rand(len(drawn)))
+        (torch.stack(velocities).pow(2).sum() + sums.sum()).backward()
+    square = float(flops.pair(Lengths(8, (), 16)).sum()) * (length**2 - inputs.pairs)
+    assert counter.get_total_flops() == pytest.approx(flops.pack(inputs) + square, rel=1e-3)
 
 
 def convolution_backward(grad: torch.Size, x: torch.Size, weight: torch.Size, *rest: object, **_: object) -> float:

@@ -13,6 +13,7 @@ from x2i.trainer import checkpoint
 from x2i.trainer.batch import Batcher
 from x2i.trainer.config import RunConfig
 from x2i.trainer.data import SampleReader
+from x2i.trainer.evaluation import held_out
 from x2i.trainer.learner import Learner
 from x2i.trainer.run import Result
 from x2i.trainer.table import SampleTable
@@ -39,8 +40,8 @@ def test_condition_images_matter(trained: Trained) -> None:
     for task in ("deblur", "colorize"):
         own = [reader.read(int(i), 8) for i in table.held_out[task]]
         shuffled = [replace(e, inputs=other.inputs) for e, other in zip(own, own[1:] + own[:1], strict=True)]
-        right = learner.held_out(batcher, {task: own})[task].loss
-        wrong = learner.held_out(batcher, {task: shuffled})[task].loss
+        right = held_out(learner, batcher, {task: own})[task].loss
+        wrong = held_out(learner, batcher, {task: shuffled})[task].loss
         assert wrong > 2 * right, task
 
 

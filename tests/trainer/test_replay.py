@@ -18,7 +18,7 @@ from x2i.cli.main import app
 from x2i.trainer import ledger, replay
 from x2i.trainer.config import RunConfig
 from x2i.trainer.run import Result, train
-from x2i.trainer.speed import measure
+from x2i.trainer.speed import measure, trained
 
 
 @pytest.fixture(scope="module")
@@ -64,10 +64,14 @@ def test_what_cannot_be_replayed_is_refused(run: Result, corpus: Path, tmp_path:
         replay.open_run(copy)
 
 
-def test_the_loaders_speed_is_measured(corpus: Path, tmp_path: Path) -> None:
+def test_the_loaders_speed_is_measured(corpus: Path, run: Result, tmp_path: Path) -> None:
     config = parse_config(RunConfig, corpora.run_content(corpus, tmp_path / "run"), "test")
-    decoded, raw = measure(config, "low", steps=5)
-    assert decoded.samples == raw.samples == 20 and decoded.steps == 5
-    assert decoded.rate > 0 and raw.cpu_ms < decoded.cpu_ms
+    full, reduced, raw = measure(config, "low", steps=5)
+    assert [s.what for s in (full, reduced, raw)] == ["full", "reduced", "none"]
+    assert full.samples == reduced.samples == raw.samples == 20 and full.steps == 5
+    assert 0 < raw.cpu_ms < full.cpu_ms and 0 < raw.reads < 1 < raw.peak_mb
+    assert trained(config) is None  # it has not begun
+    seconds = trained(parse_config(RunConfig, corpora.run_content(corpus, run.output), "test"), "low")
+    assert seconds is not None and 0 < seconds < 10
     with pytest.raises(RecipeError, match="the run has low, high"):
         measure(config, "hihg")

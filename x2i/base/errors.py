@@ -9,6 +9,10 @@ class RecipeError(X2IError):
     """A recipe, run file or argument is wrong; nothing was started. Exit code 2."""
 
 
+class ElsewhereError(X2IError):
+    """Another process of the same run has failed, and says why. Exit code 1."""
+
+
 class Stopped(BaseException):
     """Ctrl-C or a scheduler's SIGTERM; `args[0]` is the signal. Exit code 128 + signal.
 

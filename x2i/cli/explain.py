@@ -67,8 +67,8 @@ def _stages(told: Explained) -> Table:
 
 
 def _memory(told: Explained) -> Table:
-    count = told.devices.count
-    where = "on the device" if count == 1 else f"on each device; sharded over {count:,} ranks, but for the last two"
+    ranks = told.stages[0].memory.ranks
+    where = "on the device" if ranks == 1 else f"on each device; sharded over {ranks:,} ranks, but for the last two"
     out = _plain(f"Memory, GB {where}", told, None)
     names = {
         "weights": "weights",

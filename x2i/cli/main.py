@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from types import FrameType
@@ -28,6 +29,7 @@ from x2i.cli.sample import sample
 from x2i.cli.trace import trace
 from x2i.cli.train import train
 from x2i.cli.verify import verify
+from x2i.trainer.world import first_of_launch
 
 app = typer.Typer(
     name="x2i",
@@ -83,7 +85,8 @@ def main() -> None:
     try:
         app()
     except RecipeError as error:
-        _say(str(error))
+        if first_of_launch():  # the others would say the same
+            _say(str(error))
         sys.exit(2)
     except X2IError as error:
         _say(str(error))
@@ -92,10 +95,15 @@ def main() -> None:
         _say(f"{error}\nWhat is done is kept; mend the cause and run the same command again.")
         sys.exit(1)
     except Stopped as stopped:
-        _say("stopped. What is done is kept: the same command goes on from here.")
+        if first_of_launch():
+            _say("stopped. What is done is kept: the same command goes on from here.")
         sys.exit(128 + stopped.args[0])
+    finally:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_DFL)  # nothing is left that could be saved
 
 
 def _say(text: str) -> None:
-    console.print("[bold red]x2i:[/] ", end="")
+    rank = f" (rank {os.environ['RANK']})" if int(os.environ.get("WORLD_SIZE", 1)) > 1 else ""
+    console.print(f"[bold red]x2i{rank}:[/] ", end="")
     console.print(text, markup=False, highlight=False, soft_wrap=True)

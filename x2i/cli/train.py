@@ -61,8 +61,11 @@ def train(
         return
     from x2i.trainer.progress import Bar, Silent
     from x2i.trainer.run import train as run_train
+    from x2i.trainer.world import first_of_launch
 
     result = run_train(config, fresh=fresh, progress=Silent() if as_json else Bar(console))
+    if not first_of_launch():
+        return
     if as_json:
         print_json(result.to_json())
     else:

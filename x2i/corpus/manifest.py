@@ -3,8 +3,9 @@
 Offsets are bytes from the start of the shard; `members[].offset` points at a file's content, past its
 tar header. `scores` are the annotators' values that the selection saw, named `annotator.column`.
 
-The file has two columns more (`SPLIT`), which follow from the images' ids, and row groups of a fixed number of rows: so
-a reader can split the corpus and count its parts by four narrow columns, and fetch rows by the group (`ManifestWriter`).
+The file has three columns more. Two follow from the images' ids (`SPLIT`); `text_tokens` says about how long the sample's
+text is (`x2i.corpus.text`). It has row groups of a fixed number of rows: so a reader can split the corpus and count its
+parts by narrow columns, plan packs by lengths, and fetch rows by the group (`ManifestWriter`).
 """
 
 from __future__ import annotations
@@ -56,8 +57,12 @@ SPLIT = pa.schema(
     ]
 )
 
-#: The file's columns.
-STORED = pa.schema([*SCHEMA, *SPLIT])
+#: Follows from the sample's text: no part of the digest, absent or null in corpora of earlier builds.
+TEXT = pa.field("text_tokens", pa.int32())
+
+#: What assembly knows of a sample, and the file's columns.
+MADE = pa.schema([*SCHEMA, TEXT])
+STORED = pa.schema([*SCHEMA, *SPLIT, TEXT])
 
 #: Rows of a row group: small enough to fetch one for a few samples, large enough for a short footer.
 ROW_GROUP = 16_384
@@ -92,6 +97,8 @@ def stored(table: pa.Table) -> pa.Table:
     if not set(SPLIT.names) <= set(table.column_names):
         for field, column in zip(SPLIT, split_columns(table["image_id"], table["images"]), strict=True):
             table = table.append_column(field, column)
+    if TEXT.name not in table.column_names:
+        table = table.append_column(TEXT, pa.nulls(len(table), TEXT.type))
     return table.select(STORED.names).cast(STORED)
 
 
@@ -100,6 +107,7 @@ class ManifestWriter:
 
     def __init__(self, path: str | Path, row_group: int = ROW_GROUP) -> None:
         told = ["shard", "task_type", "source", "size", "instruction_chars", "output_size.width", "output_size.height"]
+        told += ["text_tokens"]
         self._file = pq.ParquetWriter(
             path, STORED, compression="zstd", use_dictionary=_REPEATING, write_statistics=told
         )
@@ -116,7 +124,7 @@ class ManifestWriter:
         self._file.close()
 
     def write(self, table: pa.Table) -> None:
-        """Append rows of `SCHEMA` or of `STORED`."""
+        """Append rows of `SCHEMA`, of `MADE` or of `STORED`."""
         if table.num_rows:
             self._waiting.append(stored(table))
             self._rows += table.num_rows
@@ -172,7 +180,8 @@ def corpus_digest(shards: Iterable[dict[str, Any]], batches: Iterable[pa.RecordB
     """
     rows = hashlib.sha256()
     for batch in batches:
-        for row in batch.drop_columns([n for n in SPLIT.names if n in batch.schema.names]).to_pylist():
+        derived = [n for n in (*SPLIT.names, TEXT.name) if n in batch.schema.names]
+        for row in batch.drop_columns(derived).to_pylist():
             row["scores"] = sorted(row["scores"])  # a map has no order of its own
             rows.update(canonical_json(row).encode() + b"\n")
     names = [[s["name"], s["size"], s["samples"], s["sha256"]] for s in shards]

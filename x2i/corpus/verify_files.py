@@ -40,8 +40,8 @@ COLUMNS: dict[str, pa.DataType] = {
     "members": pa.list_(MEMBER),
 }
 
-#: Further columns, which follow from the images' ids and are no part of the digest; earlier builds wrote none.
-DERIVED: dict[str, pa.DataType] = {"split": pa.uint32(), "split_others": pa.uint32()}
+#: Further columns, which follow from the images' ids and from the text; no part of the digest; earlier builds wrote none.
+DERIVED: dict[str, pa.DataType] = {"split": pa.uint32(), "split_others": pa.uint32(), "text_tokens": pa.int32()}
 
 #: What reading damaged Parquet raises; ValueError covers text that is no UTF-8.
 UNREADABLE = (pa.ArrowException, OSError, ValueError)
@@ -276,11 +276,12 @@ class Manifest:
                     self._faults.add("manifest_null", MANIFEST, problem, row["key"])
                 else:
                     split = {name: row.pop(name) for name in DERIVED if name in row}
+                    text = split.pop("text_tokens", None)
                     if any(split[name] != value for name, value in split_of(row).items() if name in split):
                         problem = f"row {number} has {split}, by its images it is {split_of(row)}"
                         self._faults.add("manifest_split", MANIFEST, problem, row["key"])
                     self._hash.update(line(row))
-                    yield row
+                    yield {**row, "text_tokens": text}
                 number += 1
 
 

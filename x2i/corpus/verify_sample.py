@@ -1,6 +1,7 @@
 """One sample of a shard: its bytes against its manifest row, its `KEY.json`, its images.
 
-It reads with plain `tarfile`, `json` and Pillow, and shares nothing with the code that writes samples.
+It reads with plain `tarfile`, `json` and Pillow, and shares nothing with the code that writes samples but the estimate
+of their texts' lengths.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from x2i.corpus.faults import AGAIN, Faults
+from x2i.corpus.text import sample_tokens
 
 #: How the published layout names the images of an instruction, from 1.
 IMAGE_MARK = re.compile(r"<img><\|image_(\d+)\|></img>")
@@ -153,6 +155,9 @@ class SampleCheck:
             ("originals", _originals(record.provenance), row["images"]),
             *((n, record.provenance.get(n), row[n]) for n in ("image_id", "row_id", "source", "location")),
         ]
+        if row["text_tokens"] is not None:  # earlier builds did not count them
+            text = sample_tokens(record.instruction, record.messages, record.objects)
+            pairs.append(("tokens of the text", text, row["text_tokens"]))
         for what, found, told in pairs:
             if found != told:
                 self._fault("manifest_row", f"{what}: {found!r} in {self._key}.json, {told!r} in the manifest", STRANGE)

@@ -9,7 +9,11 @@ An architecture is a package beside this file, found by its name:
 Time runs from 0 (noise) to 1 (data) and the velocity is data - noise, for every architecture: those that count the
 other way turn it round inside.
 
-Tensor names carry their axes: B batch · L tokens (padded) · C latent channels · H, W latent height and width.
+A model is trained on batches, padded to their longest row, or (`packs`) on packs: documents of any size, pictures to be
+drawn and conversations together, one after the other in one sequence, through the trunk in one pass. See `Model.packed`.
+
+Tensor names carry their axes: B batch · L tokens (padded) · C latent channels · H, W latent height and width
+    G pictures drawn in a pack · K conversations in a pack
 """
 
 from __future__ import annotations
@@ -62,6 +66,33 @@ class Inputs(Protocol):
         ...
 
 
+class Document(Protocol):
+    """A request or a conversation on its way into a pack (`Processor.documents`)."""
+
+    @property
+    def length(self) -> int:
+        """Tokens that it takes in a pack, all counted: text, condition images, the timestep, noisy tokens."""
+        ...
+
+
+class PackInputs(Protocol):
+    """A pack as its model takes it (`Processor.pack`). Which pairs of tokens attend is fixed by it."""
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Tokens of each document; what is missing to the pack's length is padding."""
+        ...
+
+    @property
+    def pairs(self) -> int:
+        """Pairs (query, key) that the mask allows, padding left out: an attention head's work in each layer."""
+        ...
+
+    def to(self, device: torch.device | str) -> Any:
+        """The same pack on another device."""
+        ...
+
+
 I = TypeVar("I", bound=Inputs)  # noqa: E741 - inputs
 
 
@@ -82,6 +113,8 @@ class Model(nn.Module, ABC, Generic[I]):
         parts: names of the papers for parts of it -> prefixes of their parameters' names. `stages.train` names these.
         pretrained: names of parts that public checkpoints of other models hold -> prefix here -> prefix there.
         draws, answers: what it can do.
+        packs: whether it can be trained on packs, by `packed`.
+        flex: the attention of packs: FlexAttention, or SDPA with a dense mask; None: FlexAttention on a GPU.
     """
 
     config: Any
@@ -89,6 +122,8 @@ class Model(nn.Module, ABC, Generic[I]):
     pretrained: ClassVar[Mapping[str, Mapping[str, str]]] = {}
     draws: bool = True
     answers: bool = True
+    packs: ClassVar[bool] = False
+    flex: bool | None = None
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Model[I]:
         super()._apply(fn, recurse)
@@ -97,6 +132,23 @@ class Model(nn.Module, ABC, Generic[I]):
 
     def begin(self, pretrained: Sequence[str]) -> None:
         """Called once on a fresh model, after these of its parts were read from other models' checkpoints."""
+
+    def blocks(self) -> list[nn.Module]:
+        """The repeated blocks of the trunk, in order: the units of sharding, checkpointing and compilation.
+
+        Each is run exactly once by every pass of training, whatever it holds: `forward`, `next_token`, `packed`. So
+        ranks that train on different samples gather and reduce them in the same order.
+        """
+        return []
+
+    def forward(self, x_BCHW: Tensor, t_B: Tensor, inputs: I) -> Tensor:
+        """`velocity` under the condition of `inputs`, with gradients through both: a training pass over pictures.
+
+        The module itself is to be called, so that hooks on it run (sharding gathers its parameters in one). Of
+        `next_token` and `packed` torch.distributed.fsdp.register_fsdp_forward_method does the same.
+        """
+        target = x_BCHW.shape[-2], x_BCHW.shape[-1]
+        return self.velocity(x_BCHW, t_B, self.condition(inputs, target=target))
 
     def condition(self, inputs: I, *, cache: bool = False, target: tuple[int, int] | None = None) -> Any:
         """Whatever of the computation does not depend on the noisy latents and the timestep.
@@ -125,6 +177,28 @@ class Model(nn.Module, ABC, Generic[I]):
             Sum of the negative log-likelihoods of each row's learned tokens, float32 [B], and their number, [B].
         """
         raise X2IError(f"{type(self).__name__} writes no text")
+
+    def packed(self, inputs: Any, x: Sequence[Tensor], t_G: Tensor) -> tuple[list[Tensor], Tensor, Tensor]:
+        """A training pass over a pack: all its documents in one pass of the trunk, none of which sees another.
+
+        Every submodule runs as often whatever the pack holds: what it lacks (no conversation, no picture, no condition
+        image, nothing at all) is made up for by a dummy of weight 0. So ranks with different packs do not wait for each
+        other, and all that learns has a gradient, of zeros if need be. For this **the loss must depend on all that is
+        returned**: `sums_K.sum()` is to be added even where K is 0.
+
+        Args:
+            inputs: of `Processor.pack`.
+            x: noisy latents [C, H, W] of each request's picture, in the order of the documents.
+            t_G: their timesteps, from 0 (noise) to 1 (data).
+
+        Returns:
+            The velocity of each picture [C, H, W], in order; the sum of the negative log-likelihoods of each
+            conversation's learned tokens, float32 [K], in order; and their number, [K].
+
+        Raises:
+            X2IError: pictures of other sizes, or another number of them, than the pack was made for.
+        """
+        raise X2IError(f"{type(self).__name__} takes no packs: train it on batches")
 
     def answer(self, inputs: I, max_tokens: int, stop: Sequence[int]) -> list[list[int]]:
         """Greedy continuation of a batch of `Processor.chats` without labels, as token ids, up to a stop token."""
@@ -192,7 +266,7 @@ class Processor(ABC, Generic[I]):
         self,
         requests: Sequence[Request],
         dropped: Sequence[bool] | None = None,
-        generator: torch.Generator | None = None,
+        generators: Sequence[torch.Generator] | None = None,
         size: tuple[int, int] | None = None,
     ) -> I:
         """One row per request. Of `dropped` rows the instruction and the images are left out, as guidance needs it.
@@ -200,7 +274,7 @@ class Processor(ABC, Generic[I]):
         Args:
             requests: to be drawn; all images are encoded as they are.
             dropped: which conditions to drop; default: none.
-            generator: of the autoencoder's posterior; without one, its mean.
+            generators: of the autoencoder's posterior, one per request; without them, its mean.
             size: height and width in pixels of what is to be drawn, for models that are told.
         """
         raise X2IError(f"{type(self).__name__} prepares no requests: its model draws no pictures")
@@ -236,6 +310,48 @@ class Processor(ABC, Generic[I]):
             plain: leave the chat's template out: pictures, then the assistant's text, as captions are learned first.
         """
         raise X2IError(f"{type(self).__name__} prepares no conversations: its model writes no text")
+
+    def documents(
+        self,
+        requests: Sequence[Request],
+        dropped: Sequence[bool] | None,
+        sizes: Sequence[tuple[int, int]],
+        chats: Sequence[Chat],
+        plain: bool = False,
+        generators: Sequence[torch.Generator] | None = None,
+    ) -> list[Any]:
+        """What can be packed: a `Document` per request, then one per conversation, to be learned.
+
+        Make them one by one where some may be refused: a call with one request or one chat concerns no other. The
+        latents of condition images are encoded here, so `length` is known, and nothing has to be done twice for a pack.
+
+        Args:
+            requests: to be drawn, each in its own size.
+            dropped: whose instruction and images to leave out; default: none.
+            sizes: height and width in pixels of what each request draws.
+            chats: conversations with turns of the assistant.
+            plain: leave the chat's template out, as in `chats`.
+            generators: of the autoencoder's posterior for the requests' images, one per request; without, its mean.
+
+        Raises:
+            X2IError: a request or a conversation that the model cannot be shown, or a size that it cannot draw.
+        """
+        raise X2IError(f"{type(self).__name__} prepares no packs: its model is trained on batches")
+
+    def pack(self, documents: Sequence[Any], length: int) -> Any:
+        """One sequence of exactly `length` tokens as `Model.packed` takes it: the documents in order, then padding.
+
+        Positions begin at 0 in each document. Nobody sees padding. All packs of one length have the same shapes in the
+        trunk, so that a compiled trunk is compiled once.
+
+        Args:
+            documents: of `documents`, of one or of many calls.
+            length: tokens of the pack.
+
+        Raises:
+            X2IError: the documents have more tokens together.
+        """
+        raise X2IError(f"{type(self).__name__} prepares no packs: its model is trained on batches")
 
     def text(self, ids: Sequence[int]) -> str:
         """Token ids of `Model.answer` as text."""

@@ -8,7 +8,7 @@ What depends on the architecture is the module `lengths` of its package:
     example(config, lengths, device)               a batch of one row of these lengths, without content
     attention(config, lengths)                     its attentions, each with the pairs that its mask allows
     rows(config, inputs, drawn)                    lengths of each row of a batch of the model's inputs
-    document(config, document)                     lengths of a document of a pack, in models that take packs
+    packed(config, inputs)                         the same of a pack, and its pairs; in models that take packs
 """
 
 from __future__ import annotations
@@ -16,6 +16,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
+
+import torch
+from torch import Tensor
 
 from x2i.base.errors import X2IError
 from x2i.model import registry
@@ -85,7 +88,9 @@ class LengthsOf(Protocol):
         """Of a batch; `drawn` noisy tokens go with each row."""
         ...
 
-    def document(self, config: Any, document: Any) -> Lengths: ...
+    def packed(self, config: Any, inputs: Any) -> tuple[list[Lengths], list[float]]:
+        """Of a pack: the lengths of each document, and the pairs of each attention of all of them together."""
+        ...
 
 
 def lengths_of(config: ModelConfig) -> LengthsOf:
@@ -93,6 +98,13 @@ def lengths_of(config: ModelConfig) -> LengthsOf:
     found: LengthsOf | None = registry.module(config.architecture, "lengths")
     if found is None:
         raise X2IError(f"{config.architecture} does not say how long its sequences are: it has no module `lengths`")
+    return found
+
+
+def of_documents(lengths: Sequence[int], places: Tensor) -> list[int]:
+    """How many of these places in a pack lie in each of its documents of so many tokens."""
+    ends = torch.tensor(lengths, dtype=torch.int64).cumsum(0)
+    found: list[int] = torch.bincount(torch.bucketize(places.cpu(), ends, right=True), minlength=len(lengths)).tolist()
     return found
 
 

@@ -156,8 +156,12 @@ def save_adapter(model: nn.Module, folder: Path, base: str | None = None) -> Non
     layers = adapters(model)
     if not layers:
         raise X2IError(f"{folder}: no adapter to write: the model has none")
-    config = next(iter(layers.values())).config
-    state = {PREFIX + name: tensor.contiguous().cpu() for name, tensor in adapter_state(model).items()}
+    write_adapter(adapter_state(model), next(iter(layers.values())).config, folder, base)
+
+
+def write_adapter(tensors: Mapping[str, Tensor], config: LoRAConfig, folder: Path, base: str | None = None) -> None:
+    """Write an adapter's tensors, as of `adapter_state`, as `save_adapter` does."""
+    state = {PREFIX + name: tensor.contiguous().cpu() for name, tensor in tensors.items()}
     folder.mkdir(parents=True, exist_ok=True)
     with atomic(folder / WEIGHTS) as temporary:
         save_file(state, temporary, metadata={"format": "pt"})

@@ -17,8 +17,8 @@ def centre_crop(image: Image.Image, height: int, width: int) -> np.ndarray:
     """
     scale = min(image.width / width, image.height / height)
     box_width, box_height = scale * width, scale * height
-    left, top = (image.width - box_width) / 2, (image.height - box_height) / 2
-    box = (left, top, left + box_width, top + box_height)
+    left, top = max((image.width - box_width) / 2, 0), max((image.height - box_height) / 2, 0)
+    box = (left, top, min(left + box_width, image.width), min(top + box_height, image.height))  # Pillow forgives no bit
     rgb = image if image.mode == "RGB" else image.convert("RGB")
     return np.asarray(rgb.resize((width, height), Image.Resampling.BICUBIC, box=box, reducing_gap=3.0))
 
@@ -86,9 +86,9 @@ def crop(pixels: np.ndarray, height: int, width: int, share: float, x: float, y:
     down, across = pixels.shape[:2]
     scale = share * min(across / width, down / height)
     box_width, box_height = scale * width, scale * height
-    left, top = x * (across - box_width), y * (down - box_height)
+    left, top = max(x * (across - box_width), 0), max(y * (down - box_height), 0)
     image = Image.fromarray(pixels)
-    box = (left, top, left + box_width, top + box_height)
+    box = (left, top, min(left + box_width, across), min(top + box_height, down))
     return np.asarray(image.resize((width, height), Image.Resampling.BICUBIC, box=box, reducing_gap=3.0))
 
 

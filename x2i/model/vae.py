@@ -8,6 +8,7 @@ Pixels are float [B, 3, H, W] in [-1, 1].
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
@@ -25,8 +26,8 @@ class VAE(Protocol):
     channels: int  # of the latents
     shrink: int  # pixels per latent side
 
-    def encode(self, pixels: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """[B, 3, H, W] -> [B, C, H / shrink, W / shrink]. Draws from `generator`; without one, takes the mean.
+    def encode(self, pixels: Tensor, generators: Sequence[torch.Generator] | None = None) -> Tensor:
+        """[B, 3, H, W] -> [B, C, H / shrink, W / shrink]. Draws from one generator per row; without them, takes the mean.
 
         Pixels may lie on another device than the weights; the latents lie with the weights.
         """
@@ -49,7 +50,7 @@ class Pixels:
         self.channels = 3 * config.factor**2
         self._scale = config.scale
 
-    def encode(self, pixels: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def encode(self, pixels: Tensor, generators: Sequence[torch.Generator] | None = None) -> Tensor:
         return F.pixel_unshuffle(pixels, self.shrink) * self._scale
 
     def decode(self, latents: Tensor) -> Tensor:
@@ -81,9 +82,9 @@ class AutoencoderKL:
         return self._vae
 
     @torch.no_grad()
-    def encode(self, pixels: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def encode(self, pixels: Tensor, generators: Sequence[torch.Generator] | None = None) -> Tensor:
         posterior = self._vae.encode(pixels.to(self._vae.device, self._vae.dtype)).latent_dist
-        z = posterior.mode() if generator is None else posterior.sample(generator)
+        z = posterior.mode() if generators is None else posterior.sample(list(generators))
         return ((z - self._shift) * self._scale).to(pixels.dtype)
 
     @torch.no_grad()

@@ -10,6 +10,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from x2i.base.errors import X2IError
 
@@ -120,7 +121,16 @@ def copy_into(state: Mapping[str, Tensor], path: Path) -> None:
     """Copy the tensors of a file over those of the same names, in place; other names are passed over."""
     for name, tensor in tensors_of(path):
         if name in state:
-            state[name].copy_(tensor)
+            assign(state[name], tensor)
+
+
+@torch.no_grad()
+def assign(target: Tensor, value: Tensor) -> None:
+    """Copy all of a tensor into one that may be divided among ranks: each takes its part, and nobody sends anything."""
+    if isinstance(target, DTensor):
+        value = value.to(target.device, target.dtype)
+        value = distribute_tensor(value, target.device_mesh, target.placements, src_data_rank=None)
+    target.copy_(value)
 
 
 def files_of(path: Path) -> list[Path]:
@@ -146,7 +156,10 @@ def aliases(state: Mapping[str, Tensor]) -> dict[str, str]:
     for name, tensor in state.items():
         if tensor.is_meta or not tensor.numel():
             continue
-        place = (tensor.data_ptr(), tuple(tensor.shape))
+        memory = (tensor.to_local() if isinstance(tensor, DTensor) else tensor).data_ptr()
+        place = (memory, tuple(tensor.shape))
+        if not memory:  # divided, and nothing of it is here
+            continue
         if place in first:
             out[name] = first[place]
         first.setdefault(place, name)

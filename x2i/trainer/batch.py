@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Container, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -26,7 +26,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class DrawBatch:
-    """Pictures to be drawn; row i is `examples[i]`. `weights` of the error [B, 1 or C, H, W], if any."""
+    """Pictures to be drawn; row i is `examples[i]`. `weights` of the error [B, 1 or C, H, W], if any.
+
+    Of every kind of batch, `own` says which rows count here: others are another rank's, and only fill this one's.
+    """
 
     examples: tuple[Example, ...]
     data: Tensor  # clean latents [B, C, H, W]
@@ -35,6 +38,7 @@ class DrawBatch:
     inputs: Any
     weights: Tensor | None = None
     dropped: tuple[bool, ...] = ()
+    own: tuple[bool, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -44,9 +48,19 @@ class ChatBatch:
     examples: tuple[Example, ...]
     inputs: Any
     rejected: Any | None = None
+    own: tuple[bool, ...] = ()
+
+    @property
+    def learned(self) -> Tensor:
+        """Tokens of each row that are learned, [B]."""
+        counts: Tensor = (self.inputs.labels_BL[:, 1:] != _IGNORED).sum(dim=1)
+        return counts
 
 
 Batch = DrawBatch | ChatBatch
+
+#: Label of what is not learned, in all architectures' batches; what cross-entropy passes over.
+_IGNORED = -100
 
 
 class Batcher:
@@ -57,22 +71,45 @@ class Batcher:
         self._vae = vae
         self._device = device
 
-    def training(self, examples: Sequence[Example], seed: int, stage: Stage) -> list[Batch]:
-        """The batches of one step, at most one of each kind.
+    def training(
+        self, examples: Sequence[Example], seed: int, stage: Stage, owned: Container[int] | None = None
+    ) -> list[Batch]:
+        """The batches of one rank's share of a step: pictures, then conversations, `stage.micro_batch` at a time.
 
         Pictures get logit-normal timesteps (Esser et al. 2403.03206), and some of their conditions are dropped.
+
+        Args:
+            examples: of the rank's draws.
+            owned: numbers of the draws that count on this rank; default: all.
         """
         pictures = [e for e in examples if e.output is not None]
         chats = [e for e in examples if e.output is None]
         out: list[Batch] = []
-        if pictures:
-            drawn = [generator("flow/1", seed, stage.name, e.draw, e.key) for e in pictures]
+        for some in _parts(pictures, stage.micro_batch):
+            drawn = [generator("flow/1", seed, stage.name, e.draw, e.key) for e in some]
             t = [1 / (1 + np.exp(-g.normal(stage.t_mean, stage.t_std))) for g in drawn]
             dropped = [g.random() < stage.condition_dropout for g in drawn]
-            out.append(self.draw(pictures, drawn, t, dropped, stage.edit_loss))
-        if chats:
-            out.append(self.chat(chats, stage.plain_captions, rejected=stage.preference is not None))
+            batch = self.draw(some, drawn, t, dropped, stage.edit_loss)
+            out.append(replace(batch, own=_own(batch, owned)))
+        rejected = stage.preference is not None
+        for chat in self._chats(chats, stage.micro_batch, stage.plain_captions, rejected):
+            out.append(replace(chat, own=tuple(o and f for o, f in zip(_own(chat, owned), chat.own, strict=True))))
         return out
+
+    def _chats(self, chats: Sequence[Example], size: int | None, plain: bool, rejected: bool) -> list[ChatBatch]:
+        """As many batches as the number of conversations asks for, also if the model cannot be shown all of them."""
+        try:
+            found = [self._chat(some, plain, rejected) for some in _parts(chats, size)]
+            return [replace(b, own=(True,) * len(b.examples)) for b in found]
+        except X2IError:
+            some = self._shown(chats, plain, rejected)
+        count, shown = len(_parts(chats, size)), len(some)
+        rows = [(some[i % shown], i < shown) for i in range(max(count, shown))]
+        parts = [rows[len(rows) * i // count : len(rows) * (i + 1) // count] for i in range(count)]
+        return [
+            replace(self._chat([e for e, _ in part], plain, rejected), own=tuple(own for _, own in part))
+            for part in parts
+        ]
 
     def draw(
         self,
@@ -85,10 +122,11 @@ class Batcher:
         """A batch at given timesteps, with noise from one generator per sample."""
         dropped = dropped or [False] * len(examples)
         targets = [e.output for e in examples if e.output is not None]
-        data = self._vae.encode(to_tensor(targets).to(self._device), self._posterior(generators[0]))
+        posterior = [self._posterior(g) for g in generators]
+        data = self._vae.encode(to_tensor(targets).to(self._device), posterior)
         requests = [Request(e.instruction, e.inputs) for e in examples]
         size = targets[0].shape[0], targets[0].shape[1]
-        inputs = self._processor.requests(requests, dropped, self._posterior(generators[0]), size)
+        inputs = self._processor.requests(requests, dropped, [self._posterior(g) for g in generators], size)
         noise = np.stack([g.standard_normal(tuple(data.shape[1:]), dtype=np.float32) for g in generators])
         return DrawBatch(
             examples=tuple(examples),
@@ -111,13 +149,17 @@ class Batcher:
         try:
             return self._chat(examples, plain, rejected)
         except X2IError:
-            faults = [self._refused(e, plain, rejected) for e in examples]
-            some = [e for e, fault in zip(examples, faults, strict=True) if not fault]
-            if not some or not any(faults):
-                raise X2IError(faults[0] or "these conversations cannot be shown together") from None
-            for fault in filter(None, faults):
-                log.warning("left out: %s", fault)
-            return self._chat(some, plain, rejected)
+            return self._chat(self._shown(examples, plain, rejected), plain, rejected)
+
+    def _shown(self, examples: Sequence[Example], plain: bool, rejected: bool) -> list[Example]:
+        """Those that the model can be shown. Raises X2IError if there are none, or if they all can but one by one."""
+        faults = [self._refused(e, plain, rejected) for e in examples]
+        some = [e for e, fault in zip(examples, faults, strict=True) if not fault]
+        if not some or not any(faults):
+            raise X2IError(faults[0] or "these conversations cannot be shown together")
+        for fault in filter(None, faults):
+            log.warning("left out: %s", fault)
+        return some
 
     def _chat(self, examples: Sequence[Example], plain: bool, rejected: bool) -> ChatBatch:
         inputs = self._processor.chats([e.chat for e in examples], labels=True, plain=plain).to(self._device)
@@ -166,3 +208,13 @@ class Batcher:
 def _output(example: Example) -> np.ndarray:
     assert example.output is not None
     return example.output
+
+
+def _parts(examples: Sequence[Example], size: int | None) -> list[Sequence[Example]]:
+    """As few parts of at most `size` as there can be, equally long but for one."""
+    count = -(-len(examples) // (size or max(len(examples), 1)))
+    return [examples[len(examples) * i // count : len(examples) * (i + 1) // count] for i in range(count)]
+
+
+def _own(batch: Batch, owned: Container[int] | None) -> tuple[bool, ...]:
+    return tuple(owned is None or e.draw in owned for e in batch.examples)

@@ -7,7 +7,7 @@ ema_adapter/         the averaged ones, if the run keeps them
 vae/                 the autoencoder, where `x2i convert` has put it beside the weights
 config.json          the model's and the autoencoder's configuration, the resolution
 tokenizer.json       the tokenizer
-optimizer.pt         the optimiser's state
+optimizer/           the optimiser's state (torch.distributed.checkpoint), within a stage
 trainer.json         stage, step, seed, digests of run and corpora, held-out losses
 preview.png          pictures drawn from these weights
 """
@@ -17,14 +17,14 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from x2i.base.config import parse_config
 from x2i.base.errors import X2IError
-from x2i.base.files import atomic, remove
+from x2i.base.files import remove
 from x2i.model.config import AutoencoderKLConfig, ModelFile
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from x2i.model.sampling import Painter
     from x2i.model.vae import VAE
 
-MODEL, EMA, OPTIMIZER = "model.safetensors", "ema.safetensors", "optimizer.pt"
+MODEL, EMA, OPTIMIZER = "model.safetensors", "ema.safetensors", "optimizer"
 ADAPTER, EMA_ADAPTER, VAE_FOLDER = "adapter", "ema_adapter", "vae"
 CONFIG, TRAINER, PREVIEW = "config.json", "trainer.json", "preview.png"
 _NAME = re.compile(r"step-(\d{6,})")
@@ -87,32 +87,39 @@ def find(path: Path) -> Checkpoint:
     return found[-1]
 
 
-def write(target: Path, files: dict[str, Any]) -> Checkpoint:
-    """Write a checkpoint aside, flush it to disk, and rename it into place.
+def fill(temporary: Path, files: Mapping[str, Any], target: Path) -> None:
+    """Write a checkpoint's files into a folder beside it, flush them to disk, and rename the folder into place.
 
     Args:
-        target: the folder step-NNNNNN.
+        temporary: the folder; whatever lies there already becomes part of the checkpoint.
         files: by name; JSON values, bytes, or functions that write to the path that they are given.
+        target: the folder step-NNNNNN.
 
     Raises:
-        X2IError: the disk is full, or refuses. Nothing is left.
+        X2IError: the disk is full, or refuses.
         OSError: the same, where it is told so.
     """
-    with atomic(target) as temporary:
-        temporary.mkdir()
-        for name, content in files.items():
-            path = temporary / name
-            if callable(content):
-                _filled(content, path, target)
-            elif isinstance(content, bytes):
-                path.write_bytes(content)
-            else:
-                path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-            for each in [path] if path.is_file() else sorted(path.iterdir()):
-                with each.open("rb") as file:
-                    os.fsync(file.fileno())
-        remove(target)  # one of the same step, left by a run that --fresh did away with
-    return Checkpoint(target, int(files[TRAINER]["step"]))
+    for name, content in files.items():
+        path = temporary / name
+        if callable(content):
+            _filled(content, path, target)
+        elif isinstance(content, bytes):
+            path.write_bytes(content)
+        else:
+            path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        for each in [path] if path.is_file() else sorted(path.iterdir()):
+            with each.open("rb") as file:
+                os.fsync(file.fileno())
+    remove(target)  # one of the same step, left by a run that --fresh did away with
+    os.replace(temporary, target)
+
+
+def unwritten(path: Path, error: BaseException) -> X2IError:
+    """What to say where a checkpoint could not be written."""
+    return X2IError(
+        f"{path}: cannot be written ({error}). Make room and run the same command again: it goes on from the checkpoint "
+        "before"
+    )
 
 
 def _filled(content: Callable[[Path], None], path: Path, target: Path) -> None:
@@ -121,27 +128,7 @@ def _filled(content: Callable[[Path], None], path: Path, target: Path) -> None:
     try:
         content(path)
     except (SafetensorError, RuntimeError) as error:  # what safetensors and torch make of a full disk
-        raise X2IError(
-            f"{target / path.name}: cannot be written ({error}). Make room and run the same command again: it goes on "
-            f"from the checkpoint before"
-        ) from None
-
-
-def optimizer_of(place: Path, device: torch.device) -> dict[str, Any]:
-    """A checkpoint's state of the optimiser. Raises X2IError if it is missing or damaged."""
-    import pickle
-
-    import torch
-
-    path = place / OPTIMIZER
-    try:
-        state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
-    except (OSError, EOFError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
-        told = str(error).partition(". ")[0] or type(error).__name__
-        raise X2IError(
-            f"{path}: cannot be read ({told}). Remove {place} to go on from the checkpoint before it, or use --fresh"
-        ) from None
-    return state
+        raise unwritten(target / path.name, error) from None
 
 
 def prune(output: Path, keep: int, always: set[int]) -> None:

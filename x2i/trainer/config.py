@@ -108,6 +108,13 @@ class Preference(Config):
     label_smoothing: float = Field(0.0, ge=0, lt=0.5, description="share of preferences taken to be wrong")
 
 
+class Pack(Config):
+    """Sequences of several samples each, as full as they can be (`x2i.trainer.packing`)."""
+
+    tokens: int = Field(ge=64, description="budget of one pack: text, pictures and marks of all its samples")
+    packs: int = Field(1, gt=0, description="packs per step, over all devices")
+
+
 Momentum = Annotated[float, Field(ge=0, lt=1)]
 Temperature = Annotated[float, Field(gt=0)]
 
@@ -131,7 +138,15 @@ class Stage(Config):
         description="conversations show their pictures whole, scaled down to this shorter side; default: `resolution`",
     )
     steps: int = Field(gt=0, description="optimiser steps")
-    batch: int = Field(gt=0, description="samples per step, over all devices")
+    batch: int | None = Field(None, gt=0, description="samples per step, over all devices; or give `pack`")
+    pack: Pack | None = Field(
+        None, description="in place of `batch`: a step is so many packs of so many tokens; samples differ in number"
+    )
+    micro_batch: int | None = Field(
+        None,
+        gt=0,
+        description="samples that a device computes at once; the rest of its share of `batch` is accumulated. Default: all",
+    )
     lr: float = Field(gt=0, description="learning rate after the warm-up")
     warmup: int = Field(0, ge=0, description="steps over which the learning rate rises from 0")
     schedule: Literal["constant", "cosine", "linear"] = Field(
@@ -207,6 +222,12 @@ class Stage(Config):
         return value
 
     @model_validator(mode="after")
+    def _one_size(self) -> Stage:
+        if (self.batch is None) == (self.pack is None):
+            raise ValueError("give either batch (samples per step) or pack: {tokens: …, packs: …}")
+        return self
+
+    @model_validator(mode="after")
     def _edits(self) -> Stage:
         named = (self.edit_loss.tasks if self.edit_loss else None) or ()
         if self.mixture_by == "task" and (unknown := [task for task in named if task not in self.mixture]):
@@ -235,12 +256,42 @@ class Preview(Config):
     answer_tokens: int = Field(48, gt=0, description="longest answer to a conversation")
 
 
+#: How JPEGs are decoded (`x2i.trainer.decode`).
+Decode = Literal["full", "reduced"]
+
+
 class Reading(Config):
     """How samples are read. Nothing here changes what is read."""
 
     threads: int = Field(4, gt=0, description="threads that read and decode")
     prefetch: int = Field(4, gt=0, description="steps read ahead")
+    prefetch_mib: int = Field(
+        512, gt=0, description="most memory for what is read ahead, as it is stored and decoded; one step may have more"
+    )
+    join_steps: int = Field(
+        16, ge=0, description="samples due in so many steps more that lie beside one that is read are read with it"
+    )
+    join_gap_kib: int = Field(64, ge=0, description="between two of them at most so much is read and thrown away")
+    join_mib: int = Field(8, ge=0, description="largest joined read; 0: each sample by itself")
+    in_flight: int = Field(16, gt=0, description="reads of a URL's shards at a time")
+    open_files: int = Field(128, gt=0, description="local shards that are kept open")
+    verify: bool = Field(True, description="hold each sample's bytes against the manifest's SHA-256")
     cache_mib: int = Field(256, ge=0, description="memory for decoded crops, least recently used out first")
+
+
+class Compute(Config):
+    """How the model is computed, on one device or many. Nothing here changes what is computed, but for rounding."""
+
+    compile: bool = Field(False, description="compile the model's repeated blocks (torch.compile)")
+    checkpointing: bool = Field(
+        False, description="keep no activations within a block, compute them again in the backward pass: less memory"
+    )
+    shards: int | None = Field(
+        None,
+        gt=0,
+        description="ranks over which the weights are divided (FSDP2); default: all. Fewer: replicas of so many",
+    )
+    timeout_minutes: float = Field(30, gt=0, description="how long a rank waits for another before it gives up")
 
 
 class RunConfig(Config):
@@ -275,7 +326,13 @@ class RunConfig(Config):
     keep: int = Field(3, gt=0, description="newest checkpoints kept; the ends of stages are always kept")
     held_out_samples: int = Field(16, gt=0, description="held-out samples per task in the evaluation")
     preview: Preview = Field(default_factory=Preview, description="pictures drawn at a checkpoint")
+    decode: Decode = Field(
+        "reduced",
+        description="reduced: JPEGs are decoded at 1/2, 1/4 or 1/8 where that suffices, and scaled by a faster filter; "
+        "full: every pixel is decoded, by Pillow",
+    )
     reading: Reading = Field(default_factory=Reading, description="threads and memory")
+    compute: Compute = Field(default_factory=Compute, description="ranks, compilation, memory of activations")
 
     @field_validator("model", mode="before")
     @classmethod
@@ -327,9 +384,12 @@ class RunConfig(Config):
             "held_out_samples",
             "preview",
             "reading",
+            "compute",
             "corpora",
         ):
             del everything[name]
+        for stage in everything["stages"]:
+            del stage["micro_batch"]
         return everything
 
     @property

@@ -1,41 +1,38 @@
-"""Samples by the plan: byte ranges out of the shards, checked, decoded and cropped in threads, ahead of time."""
+"""Samples by the plan: byte ranges out of the shards, checked, decoded and cut."""
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import io
+import itertools
 import json
 import logging
 import math
-import os
-import posixpath
-import re
 import threading
-from collections import OrderedDict, deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections import OrderedDict
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import fsspec
 import numpy as np
 from PIL import Image
 
 from x2i.base.errors import X2IError
 from x2i.base.seeds import generator
-from x2i.corpus.corpus import Corpus
 from x2i.model.base import Chat, Message
-from x2i.model.pixels import centre_crop, crop, shrink
-from x2i.model.placeholders import MARK, numbers_of
-from x2i.trainer.config import Reading, Stage
+from x2i.model.pixels import crop
+from x2i.model.placeholders import numbers_of
+from x2i.trainer import turns
+from x2i.trainer.config import Decode, Stage
+from x2i.trainer.decode import Data, pictures
 from x2i.trainer.plan import BucketPlan, Draw, StagePlan
+from x2i.trainer.ranges import Block, Shards
 from x2i.trainer.table import SampleRef, SampleTable
+from x2i.trainer.turns import DamagedSample
 
 log = logging.getLogger(__name__)
 
-_ROLES = ("system", "user", "assistant")
+#: Samples that are tried for one draw; and places of the stream that are searched for them, as a stratum may mix kinds.
+_TRIES, _SPARES = 33, 4096
 
 
 @dataclass(frozen=True)
@@ -86,20 +83,51 @@ class Damage:
     reason: str
 
 
-class DamagedSample(Exception):
-    """One sample's bytes are not what the manifest says, do not decode, or contradict each other. Becomes a `Damage`."""
+class Due(NamedTuple):
+    """Where a sample lies, and the block that it is read with."""
+
+    ref: SampleRef
+    block: Block
+
+
+class _Form(NamedTuple):
+    """A sample as it is kept: cut to a side, or a height and width; or `whole`, with this shorter side."""
+
+    sample: int
+    side: int | tuple[int, int]
+    whole: bool
 
 
 class SampleReader:
-    """Reads and decodes single samples, by threads at will; keeps decoded crops up to a number of bytes."""
+    """Reads and decodes single samples, by threads at will; keeps decoded crops up to a number of bytes.
 
-    def __init__(self, table: SampleTable, cache_bytes: int = 0) -> None:
+    Attributes:
+        table: the samples; `shards`: where they lie.
+        damaged: samples that could not be used, by number.
+
+    Args:
+        cache_bytes: of decoded crops, least recently used out first.
+        decode: how JPEGs are decoded (`x2i.trainer.decode`).
+        verify: whether each sample's bytes are held against the manifest's SHA-256.
+        open_files: shards that are kept open.
+    """
+
+    def __init__(
+        self,
+        table: SampleTable,
+        cache_bytes: int = 0,
+        decode: Decode = "reduced",
+        verify: bool = True,
+        open_files: int = 128,
+    ) -> None:
         self.table = table
+        self.shards = Shards(open_files)
         self.damaged: dict[int, Damage] = {}
-        self._cache: OrderedDict[tuple[int, int | tuple[int, int], bool], Example] = OrderedDict()
+        self._cache: OrderedDict[_Form, Example] = OrderedDict()
         self._limit, self._held = cache_bytes, 0
+        self._how: Decode = decode
+        self._verify = verify
         self._lock = threading.Lock()
-        self._files: dict[str, int] = {}
 
     def read(self, index: int, side: int | tuple[int, int]) -> Example:
         """One sample of the table, cut around the centre to a square of `side` pixels, or to a height and width.
@@ -109,68 +137,88 @@ class SampleReader:
         Raises:
             DamagedSample: the sample cannot be used.
         """
-        return self._read(index, side, whole=False)
+        return self._read(_Form(index, side, whole=False))
 
-    def _read(self, index: int, side: int | tuple[int, int], whole: bool) -> Example:
-        """A sample cut to size, or `whole` with this shorter side; from memory if it is there."""
-        name = (index, side, whole)
+    def text(self, index: int) -> str:
+        """One sample's instruction, or its conversation, without decoding its images. Raises DamagedSample."""
+        record = self._record(self._members(self.table[index]))
+        return str(record.get("instruction") or "") or "\n".join(m.text for m in turns.messages(record))
+
+    def planned(self, plan: StagePlan | BucketPlan, draw: Draw, stage: Stage, due: Due | None = None) -> Example:
+        """The sample of a draw, or of its next spare that is whole, cut as the stage says.
+
+        A conversation gives way to a conversation, a picture to a picture: what a step is made of is known from the plan.
+        In a stage that learns preferences, samples whose last answer was not preferred to another give way too.
+
+        Args:
+            due: where the draw's bytes are, if they are read with others'.
+
+        Raises:
+            X2IError: so many in a row are damaged that the corpus must be.
+        """
+        reason, last, chat = None, "", draw.task in self.table.chats
+        for candidate in itertools.islice(self._candidates(plan, draw, chat), _TRIES):
+            try:
+                found = self._read(self._form(candidate, stage), due if candidate is draw else None)
+                example = replace(found, draw=draw.index, replaced=reason)
+                if stage.min_crop < 1 and not chat:
+                    width, height = candidate.size or (stage.resolution, stage.resolution)
+                    return _cut(example, height, width, stage.min_crop, plan.key)
+                last = _no_preference(example) if stage.preference is not None else ""
+                if not last:
+                    return example
+            except DamagedSample as damage:
+                last = str(damage)
+                self._record_damage(candidate.sample, last)
+            reason = reason or f"{self.table[draw.sample].key}: {last}"
+        raise X2IError(
+            f"{_TRIES} samples of {draw.stratum} in a row cannot be used, the last for this reason: {last}. "
+            "`x2i verify CORPUS` says whether the corpus is damaged."
+        )
+
+    def holds(self, draw: Draw, stage: Stage) -> bool:
+        """Whether a draw's pictures are in memory, and its bytes need not be read."""
         with self._lock:
-            if name in self._cache:
-                self._cache.move_to_end(name)
-                return self._cache[name]
-            if index in self.damaged:
-                raise DamagedSample(self.damaged[index].reason)
-        example = replace(self._decode(self.table[index], side, whole), sample=index)
+            return self._form(draw, stage) in self._cache
+
+    def _form(self, draw: Draw, stage: Stage) -> _Form:
+        """What of a sample a stage needs before it is cut."""
+        width, height = draw.size or (stage.resolution, stage.resolution)
+        if draw.task in self.table.chats:
+            return _Form(draw.sample, stage.side(chat=True), whole=False)
+        if stage.min_crop == 1:
+            return _Form(draw.sample, (height, width), whole=False)
+        return _Form(draw.sample, math.ceil(max(width, height) / stage.min_crop), whole=True)
+
+    def _candidates(self, plan: StagePlan | BucketPlan, draw: Draw, chat: bool) -> Iterator[Draw]:
+        """The draw, and its spares of the same kind: conversations or pictures."""
+        yield draw
+        for attempt in range(1, _SPARES):
+            spare = plan.spare(draw, attempt)
+            if (spare.task in self.table.chats) == chat:
+                yield spare
+
+    def _read(self, form: _Form, due: Due | None = None) -> Example:
+        """A sample in this form; from memory if it is there."""
         with self._lock:
-            if name not in self._cache and example.nbytes <= self._limit:
-                self._cache[name] = example
+            if form in self._cache:
+                self._cache.move_to_end(form)
+                return self._cache[form]
+            if form.sample in self.damaged:
+                raise DamagedSample(self.damaged[form.sample].reason)
+        ref = self.table[form.sample] if due is None else due.ref
+        example = self._decode(ref, form, self._members(ref, due))
+        with self._lock:
+            if form not in self._cache and example.nbytes <= self._limit:
+                self._cache[form] = example
                 self._held += example.nbytes
             while self._held > self._limit:
                 self._held -= self._cache.popitem(last=False)[1].nbytes
         return example
 
-    def text(self, index: int) -> str:
-        """One sample's instruction, or its conversation, without decoding its images. Raises DamagedSample."""
-        record = self._record(self._blob(self.table[index]))
-        return str(record.get("instruction") or "") or "\n".join(m.text for m in _messages(record))
-
-    def planned(self, plan: StagePlan | BucketPlan, draw: Draw, stage: Stage) -> Example:
-        """The sample of a draw, or of its next spare that is whole, cut as the stage says.
-
-        In a stage that learns preferences, samples whose last answer was not preferred to another give way too.
-
-        Raises:
-            X2IError: so many in a row are damaged that the corpus must be.
-        """
-        candidate, reason, last = draw, None, ""
-        for attempt in range(1, 34):
-            chat, min_crop = candidate.task in self.table.chats, stage.min_crop
-            width, height = candidate.size or (stage.resolution, stage.resolution)
-            try:
-                if min_crop == 1 or chat:
-                    found = self.read(candidate.sample, stage.side(chat) if chat else (height, width))
-                    example = replace(found, draw=draw.index, replaced=reason)
-                    last = _no_preference(example) if stage.preference is not None else ""
-                    if not last:
-                        return example
-                else:
-                    whole = self._read(candidate.sample, math.ceil(max(width, height) / min_crop), whole=True)
-                    return _cut(replace(whole, draw=draw.index, replaced=reason), height, width, min_crop, plan.key)
-            except DamagedSample as damage:
-                last = str(damage)
-                self._record_damage(candidate.sample, last)
-            reason = reason or f"{self.table[draw.sample].key}: {last}"
-            candidate = plan.spare(draw, attempt)
-        raise X2IError(
-            f"33 samples of {draw.stratum} in a row cannot be used, the last for this reason: {last}. "
-            "`x2i verify CORPUS` says whether the corpus is damaged."
-        )
-
     def close(self) -> None:
         """Close the shards."""
-        for descriptor in self._files.values():
-            os.close(descriptor)
-        self._files.clear()
+        self.shards.close()
 
     def _record_damage(self, index: int, reason: str) -> None:
         with self._lock:
@@ -180,21 +228,20 @@ class SampleReader:
             damage = self.damaged[index] = Damage(str(ref.corpus.path), ref.shard, ref.key, reason)
         log.warning("damaged sample replaced by its spare: %s", " ".join(map(str, vars(damage).values())))
 
-    def _decode(self, ref: SampleRef, side: int | tuple[int, int], whole: bool) -> Example:
-        members = self._blob(ref)
+    def _decode(self, ref: SampleRef, form: _Form, members: dict[str, Data]) -> Example:
         record = self._record(members)
         try:
-            inputs = [str(n).removeprefix(f"{ref.key}.") for n in record["input_images"]]
+            names = [str(n).removeprefix(f"{ref.key}.") for n in record["input_images"]]
             if "output_image" not in record:
-                shown = tuple(_picture(members[name], side, whole=True) for name in inputs)
-                rejected = record.get("rejected_response")
-                messages = _messages(record)
-                _check_turns(messages, len(shown), rejected)
-                return Example(-1, ref.key, ref.task, "", shown, None, messages, rejected)
-            names = [*inputs, str(record["output_image"]).removeprefix(f"{ref.key}.")]
-            pictures = [_picture(members[name], side, whole) for name in names]
-            numbers_of(str(record["instruction"]), len(inputs))
-            return Example(-1, ref.key, ref.task, str(record["instruction"]), tuple(pictures[:-1]), pictures[-1])
+                shown = self._pictures([members[n] for n in names], form, whole=True)
+                rejected, said = record.get("rejected_response"), turns.messages(record)
+                turns.check_turns(said, len(shown), rejected)
+                return Example(-1, ref.key, ref.task, "", shown, None, said, rejected, form.sample)
+            names.append(str(record["output_image"]).removeprefix(f"{ref.key}."))
+            made = self._pictures([members[n] for n in names], form, form.whole)
+            text = str(record["instruction"])
+            numbers_of(text, len(names) - 1)
+            return Example(-1, ref.key, ref.task, text, made[:-1], made[-1], sample=form.sample)
         except X2IError as error:
             raise DamagedSample(str(error)) from None
         except KeyError as error:
@@ -203,68 +250,34 @@ class SampleReader:
         except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
             raise DamagedSample(f"an image does not decode ({error})") from None
 
-    def _record(self, members: dict[str, bytes]) -> dict[str, Any]:
+    def _pictures(self, files: list[Data], form: _Form, whole: bool) -> tuple[np.ndarray, ...]:
+        height, width = (form.side, form.side) if isinstance(form.side, int) else form.side
+        return tuple(pictures(files, height, width, whole, self._how))
+
+    def _record(self, members: dict[str, Data]) -> dict[str, Any]:
         try:
-            record = json.loads(members["json"])
+            record = json.loads(bytes(members["json"]))
         except (KeyError, ValueError) as error:
             raise DamagedSample(f"its JSON cannot be read ({error})") from None
         if not isinstance(record, dict):
             raise DamagedSample("its JSON is no object")
         return record
 
-    def _blob(self, ref: SampleRef) -> dict[str, bytes]:
+    def _members(self, ref: SampleRef, due: Due | None = None) -> dict[str, Data]:
         """The sample's members by suffix, checked against the manifest's hash."""
         try:
-            blob = self._range(ref.corpus, ref.shard, ref.offset, ref.size)
+            if due is None:
+                blob = self.shards.read(ref.corpus, ref.shard, ref.offset, ref.size)
+            else:
+                blob = due.block.read(self.shards, ref)
         except OSError as error:
             raise DamagedSample(f"the shard cannot be read ({error})") from None
         if len(blob) != ref.size:
             raise DamagedSample(f"the shard ends {ref.size - len(blob)} bytes too early")
-        if hashlib.sha256(blob).hexdigest() != ref.sha256:
+        if self._verify and hashlib.sha256(blob).hexdigest() != ref.sha256:
             raise DamagedSample("its bytes do not have the manifest's SHA-256")
-        return {s: blob[o - ref.offset : o - ref.offset + n] for s, o, n in ref.members}
-
-    def _range(self, corpus: Corpus, shard: str, offset: int, size: int) -> bytes:
-        if isinstance(corpus.path, Path):
-            name = str(corpus.path / shard)
-            with self._lock:
-                if name not in self._files:
-                    self._files[name] = os.open(name, os.O_RDONLY)
-            return os.pread(self._files[name], size, offset)
-        fs, root = fsspec.core.url_to_fs(corpus.path)
-        data: bytes = fs.cat_file(posixpath.join(root, shard), offset, offset + size)
-        return data
-
-
-def _messages(record: dict[str, Any]) -> tuple[Message, ...]:
-    """The turns, with what `<ref-object>` and `<bbox>` stand for written out, boxes in thousandths of the sides.
-
-    Raises:
-        DamagedSample: there are none, or they are not as ms-swift has them.
-    """
-    try:
-        turns = [(str(m["role"]), str(m["content"])) for m in record["messages"]]
-        objects = record.get("objects") or {}
-        refs, boxes = iter(objects.get("ref", ())), iter(objects.get("bbox", ()))
-        if objects.get("bbox_type", "norm1") != "norm1":
-            raise DamagedSample(f"its boxes are {objects['bbox_type']!r}; norm1 is read")
-        marks = {"<ref-object>": lambda: str(next(refs)), "<bbox>": lambda: _box(next(boxes))}
-        return tuple(Message(r, re.sub("<ref-object>|<bbox>", lambda m: marks[m[0]](), t)) for r, t in turns)
-    except (KeyError, TypeError, ValueError, StopIteration, RuntimeError) as error:
-        raise DamagedSample(f"its messages cannot be read ({type(error).__name__}: {error})") from None
-
-
-def _check_turns(messages: Sequence[Message], images: int, rejected: Any) -> None:
-    """Raise DamagedSample if nothing could be learned from a conversation, or not as it is written."""
-    marks = sum(m.text.count(MARK) for m in messages)
-    if marks != images:
-        raise DamagedSample(f"its messages have {marks} marks {MARK}, and it has {images} images")
-    if strange := sorted({m.role for m in messages} - set(_ROLES)):
-        raise DamagedSample(f"its messages have the role {strange[0]!r}; known: {', '.join(_ROLES)}")
-    if all(m.role != "assistant" for m in messages):
-        raise DamagedSample("no message of it is the assistant's: there is nothing to be learned")
-    if rejected is not None and (not isinstance(rejected, str) or MARK in rejected):
-        raise DamagedSample("its rejected_response is not a text")
+        view = memoryview(blob)
+        return {s: view[o - ref.offset : o - ref.offset + n] for s, o, n in ref.members}
 
 
 def _no_preference(example: Example) -> str:
@@ -272,16 +285,6 @@ def _no_preference(example: Example) -> str:
     if example.rejected is None:
         return "it has no rejected_response, which a stage with `preference` learns from"
     return "" if example.messages[-1].role == "assistant" else "its last message is not the assistant's"
-
-
-def _box(sides: Sequence[float]) -> str:
-    return "[" + ", ".join(str(round(1000 * float(v))) for v in sides) + "]"
-
-
-def _picture(data: bytes, side: int | tuple[int, int], whole: bool) -> np.ndarray:
-    height, width = (side, side) if isinstance(side, int) else side
-    with Image.open(io.BytesIO(data)) as image:
-        return shrink(image, min(height, width)) if whole else centre_crop(image, height, width)
 
 
 def _cut(whole: Example, height: int, width: int, min_crop: float, key: tuple[int, str]) -> Example:
@@ -293,31 +296,3 @@ def _cut(whole: Example, height: int, width: int, min_crop: float, key: tuple[in
         share, x, y = generator("crop/1", *key, whole.draw, whole.key).uniform((min_crop, 0, 0), 1)
     inputs = tuple(crop(image, height, width, share, x, y) for image in whole.inputs)
     return replace(whole, inputs=inputs, output=crop(whole.output, height, width, share, x, y))
-
-
-class Loader:
-    """The batches of a stage from step `start` to its end, read ahead in threads. Iterate it once."""
-
-    def __init__(
-        self, reader: SampleReader, plan: StagePlan | BucketPlan, stage: Stage, start: int, reading: Reading
-    ) -> None:
-        self._reader = reader
-        self._plan = plan
-        self._stage = stage
-        self._steps = range(start, stage.steps)
-        self._reading = reading
-
-    def __iter__(self) -> Iterator[list[Example]]:
-        with ThreadPoolExecutor(self._reading.threads, thread_name_prefix="x2i-read") as pool:
-            ahead: deque[list[Future[Example]]] = deque()
-            with contextlib.ExitStack() as stack:
-                stack.callback(lambda: [f.cancel() for futures in ahead for f in futures])
-                for step in self._steps:
-                    ahead.append([pool.submit(self._example, draw) for draw in self._plan.step(step)])
-                    if len(ahead) > self._reading.prefetch:
-                        yield [f.result() for f in ahead.popleft()]
-                while ahead:
-                    yield [f.result() for f in ahead.popleft()]
-
-    def _example(self, draw: Draw) -> Example:
-        return self._reader.planned(self._plan, draw, self._stage)

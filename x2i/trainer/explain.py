@@ -49,15 +49,18 @@ class Devices:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes on one device. All but activations and `gathered` are float32, spread evenly over the devices.
+    """Bytes on one device. All but activations and `gathered` are float32, spread evenly over `ranks` devices.
 
     Attributes:
+        ranks: devices that hold one copy together (`compute.shards`).
         weights, gradients: 4 bytes a parameter, and a trained one. `optimiser`: AdamW's two momenta.
         averaged: the averaged weights (EMA) of what any stage trains. `reference`: the frozen model of a preference.
         gathered: two of the largest repeated blocks, whole, in the type of the computation.
-        activations: what one forward pass keeps of a pack, of `micro_batch` samples, or of one, without checkpointing.
+        activations: what a device's forward pass keeps for the backward pass; with `compute.checkpointing` the inputs of
+            the blocks, and all of one block.
     """
 
+    ranks: int
     weights: float
     gradients: float
     optimiser: float
@@ -69,7 +72,7 @@ class Memory:
     @property
     def total(self) -> float:
         """All of them."""
-        return float(sum(asdict(self).values()))
+        return float(sum(asdict(self).values()) - self.ranks)
 
 
 @dataclass(frozen=True)
@@ -180,8 +183,10 @@ def explain(run: RunConfig, devices: Devices | None = None) -> Explained:
         if key not in known:
             known[key] = StageFlops(config, names, lora=run.model.lora, preference=key[1], dtype=dtype)
         told.append(_stage(run, stage, model, names, frozenset().union(*trained), found, known[key], devices))
+    how = "with" if run.compute.checkpointing else "without"
     notes.append(
-        "activations: of a pack, of `micro_batch` samples, or of one at a time; without checkpointing; estimated"
+        "activations: of what a device computes at once, a pack or `micro_batch` samples (default: all of its share of a "
+        f"step), {how} checkpointing (`compute`); estimated"
     )
     if not isinstance(run.vae, PixelsConfig) and model.draws:
         notes.append("FLOPs and memory are those of the model; the frozen autoencoder's encoding comes on top")
@@ -201,6 +206,8 @@ def _stage(
 ) -> StageTold:
     mean = Mean.of(strata, flops)
     batch, at_once = _batch(stage, mean, devices.count)
+    ranks = min(run.compute.shards or devices.count, devices.count)
+    width = 2 if run.precision == "bfloat16" else 4
     samples = stage.steps * batch
     needed = samples * mean.flops
     sizes = {n: p.numel() for n, p in model.named_parameters()}
@@ -223,24 +230,26 @@ def _stage(
         flops=needed,
         seconds=None if devices.flops is None else needed / devices.flops,
         memory=Memory(
-            weights=4 * count / devices.count,
-            gradients=4 * trained / devices.count,
-            optimiser=8 * trained / devices.count,
-            averaged=4 * ever_trained / devices.count if run.ema else 0.0,
-            reference=4 * count / devices.count if stage.preference else 0.0,
-            gathered=2 * _largest(model) * (2 if run.precision == "bfloat16" else 4) if devices.count > 1 else 0.0,
-            activations=at_once * mean.kept,
+            ranks=ranks,
+            weights=4 * count / ranks,
+            gradients=4 * trained / ranks,
+            optimiser=8 * trained / ranks,
+            averaged=4 * ever_trained / ranks if run.ema else 0.0,
+            reference=4 * count / ranks if stage.preference else 0.0,
+            gathered=2 * _largest(model) * width if ranks > 1 else 0.0,
+            activations=at_once * (_recomputed(model, mean, width) if run.compute.checkpointing else mean.kept),
         ),
     )
 
 
 def _batch(stage: Stage, mean: Mean, devices: int) -> tuple[float, float]:
-    """Samples of a step, and of one pass on one device: `micro_batch`, a pack, or one sample at a time."""
-    pack = getattr(stage, "pack", None)
-    if pack is not None:
-        return pack.packs * pack.tokens * _FILL / mean.tokens, pack.tokens * _FILL / mean.tokens
-    batch = float(stage.batch)
-    return batch, min(float(getattr(stage, "micro_batch", None) or 1), max(batch / devices, 1.0))
+    """Samples of a step, and those that one device computes at once."""
+    if stage.pack is not None:
+        one = stage.pack.tokens * _FILL / mean.tokens
+        return stage.pack.packs * one, one
+    assert stage.batch is not None
+    share = stage.batch / devices
+    return float(stage.batch), max(min(stage.micro_batch or share, share), 1.0)
 
 
 def _drawn(strata: Sequence[Stratum], by: str, samples: float) -> dict[str, Drawn]:
@@ -261,6 +270,15 @@ def _largest(model: Model[Any]) -> int:
     """Parameters of the largest of the blocks that repeat."""
     lists = (m for m in model.modules() if isinstance(m, torch.nn.ModuleList))
     return max((sum(p.numel() for p in block.parameters()) for each in lists for block in each), default=0)
+
+
+def _recomputed(model: Model[Any], mean: Mean, width: int) -> float:
+    """Bytes that a sample keeps where blocks keep their inputs alone, and one of them is computed again."""
+    blocks = model.blocks()
+    if not blocks:
+        return mean.kept
+    inputs = getattr(model.config, "llm", model.config).hidden_size * width
+    return mean.kept / len(blocks) + mean.tokens * len(blocks) * inputs
 
 
 def _numbers(run: RunConfig) -> ModelConfig:

@@ -117,9 +117,15 @@ class StageFlops:
         """Bytes that one sample's forward pass keeps for the backward pass, without activation checkpointing."""
         return float(self._pass(row.drawn > 0).kept @ np.array(row.features, float))
 
-    def documents(self, documents: Sequence[Any]) -> float:
-        """FLOPs of what stands in packs: of `Processor.documents`."""
-        return self.needed([self._lengths.document(self._config, one) for one in documents])
+    def pack(self, inputs: Any) -> float:
+        """FLOPs of a pack, of `Processor.pack`. Raises X2IError if the model takes none."""
+        if not self.model.packs:
+            raise X2IError(f"{self._config.architecture} takes no packs")
+        rows, pairs = self._lengths.packed(self._config, inputs)
+        if not rows:
+            return 0.0
+        linear = sum(float((self._pass(r.drawn > 0).linear @ np.array(r.features, float)).sum()) for r in rows)
+        return linear + float((self.pair(rows[0]) @ np.array(pairs, float)).sum())
 
     def batch(self, inputs: Any, drawn: int = 0) -> float:
         """FLOPs of a batch of the model's inputs; of one to be drawn with so many noisy tokens a row."""

@@ -3,7 +3,8 @@
 Four narrow columns are read (task_type, source and the two of `x2i.corpus.manifest.SPLIT`), a row group at a time, and
 what stays in memory is the counts: for each row group, how many samples of each task and source are for training, held
 out, or apart. Corpora of earlier builds lack the split's columns; then they are computed from the images' ids, which
-takes some microseconds a sample, and are kept. Where stages have buckets, the pictures' sizes are read too.
+takes some microseconds a sample, and are kept. Where stages have buckets, the pictures' sizes are read too; where they
+are packed, what tells the samples' lengths.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ import pyarrow.parquet as pq
 from x2i.corpus.corpus import Corpus
 from x2i.corpus.manifest import SPLIT, split_columns
 from x2i.trainer.buckets import COLUMNS, Size, nearest, sizes_of
+from x2i.trainer.classes import Classes
+from x2i.trainer.lengths import columns_of
 
 #: The sides of the split, as numbers of a row.
 TRAIN, HELD_OUT, APART = range(3)
@@ -33,8 +36,9 @@ _THREADS = 4
 _T = TypeVar("_T")
 
 
-#: What is told apart: task, source, and for each list of buckets the place of the one that the picture is for.
-Kind = tuple[str, str, tuple[int, ...]]
+#: What is told apart: task, source, for each list of buckets the place of the one that the picture is for, and the class
+#: of its length.
+Kind = tuple[str, str, tuple[int, ...], int]
 
 
 @dataclass(frozen=True)
@@ -71,14 +75,18 @@ class ManifestReader:
         derived: whether the split must be computed.
     """
 
-    def __init__(self, corpus: Corpus, buckets: Sequence[tuple[Size, ...]] = ()) -> None:
+    def __init__(
+        self, corpus: Corpus, buckets: Sequence[tuple[Size, ...]] = (), classes: Classes | None = None
+    ) -> None:
         self.corpus = corpus
+        self.classes = classes
         self._buckets = buckets
         self._lock = threading.Lock()
         self._file = corpus.open_manifest(read_dictionary=[*_KINDS, "shard"])
         metadata = self._file.metadata
         self.sizes = np.array([metadata.row_group(g).num_rows for g in range(metadata.num_row_groups)], np.int64)
         self._columns = set(self._file.schema_arrow.names)
+        self._estimated = self._has_estimates()
         self.derived = not set(SPLIT.names) <= self._columns
         self._computed: dict[int, tuple[np.ndarray, np.ndarray]] = {}
 
@@ -86,6 +94,10 @@ class ManifestReader:
         """Columns of one row group."""
         with self._lock:
             return self._file.read_row_group(group, columns=columns)
+
+    def lengths(self, group: int) -> pa.Table:
+        """What `x2i.trainer.lengths` wants to know of one row group."""
+        return self.read(group, columns_of(self._columns, self._estimated))
 
     def kinds_and_split(self, group: int) -> tuple[Kinds, np.ndarray, np.ndarray]:
         """Task and source, the image's split point (uint32), and the least of the sample's other images (or the most)."""
@@ -131,7 +143,18 @@ class ManifestReader:
     @property
     def _narrow(self) -> list[str]:
         derived = [n for n in ("image_id", "images") if n in self._columns]
-        return [*_KINDS, *(derived if self.derived else SPLIT.names), *(COLUMNS if self._buckets else ())]
+        names = [*_KINDS, *(derived if self.derived else SPLIT.names), *(COLUMNS if self._buckets else ())]
+        lengths = columns_of(self._columns, self._estimated) if self.classes else ()
+        return list(dict.fromkeys([*names, *lengths]))
+
+    def _has_estimates(self) -> bool:
+        """Whether every sample has an estimate of its text, by the file's statistics."""
+        metadata = self._file.metadata
+        found = [p for p in range(len(self._file.schema)) if self._file.schema.column(p).path == "text_tokens"]
+        chunks = [metadata.row_group(g).column(p) for p in found for g in range(metadata.num_row_groups)]
+        return all(
+            c.statistics is not None and c.statistics.has_null_count and not c.statistics.null_count for c in chunks
+        )
 
     def _all(self) -> Iterator[tuple[int, Kinds, np.ndarray, np.ndarray, int]]:
         """Every row group in order, read in threads, with the number of samples that have no output image."""
@@ -152,24 +175,28 @@ class ManifestReader:
         codes = task.indices.to_numpy().astype(np.int64) * len(sources) + source.indices.to_numpy()
         shape, shapes = self._shapes(table)
         codes = codes * len(shapes) + shape
-        names = [(t, s, p) for t in task.dictionary.to_pylist() for s in sources for p in shapes]
+        kinds = [(t, s, *p) for t in task.dictionary.to_pylist() for s in sources for p in shapes]
         if not self.derived:
-            return Kinds(codes, names), _plain(table["split"]), _plain(table["split_others"])
+            return Kinds(codes, kinds), _plain(table["split"]), _plain(table["split_others"])
         if group not in self._computed:
             images = table["images"] if "images" in self._columns else None
             own, others = split_columns(table["image_id"], images)
             self._computed[group] = own.to_numpy(), _plain(others)
-        return Kinds(codes, names), *self._computed[group]
+        return Kinds(codes, kinds), *self._computed[group]
 
-    def _shapes(self, table: pa.Table) -> tuple[np.ndarray | int, list[tuple[int, ...]]]:
-        """Of each row the place in a list of shapes: the place in each list of buckets."""
-        if not self._buckets:
-            return 0, [()]
-        widths, heights = sizes_of(table)
+    def _shapes(self, table: pa.Table) -> tuple[np.ndarray | int, list[tuple[tuple[int, ...], int]]]:
+        """Of each row the place in a list of shapes: the place in each list of buckets, and the class."""
+        if not self._buckets and not self.classes:
+            return 0, [((), 0)]
         codes = np.zeros(len(table), np.int64)
-        for buckets in self._buckets:
-            codes = codes * len(buckets) + nearest(widths, heights, buckets)
-        return codes, list(product(*(range(len(buckets)) for buckets in self._buckets)))
+        if self._buckets:
+            widths, heights = sizes_of(table)
+            for buckets in self._buckets:
+                codes = codes * len(buckets) + nearest(widths, heights, buckets)
+        if self.classes:
+            codes = codes * len(self.classes) + self.classes.of(table)
+        places = product(*(range(len(buckets)) for buckets in self._buckets))
+        return codes, list(product(places, range(len(self.classes) if self.classes else 1)))
 
     def _without_output(self, file: pq.ParquetFile, group: int) -> int:
         """Samples of a row group without an output image; the file's statistics say how many."""

@@ -1,4 +1,4 @@
-"""What learns: the model, its optimiser, its averaged weights; one optimiser step, and the evaluation."""
+"""What learns: the model, its optimiser, its averaged weights; one optimiser step on all ranks."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import contextlib
 import copy
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,13 +15,14 @@ import torch
 from torch import Tensor
 
 from x2i.base.errors import RecipeError, X2IError
-from x2i.base.seeds import digest, generator
+from x2i.base.seeds import digest
 from x2i.model import flow
 from x2i.model.base import Model
-from x2i.trainer import losses
-from x2i.trainer.batch import Batch, Batcher, ChatBatch, DrawBatch
+from x2i.trainer import losses, parallel
+from x2i.trainer.batch import Batch, ChatBatch, DrawBatch
 from x2i.trainer.config import RunConfig, Stage
 from x2i.trainer.data import Example
+from x2i.trainer.world import World
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +31,11 @@ log = logging.getLogger(__name__)
 class RowReport:
     """What one sample lost; `t` is a picture's timestep, `tokens` are those of a conversation that were learned."""
 
-    example: Example
+    draw: int
+    key: str
+    task: str
+    sample: int
+    replaced: str | None
     loss: float
     t: float | None = None
     tokens: int | None = None
@@ -38,7 +43,7 @@ class RowReport:
 
 @dataclass(frozen=True)
 class StepReport:
-    """What one step did: its samples, the gradient's norm before clipping, the learning rate."""
+    """What one step did on all ranks: its samples, the gradient's norm before clipping, the learning rate."""
 
     rows: tuple[RowReport, ...]
     grad_norm: float
@@ -60,16 +65,19 @@ class StepReport:
 
 
 @dataclass(frozen=True)
-class HeldOutLoss:
-    """Loss on held-out samples, and what the best constant answer would lose.
+class Totals:
+    """Of a step on all ranks: samples, conversations among them, and their tokens that are learned."""
 
-    Of pictures: squared error of the velocity, beside that of its mean. Of conversations: negative log-likelihood per
-    token in nats, beside the entropy of the tokens' frequencies.
-    """
+    rows: float
+    chats: float
+    tokens: float
 
-    loss: float
-    baseline: float
-    samples: int
+    @classmethod
+    def of(cls, batches: Sequence[Batch]) -> Totals:
+        """Of one rank's batches; what does not count here is left out."""
+        chats = [b for b in batches if isinstance(b, ChatBatch)]
+        tokens = sum(float((b.learned * _own(b)).sum()) for b in chats)
+        return cls(sum(sum(b.own) for b in batches), sum(sum(b.own) for b in chats), tokens)
 
 
 def learning_rate(stage: Stage, step: int) -> float:
@@ -99,18 +107,43 @@ def learning(model: Model[Any], parts: Sequence[str] | None, where: str) -> list
 
 
 class Learner:
-    """The mutable state of a run. Everything else in a run is a pure function of its configuration and step."""
+    """The mutable state of a run. Everything else in a run is a pure function of its configuration and step.
 
-    def __init__(self, run: RunConfig, model: Model[Any], device: torch.device) -> None:
+    Attributes:
+        model: as `x2i.trainer.parallel.prepare` leaves it.
+        ema: the averaged weights by name, divided as the model's are; None if the run keeps none.
+    """
+
+    def __init__(
+        self,
+        run: RunConfig,
+        model: Model[Any],
+        device: torch.device,
+        world: World | None = None,
+        build: Callable[[], Model[Any]] | None = None,
+    ) -> None:
+        """Begin.
+
+        Args:
+            run: the run.
+            model: on the CPU, with the weights to start from.
+            device: where to compute.
+            world: the ranks; default: this process alone.
+            build: makes a model of the same numbers, whatever its weights; of ranks that keep a reference.
+        """
         self.run = run
-        self.model = model.to(device)
+        self.world = world or World(alone=True)
+        self._build = build
+        self.tied = parallel.tied_names(model)
+        _check_tau(run, model)
+        self._may_learn = {n for n, p in model.named_parameters() if p.requires_grad}  # with adapters: they alone
+        self.model = model
+        self._trained = [sorted(self._of(s, f"stages.{i}")) for i, s in enumerate(run.stages)]
+        self.model = parallel.prepare(model, run, self.world, device)
         self.device = device
         self.optimizer: torch.optim.AdamW | None = None
         self.reference: Model[Any] | None = None  # of a preference stage: the model as it was when the stage began
         self._told: set[tuple[str, str]] = set()
-        _check_tau(run, model)
-        self._may_learn = {n for n, p in model.named_parameters() if p.requires_grad}  # with adapters: they alone
-        self._trained = [sorted(self._of(s, f"stages.{i}")) for i, s in enumerate(run.stages)]
         ever = {name for names in self._trained for name in names}
         parameters = dict(model.named_parameters())
         self.ema = {n: parameters[n].detach().clone() for n in sorted(ever)} if run.ema else None
@@ -137,13 +170,32 @@ class Learner:
 
     def keep_reference(self) -> None:
         """Remember the model as it is now: what a preference stage compares with."""
-        self.reference = copy.deepcopy(self.model).requires_grad_(False).eval()
+        if not parallel.is_divided(self.model):
+            self.reference = copy.deepcopy(self.model).requires_grad_(False).eval()
+            return
+        assert self._build is not None
+        twin = parallel.prepare(self._build(), self.run, self.world, self.device)
+        with torch.no_grad():
+            for mine, theirs in zip(twin.state_dict().values(), self.model.state_dict().values(), strict=True):
+                parallel.local(mine).copy_(parallel.local(theirs))
+        self.reference = twin.requires_grad_(False).eval()
 
-    def step(self, batches: Sequence[Batch], stage: Stage, stage_step: int, global_step: int) -> StepReport:
+    def step(
+        self,
+        batches: Sequence[Batch],
+        stage: Stage,
+        stage_step: int,
+        global_step: int,
+        totals: Totals | None = None,
+    ) -> StepReport:
         """One optimiser step over the batches of a step.
 
+        Args:
+            batches: this rank's; all ranks have as many of each kind.
+            totals: of all ranks; default: of these batches.
+
         Raises:
-            X2IError: the loss or the gradient is not finite; the weights are as before the step.
+            X2IError: the loss or the gradient is not finite; all ranks find it together, and the weights are as before.
         """
         assert self.optimizer is not None
         self.model.train()
@@ -152,21 +204,29 @@ class Learner:
             group["lr"] = lr
         self._anneal(stage, stage_step)
         self.optimizer.zero_grad(set_to_none=True)
-        count = sum(len(b.examples) for b in batches)
+        totals = totals or Totals.of(batches)
         rows: list[RowReport] = []
         for batch in batches:
-            with self._seeded(stage, stage_step):
-                loss, each, tokens = self._loss(batch, stage)
+            with self._seeded(stage, stage_step, batch.examples[0].draw):
+                loss, each, tokens = self._loss(batch, stage, totals)
+                zero = parallel.touched(self.model)
             if not loss.requires_grad:
                 some = ", ".join(sorted({e.task for e in batch.examples}))
                 raise RecipeError(f"stages.{stage.name}.train: nothing that learns takes part in {some}: leave it out")
-            (loss * (len(batch.examples) / count)).backward()
+            # FSDP takes the mean of the ranks' gradients; the loss is a sum over them
+            (loss * self.world.size + (0 if zero is None else zero)).backward()
             t = batch.t.tolist() if isinstance(batch, DrawBatch) else [None] * len(batch.examples)
             learned = [None] * len(batch.examples) if tokens is None else tokens.tolist()
             self._tell_of_nothing(stage, batch.examples, learned)
             values = each.detach().float().tolist()
-            rows += map(RowReport, batch.examples, values, t, learned)
-        norm = float(torch.nn.utils.clip_grad_norm_(self._learning(), stage.clip))
+            for own, e, *rest in zip(batch.own, batch.examples, values, t, learned, strict=True):
+                if own:
+                    rows.append(RowReport(e.draw, e.key, e.task, e.sample, e.replaced, *rest))
+        for parameter in self._learning():
+            if parameter.grad is None:  # with FSDP it is zero: the same update, whatever the number of ranks
+                parameter.grad = torch.zeros_like(parameter)
+        norm = float(parallel.full(torch.nn.utils.clip_grad_norm_(self._learning(), stage.clip)))
+        rows = sorted((r for part in self.world.gather(rows) for r in part), key=lambda r: r.draw)
         if not math.isfinite(norm) or not all(math.isfinite(r.loss) for r in rows):
             self._refuse(rows, norm, stage, stage_step)
         self.optimizer.step()
@@ -185,37 +245,49 @@ class Learner:
                 )
 
     @contextlib.contextmanager
-    def _seeded(self, stage: Stage, step: int) -> Iterator[None]:
-        """Within the block what the network draws (dropout, visual words) depends on the step alone, as after a resume."""
+    def _seeded(self, stage: Stage, step: int, draw: int) -> Iterator[None]:
+        """Within the block what the network draws (dropout, visual words) depends on the step and the first row alone."""
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
-            torch.manual_seed(int(digest("network/1", self.run.seed, stage.name, step)[:15], 16))
+            torch.manual_seed(int(digest("network/2", self.run.seed, stage.name, step, draw)[:15], 16))
             yield
 
-    def _loss(self, batch: Batch, stage: Stage) -> tuple[Tensor, Tensor, Tensor | None]:
-        """What is learned from a batch, a mean over its rows; the loss of each row [B]; tokens that each learns [B]."""
+    def _loss(self, batch: Batch, stage: Stage, totals: Totals) -> tuple[Tensor, Tensor, Tensor | None]:
+        """This batch's part of the step's loss; the loss of each row [B]; tokens that each learns [B].
+
+        The step's loss is a mean over its samples: of pictures and preferences each its own; of conversations the mean
+        over all their tokens in the step, whichever answer they belong to. So it does not depend on how the step was
+        divided.
+        """
+        own_B = _own(batch)
         if isinstance(batch, DrawBatch):
             each = self.velocity_losses(batch)
-            return each.mean(), each, None
+            return (each * own_B).sum() / totals.rows, each, None
         if batch.rejected is not None:
-            return self._preference_loss(batch, stage)
+            each, counts = self._preference_losses(batch, stage)
+            return (each * own_B).sum() / totals.rows, each, counts
         sums, counts = self._next_token(batch.inputs)
-        # every token of the batch counts alike, whichever answer it belongs to
-        return stage.answer_weight * sums.sum() / counts.sum().clamp_min(1), sums / counts.clamp_min(1), counts
+        part = (sums * own_B).sum() / max(totals.tokens, 1) * (totals.chats / totals.rows)
+        return stage.answer_weight * part, sums / counts.clamp_min(1), counts
 
     def velocity_losses(self, batch: DrawBatch) -> Tensor:
         """Squared error of the velocity, weighted where the batch says so, per sample [B], float32."""
         noisy = flow.interpolate(batch.noise, batch.data, batch.t)
-        with self._autocast():
-            predicted = self.model.velocity(noisy, batch.t, self.model.condition(batch.inputs, target=_size(noisy)))
+        with self.autocast():
+            predicted = self.model(noisy, batch.t, batch.inputs)
         if batch.weights is None:
             return flow.squared_error(predicted, batch.noise, batch.data)
         return losses.weighted_squared_error(predicted, batch.noise, batch.data, batch.weights)
 
     def _next_token(self, inputs: Any, model: Model[Any] | None = None) -> tuple[Tensor, Tensor]:
-        with self._autocast():
+        with self.autocast():
             return (model or self.model).next_token(inputs)
 
-    def _preference_loss(self, batch: ChatBatch, stage: Stage) -> tuple[Tensor, Tensor, Tensor]:
+    def next_token_sums(self, inputs: Any) -> tuple[float, int]:
+        """Negative log-likelihood of all learned tokens of a batch, and their number."""
+        sums, counts = self._next_token(inputs)
+        return float(sums.sum()), int(counts.sum())
+
+    def _preference_losses(self, batch: ChatBatch, stage: Stage) -> tuple[Tensor, Tensor]:
         assert stage.preference is not None and self.reference is not None
         chosen, counts = self._next_token(batch.inputs)
         rejected, _ = self._next_token(batch.rejected)
@@ -223,7 +295,7 @@ class Learner:
             before, worse = (-self._next_token(i, self.reference)[0] for i in (batch.inputs, batch.rejected))
         smoothing = stage.preference.label_smoothing
         each, _ = losses.dpo(-chosen, -rejected, before, worse, beta=stage.preference.beta, label_smoothing=smoothing)
-        return each.mean(), each, counts
+        return each, counts
 
     def _anneal(self, stage: Stage, step: int) -> None:
         """Set the temperature of the visual tokenizer, where there is one: linear from the first step to the last."""
@@ -234,66 +306,21 @@ class Learner:
         for module in _with_tau(self.model):
             module.tau = tau
 
-    @torch.no_grad()
-    def held_out(
-        self, batcher: Batcher, examples: Mapping[str, Sequence[Example]], stage: Stage | None = None
-    ) -> dict[str, HeldOutLoss]:
-        """Loss by task: of pictures with fixed noise, at the quartiles' middles of the training distribution of t."""
-        self.model.eval()
-        drawn = {t: some for t, some in examples.items() if some[0].output is not None}
-        out = {task: self._held_out_pictures(batcher, some) for task, some in drawn.items()}
-        rest = {task: some for task, some in examples.items() if task not in drawn}
-        answered = {task: self._held_out_chats(batcher, some, stage) for task, some in rest.items()}
-        return out | {task: loss for task, loss in answered.items() if loss is not None}
-
-    def _held_out_pictures(self, batcher: Batcher, some: Sequence[Example]) -> HeldOutLoss:
-        times = 1 / (1 + np.exp(-np.array([-1.1503, -0.3186, 0.3186, 1.1503])))
-        repeated = [e for e in some for _ in times]
-        drawn = [generator("held-out/1", self.run.seed, e.key, i % len(times)) for i, e in enumerate(repeated)]
-        values, velocities = [], []
-        for start in range(0, len(repeated), 32):
-            part = slice(start, start + 32)
-            t = [float(times[i % len(times)]) for i in range(len(repeated))[part]]
-            batch = batcher.draw(repeated[part], drawn[part], t)
-            values.append(self.velocity_losses(batch).cpu())
-            velocities.append((batch.data - batch.noise).float().cpu())
-        velocity = torch.cat(velocities)
-        spread = (velocity - velocity.mean(dim=(0, 2, 3), keepdim=True)).pow(2).mean()
-        return HeldOutLoss(float(torch.cat(values).mean()), float(spread), len(some))
-
-    def _held_out_chats(self, batcher: Batcher, some: Sequence[Example], stage: Stage | None) -> HeldOutLoss | None:
-        """None if no token of the answers is left to be judged by."""
-        total, tokens = 0.0, 0
-        plain = stage is not None and stage.plain_captions
-        for start in range(0, len(some), 16):
-            try:
-                batch = batcher.chat(some[start : start + 16], plain)
-            except X2IError as error:  # the model can be shown none of them
-                log.warning("left out: %s", error)
-                continue
-            sums, counts = self._next_token(batch.inputs)
-            total, tokens = total + float(sums.sum()), tokens + int(counts.sum())
-        if not tokens:
-            return None
-        return HeldOutLoss(total / tokens, batcher.token_entropy(some), len(some))
-
     @contextlib.contextmanager
     def averaged(self) -> Iterator[None]:
         """Within the block the model has its averaged weights, if the run keeps any."""
         if self.ema is None:
             yield
             return
-        parameters = {n: p for n, p in self.model.named_parameters() if n in self.ema}
-        kept = {n: p.detach().clone() for n, p in parameters.items()}
-        with torch.no_grad():
-            for name, parameter in parameters.items():
-                parameter.copy_(self.ema[name])
+        parameters = {n: parallel.local(p.detach()) for n, p in self.model.named_parameters() if n in self.ema}
+        kept = {n: p.clone() for n, p in parameters.items()}
+        for name, parameter in parameters.items():
+            parameter.copy_(parallel.local(self.ema[name]))
         try:
             yield
         finally:
-            with torch.no_grad():
-                for name, parameter in parameters.items():
-                    parameter.copy_(kept[name])
+            for name, parameter in parameters.items():
+                parameter.copy_(kept[name])
 
     def _learning(self) -> list[torch.nn.Parameter]:
         return [p for p in self.model.parameters() if p.requires_grad]
@@ -303,15 +330,16 @@ class Learner:
             return
         decay = min(self.run.ema, (1 + step) / (10 + step))  # the first weights are soon forgotten
         parameters = dict(self.model.named_parameters())
-        torch._foreach_lerp_(list(self.ema.values()), [parameters[n].detach() for n in self.ema], 1 - decay)
+        theirs = [parallel.local(parameters[n].detach()) for n in self.ema]
+        torch._foreach_lerp_([parallel.local(t) for t in self.ema.values()], theirs, 1 - decay)
 
-    def _autocast(self) -> contextlib.AbstractContextManager[object]:
+    def autocast(self) -> contextlib.AbstractContextManager[object]:
         enabled = self.run.precision == "bfloat16"
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled)
 
     def _refuse(self, rows: Sequence[RowReport], norm: float, stage: Stage, step: int) -> None:
-        bad = [f"{r.example.key} ({r.example.task})" for r in rows if not math.isfinite(r.loss)]
-        keys = ", ".join(r.example.key for r in rows)
+        bad = [f"{r.key} ({r.task})" for r in rows if not math.isfinite(r.loss)]
+        keys = ", ".join(r.key for r in rows)
         which = ", ".join(bad) or f"none alone (gradient norm {norm}); the batch: {keys}"
         raise X2IError(
             f"stage {stage.name}, step {step}: the loss is not finite; samples: {which}. The weights are untouched; "
@@ -333,5 +361,7 @@ def _check_tau(run: RunConfig, model: Model[Any]) -> None:
             )
 
 
-def _size(x_BCHW: Tensor) -> tuple[int, int]:
-    return x_BCHW.shape[-2], x_BCHW.shape[-1]
+def _own(batch: Batch) -> Tensor:
+    """1 for rows that count here, 0 for others, [B]."""
+    device = batch.t.device if isinstance(batch, DrawBatch) else batch.inputs.labels_BL.device
+    return torch.tensor(batch.own, dtype=torch.float32, device=device)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from x2i.base.errors import RecipeError
 from x2i.corpus.corpus import Corpus
 from x2i.trainer.buckets import kept
 from x2i.trainer.config import Stage
 from x2i.trainer.index import HELD_OUT, TRAIN
-from x2i.trainer.lengths import COLUMNS, tokens
+from x2i.trainer.lengths import COLUMNS, EARLIER, Lengths, Measure, tokens
+from x2i.trainer.measured import MeasuredGroups, MeasuredSamples
+from x2i.trainer.packing import PackPlan
 from x2i.trainer.plan import OPEN, STEPS, WINDOW, BucketPlan, StagePlan
 from x2i.trainer.table import Cell, Samples, SampleTable
 
@@ -18,19 +21,52 @@ _GROUPS = 16
 
 def table_of(corpora: Sequence[Corpus], stages: Sequence[Stage], held_out: float) -> SampleTable:
     """The samples of these corpora, told apart as the stages need it. Raises RecipeError if there are none."""
-    return SampleTable(corpora, held_out, list(dict.fromkeys(s.buckets for s in stages if s.buckets)))
+    buckets = dict.fromkeys(s.buckets for s in stages if s.buckets and s.pack is None)
+    return SampleTable(corpora, held_out, list(buckets), packed=any(s.pack is not None for s in stages))
 
 
-def plan_of(table: SampleTable, stage: Stage, seed: int) -> StagePlan | BucketPlan:
-    """The stream of a stage. Raises RecipeError if its mixture names what has no training samples."""
+def plan_of(
+    table: SampleTable, stage: Stage, seed: int, lengths: Lengths | None = None
+) -> StagePlan | BucketPlan | PackPlan:
+    """The stream of a stage. Raises RecipeError if its mixture names what has no training samples.
+
+    Args:
+        lengths: what the run's model makes of samples; packed stages are planned by it. Default: a guess.
+    """
+    if stage.pack is not None:
+        return _packed(table, stage, seed, Measure(stage, lengths))
+    assert stage.batch is not None
     samples = table.samples(TRAIN, stage.mixture_by)
     mixture = dict(stage.mixture)
     if stage.mixture_unit == "tokens":
         for name in mixture.keys() & {n for n, s in samples.items() if len(s)}:
-            mean = tokens(samples[name].some(COLUMNS, _GROUPS), stage).mean()
+            mean = tokens(samples[name].some([*COLUMNS, *EARLIER], _GROUPS), stage).mean()
             mixture[name] /= float(f"{mean:.6g}")  # not to hang on the last bit of a sum
     plain = StagePlan(samples, mixture, stage.batch, seed, stage.name)
     return _bucketed(table, stage, seed, mixture) if stage.buckets else plain
+
+
+def _packed(table: SampleTable, stage: Stage, seed: int, measure: Measure) -> PackPlan:
+    """A plan of packs, by the lengths that a model makes of the samples."""
+    assert stage.pack is not None
+    groups = MeasuredGroups(table, measure)
+    codes: dict[str, list[int]] = {}
+    for code, cell in enumerate(table.cells):
+        codes.setdefault(table.name(cell, stage.mixture_by), []).append(code)
+    found = {name: MeasuredSamples(groups, codes[name], TRAIN) for name in stage.mixture if name in codes}
+    samples = {name: each for name, each in found.items() if len(each.sizes)}
+    if missing := [name for name in stage.mixture if name not in samples]:
+        known = ", ".join(sorted(name for name, each in table.samples(TRAIN, stage.mixture_by).items() if len(each)))
+        raise RecipeError(
+            f"stages.{stage.name}.mixture: the corpora have no training samples of {', '.join(missing)}; "
+            f"they have {known or 'none'}"
+        )
+    return PackPlan(
+        *(samples, stage.mixture, stage.pack, seed, stage.name),
+        by_tokens=stage.mixture_unit == "tokens",
+        dropout=stage.condition_dropout,
+        fit=measure.lengths.text,
+    )
 
 
 def _bucketed(table: SampleTable, stage: Stage, seed: int, mixture: dict[str, float]) -> BucketPlan:
@@ -39,7 +75,8 @@ def _bucketed(table: SampleTable, stage: Stage, seed: int, mixture: dict[str, fl
     What would get less than half a step in a window of steps, or of a stratum less than half a draw in a window of
     draws, is served by the neighbouring bucket: whole steps and draws would repeat few samples over and over.
     """
-    place, sizes = table.buckets.index(stage.buckets), stage.buckets
+    assert stage.batch is not None
+    place, sizes, batch = table.buckets.index(stage.buckets), stage.buckets, stage.batch
 
     def samples_of(bucket: int, of: Callable[[Cell], int | None]) -> dict[str, Samples]:
         found = table.samples(TRAIN, stage.mixture_by, lambda cell: of(cell) == bucket)
@@ -77,7 +114,7 @@ def _bucketed(table: SampleTable, stage: Stage, seed: int, mixture: dict[str, fl
         samples = samples_of(bucket, served)
         width, height = sizes[bucket]
         plans[width, height] = StagePlan(
-            *(samples, part, stage.batch, seed, f"{stage.name}/{width}x{height}"), open_samples=OPEN // len(parts)
+            *(samples, part, batch, seed, f"{stage.name}/{width}x{height}"), open_samples=OPEN // len(parts)
         )
     return BucketPlan(plans, {sizes[b]: sum(part.values()) for b, part in parts.items()}, seed, stage.name)
 

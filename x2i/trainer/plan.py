@@ -53,7 +53,10 @@ class Draw:
         task: the sample's task_type.
         sample: number in the sample table.
         position: place in the stratum's stream; `position // len(samples)` is the epoch.
-        size: of the step's bucket, width and height in pixels, if there are buckets.
+        size: of the step's bucket, width and height in pixels, if there are buckets; in packs, of the sample's own.
+        pack: in packed stages, its place in the step, from 0; `tokens`: what the sample is planned to take of it;
+            `dropped`: whether it is planned to be shown without its condition; `part`: which samples of the stratum, by
+            length, `position` counts.
     """
 
     index: int
@@ -62,6 +65,10 @@ class Draw:
     sample: int
     position: int
     size: Size | None = None
+    pack: int | None = None
+    tokens: int | None = None
+    dropped: bool | None = None
+    part: int | None = None
 
 
 class Stratum(Protocol):
@@ -275,7 +282,7 @@ def permuted(place: int, size: int, *key: int | str) -> int:
     """
     half = max((size - 1).bit_length() + 1, 2) // 2
     mask = (1 << half) - 1
-    rounds = _round_keys(*key)
+    rounds = round_keys(*key)
     while True:
         left, right = place >> half, place & mask
         for round_key in rounds:
@@ -285,8 +292,25 @@ def permuted(place: int, size: int, *key: int | str) -> int:
             return place
 
 
-@lru_cache(maxsize=256)
-def _round_keys(*key: int | str) -> tuple[int, ...]:
+def permuted_all(places: np.ndarray, sizes: np.ndarray, keys: np.ndarray) -> np.ndarray:
+    """As `permuted`, of many places, each with a size and the round keys (uint64 [places, rounds]) of its own."""
+    half = np.array([max((size - 1).bit_length() + 1, 2) // 2 for size in sizes.tolist()], np.uint64)
+    out, wide = places.astype(np.uint64), sizes.astype(np.uint64)
+    left_over = np.arange(len(out))
+    while len(left_over):
+        by, rounds = half[left_over], keys[left_over]
+        mask = (np.uint64(1) << by) - np.uint64(1)
+        left, right = out[left_over] >> by, out[left_over] & mask
+        for number in range(rounds.shape[1]):
+            left, right = right, left ^ (_mix_all(right ^ rounds[:, number]) & mask)
+        out[left_over] = left << by | right
+        left_over = left_over[out[left_over] >= wide[left_over]]
+    return out.astype(np.int64)
+
+
+@lru_cache(maxsize=8192)
+def round_keys(*key: int | str) -> tuple[int, ...]:
+    """The round keys of a permutation with this key, 32 bits each."""
     whole = digest("plan/permutation/1", *key)
     return tuple(int(whole[i * 8 : i * 8 + 8], 16) for i in range(_ROUNDS))
 
@@ -297,3 +321,11 @@ def _mix(x: int) -> int:
     x = ((x ^ x >> 30) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
     x = ((x ^ x >> 27) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
     return x ^ x >> 31
+
+
+def _mix_all(x: np.ndarray) -> np.ndarray:
+    """`_mix` of many, uint64: numpy's arithmetic wraps by itself."""
+    x = x + np.uint64(0x9E3779B97F4A7C15)
+    x = (x ^ x >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ x >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
+    return x ^ x >> np.uint64(31)

@@ -6,6 +6,7 @@ result = train("configs/train/quickstart.yaml")
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -14,19 +15,20 @@ from pathlib import Path
 from typing import Any
 
 from x2i import corpus
-from x2i.base.errors import RecipeError
+from x2i.base.errors import ElsewhereError, RecipeError, X2IError
 from x2i.base.files import exclusive, remove, remove_leftovers, write_text
 from x2i.corpus.corpus import Corpus
 from x2i.trainer import checkpoint
 from x2i.trainer.config import RunConfig, load_run
 from x2i.trainer.progress import Progress, Silent
+from x2i.trainer.world import World, is_lost_contact
 
 log = logging.getLogger(__name__)
 
 IDENTITY, LOGS, LEDGER = "run.json", "logs", "ledger"
 
-#: Of run.json. 2: samples come in the order of `x2i.trainer.plan` by row groups; before, in another.
-FORMAT = 2
+#: Of run.json. 2: samples come in the order of `x2i.trainer.plan` by row groups. 3: the optimiser's state is divided.
+FORMAT = 3
 
 
 @dataclass(frozen=True)
@@ -80,24 +82,52 @@ def train(run: str | Path | RunConfig, *, fresh: bool = False, progress: Progres
         Stopped: the run was asked to stop, and wrote a checkpoint.
     """
     config = run if isinstance(run, RunConfig) else load_run(run)
-    progress = progress or Silent()
+    world = World(config.compute.timeout_minutes)
+    progress = (progress if world.first else None) or Silent()
+    try:
+        with contextlib.ExitStack() as held:
+            newest, corpora = _entered(config, world, held, fresh)
+            if newest is not None and newest.step >= config.total_steps:
+                progress.note(f"{config.output}: finished already, at step {newest.step}; nothing to do")
+                return result_of(config, newest)
+
+            # threads that wait must not spin: beside another busy process, spinning makes small steps ten times slower
+            os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+            from x2i.trainer.session import Session  # torch and transformers from here on
+
+            return Session(config, corpora, newest, progress, world).run()
+    except RuntimeError as error:
+        if world.size > 1 and is_lost_contact(error):
+            raise ElsewhereError(
+                f"{config.output}: rank {world.rank} has lost contact with another one, which has failed or hangs "
+                f"({str(error).partition('. ')[0]}). The same command goes on from the last checkpoint"
+            ) from None
+        raise
+    finally:
+        world.close()
+
+
+def _entered(
+    config: RunConfig, world: World, held: contextlib.ExitStack, fresh: bool
+) -> tuple[checkpoint.Checkpoint | None, list[Corpus]]:
+    """Rank 0 takes the run's folder for itself and puts it in order; all get the checkpoint to go on from."""
     corpora = [corpus.open(path) for path in config.corpora]
-    with exclusive(config.output, "training"):
-        remove_leftovers(config.output)
-        if fresh:
-            clear(config.output)
-        found = checkpoint.all_of(config.output)
-        newest = found[-1] if found else None
-        _claim(config, corpora, new=newest is None)
-        if newest is not None and newest.step >= config.total_steps:
-            progress.note(f"{config.output}: finished already, at step {newest.step}; nothing to do")
-            return result_of(config, newest)
-
-        # threads that wait must not spin: beside another busy process, spinning makes small steps ten times slower
-        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-        from x2i.trainer.session import Session  # torch and transformers from here on
-
-        return Session(config, corpora, newest, progress).run()
+    newest, fault = None, None
+    if world.first:
+        try:
+            held.enter_context(exclusive(config.output, "training"))
+            remove_leftovers(config.output)
+            if fresh:
+                clear(config.output)
+            found = checkpoint.all_of(config.output)
+            newest = found[-1] if found else None
+            _claim(config, corpora, new=newest is None)
+        except (X2IError, OSError) as error:
+            fault = error
+    newest, failed = world.tell((newest, fault is not None))
+    if failed:
+        raise fault or ElsewhereError(f"{config.output}: rank 0 cannot begin: its message says why")
+    return newest, corpora
 
 
 def result_of(config: RunConfig, newest: checkpoint.Checkpoint, **now: Any) -> Result:
@@ -118,7 +148,7 @@ def clear(output: Path) -> None:
     """Remove a run's checkpoints, logs and identity from its folder; other files stay."""
     for found in checkpoint.all_of(output):
         remove(found.path)
-    for name in (LOGS, LEDGER, IDENTITY):
+    for name in (LOGS, LEDGER, IDENTITY, checkpoint.VAE_FOLDER):
         remove(output / name)
 
 
@@ -135,7 +165,8 @@ def _claim(config: RunConfig, corpora: list[Corpus], new: bool) -> None:
     }
     path = config.output / IDENTITY
     if new:
-        remove(config.output / LOGS)
+        for name in (LOGS, checkpoint.VAE_FOLDER):
+            remove(config.output / name)
         write_text(path, json.dumps(now, indent=2, ensure_ascii=False) + "\n")
         return
     try:
@@ -150,7 +181,7 @@ def _claim(config: RunConfig, corpora: list[Corpus], new: bool) -> None:
     if form != FORMAT:
         raise RecipeError(
             f"{config.output}: this run was begun by another x2i (format {form}, this one has {FORMAT}), which gave it its "
-            "samples in another order: it cannot go on exactly. Give another `output`, with `model: {weights: "
+            "samples or its noise otherwise: it cannot go on exactly. Give another `output`, with `model: {weights: "
             f"{config.output}}}` to start from its newest checkpoint; or use --fresh to remove it and start over."
         )
     if was != are:

@@ -16,14 +16,11 @@ from x2i.trainer.buckets import nearest
 from x2i.trainer.config import Stage
 from x2i.trainer.flops import StageFlops
 from x2i.trainer.index import TRAIN
-from x2i.trainer.lengths import COLUMNS, tokens
+from x2i.trainer.lengths import COLUMNS, EARLIER, texts, tokens
 from x2i.trainer.table import Cell, Samples, SampleTable
 
 #: Row groups and samples of each task and corpus that are looked at.
 _GROUPS, _SAMPLES = 8, 128
-
-#: Bytes or characters of a token of text, as `x2i.trainer.lengths` counts.
-_TEXT = 4
 
 #: Of samples that cannot be looked at: tokens of an instruction, and of a conversation.
 INSTRUCTION, CONVERSATION = 64, 128
@@ -114,7 +111,9 @@ def of_manifest(table: SampleTable, stage: Stage, shapes: Shapes, notes: list[st
             "shares are those of the rest"
         )
     if stage.mixture_unit == "tokens":
-        mixture = {n: w / float(tokens(every[n].some(COLUMNS, _GROUPS), stage).mean()) for n, w in mixture.items()}
+        mixture = {
+            n: w / float(tokens(every[n].some([*COLUMNS, *EARLIER], _GROUPS), stage).mean()) for n, w in mixture.items()
+        }
     whole, found = sum(mixture.values()), []
     for name, weight in mixture.items():
         kinds = sorted({(c.task, c.corpus) for c in table.cells if table.name(c, stage.mixture_by) == name})
@@ -134,22 +133,22 @@ def _only(task: str, place: int) -> Callable[[Cell], bool]:
 
 def _some(samples: Samples) -> list[dict[str, Any]]:
     """What the manifest says of some of them, evenly spaced over some row groups."""
-    rows: pa.Table = samples.some(COLUMNS, _GROUPS)
+    rows: pa.Table = samples.some([*COLUMNS, *EARLIER], _GROUPS)
     chosen = np.unique(np.linspace(0, len(rows) - 1, min(_SAMPLES, len(rows))).astype(int))
-    return list(rows.take(pa.array(chosen)).to_pylist())
+    rows = rows.take(pa.array(chosen))
+    return [r | {"text": max(round(n), 1)} for r, n in zip(rows.to_pylist(), texts(rows).tolist(), strict=True)]
 
 
 def _row(row: dict[str, Any], stage: Stage, shapes: Shapes) -> Row:
     sizes = [(size["height"], size["width"]) for size in row["input_sizes"]]
     out = row["output_size"]
     if out is None:
-        record = sum(member["size"] for member in row["members"] if member["suffix"] == "json")
-        return shapes.chat(max(record // _TEXT, 1), sizes, stage.side(True))
+        return shapes.chat(row["text"], sizes, stage.side(True))
     size = stage.resolution, stage.resolution
     if stage.buckets:
         place = nearest(np.array([float(out["width"])]), np.array([float(out["height"])]), stage.buckets)[0]
         size = stage.buckets[place][1], stage.buckets[place][0]
-    return shapes.drawn(max(row["instruction_chars"] // _TEXT, 1), len(sizes), size)
+    return shapes.drawn(row["text"], len(sizes), size)
 
 
 def assumed(stage: Stage, shapes: Shapes, model: Model[Any], notes: list[str]) -> list[Stratum]:

@@ -64,6 +64,7 @@ def tiny(run: RunConfig) -> RunConfig:
             "precision": "float32",
             "device": "cpu",
             "cpu_threads": run.cpu_threads or 1,
+            "compute": run.compute.model_dump() | {"compile": False, "shards": None},
             "held_out_samples": 1,
             "preview": run.preview.model_dump() | {"per_task": 1, "steps": 1, "answer_tokens": 4},
         },
@@ -110,10 +111,10 @@ def _stage(stage: Stage, largest: int, config: ModelConfig, there: Collection[st
     }
     if stage.batch is not None:
         content["batch"] = min(stage.batch, BATCH)
-    if content.get("micro_batch"):
-        content["micro_batch"] = min(content["micro_batch"], BATCH)
-    if content.get("pack"):
-        content["pack"] |= {"tokens": min(content["pack"]["tokens"], PACK), "packs": 1}
+    if stage.micro_batch is not None:
+        content["micro_batch"] = min(stage.micro_batch, BATCH)
+    if stage.pack is not None:
+        content["pack"] = {"tokens": min(stage.pack.tokens, PACK), "packs": 1}
     if stage.chat_resolution is not None:
         content["chat_resolution"] = side(stage.chat_resolution)
     if stage.buckets:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import logging
 import signal
@@ -17,58 +18,75 @@ from typing import Any
 import torch
 
 from x2i import __version__
-from x2i.base.errors import Stopped
+from x2i.base.errors import ElsewhereError, RecipeError, Stopped, X2IError
 from x2i.corpus.corpus import Corpus
 from x2i.model import lora, weights
 from x2i.model.config import ModelFile
 from x2i.model.sampling import Painter
-from x2i.trainer import checkpoint, preview, tokens
+from x2i.trainer import checkpoint, parallel, preview, tokens
+from x2i.trainer.batch import Batch
 from x2i.trainer.checkpoint import Checkpoint
 from x2i.trainer.config import RunConfig, Stage
-from x2i.trainer.data import Loader
-from x2i.trainer.learner import HeldOutLoss, Learner, RowReport, StepReport
+from x2i.trainer.data import Example
+from x2i.trainer.evaluation import HeldOutLoss, held_out
+from x2i.trainer.learner import Learner, StepReport, Totals
 from x2i.trainer.ledger import Entry, Ledger
+from x2i.trainer.loader import Loader
+from x2i.trainer.meter import Logs, Meter
 from x2i.trainer.progress import Progress
-from x2i.trainer.run import LOGS, Result, result_of
+from x2i.trainer.run import Result, result_of
+from x2i.trainer.saver import Saver, restore, state_of
 from x2i.trainer.setup import Setup
+from x2i.trainer.shares import Shares
+from x2i.trainer.world import World
 
 log = logging.getLogger(__name__)
-
-#: Share of the old value in the losses that are shown.
-_SMOOTH = 0.95
 
 
 class Session:
     """Builds everything that a run needs, then runs it. All random choices derive from the run's seed."""
 
-    def __init__(self, run: RunConfig, corpora: list[Corpus], newest: Checkpoint | None, progress: Progress) -> None:
+    def __init__(
+        self, run: RunConfig, corpora: list[Corpus], newest: Checkpoint | None, progress: Progress, world: World
+    ) -> None:
         self._run = run
         self._progress = progress
-        self._setup = Setup(run, corpora, newest)
+        self._world = world
+        self._setup = Setup(run, corpora, newest, world.device(run.device))
+        self._check_world()
         self._newest = newest
         self._step = newest.step if newest else 0
-        self._learner = Learner(run, self._setup.model, self._setup.device)
+        self._learner = Learner(run, self._setup.model, self._setup.device, world, self._setup.build_like)
+        self._shares = Shares(world.rank, world.size, self._setup.table.chats)
+        self._saver = Saver(world)
         if newest is not None:
             self._restore(newest.path)
-        self._smoothed: dict[str, float] = {}
-        self._stop = 0  # the signal that asked for it
+        self._meter = Meter()
+        self._asked = 0  # the signal by which this rank was asked to stop
+        self._stop = 0  # the one on which all ranks have agreed
+
+    def _check_world(self) -> None:
+        run, size = self._run, self._world.size
+        if run.compute.shards is not None and size % run.compute.shards:
+            raise RecipeError(f"compute.shards: {run.compute.shards} does not divide the {size} ranks of this launch")
 
     def run(self) -> Result:
         """Train to the end. On SIGINT or SIGTERM: finish the step, write a checkpoint, raise Stopped."""
-        from torch.utils.tensorboard import SummaryWriter
-
         began, first = time.monotonic(), self._step
         self._announce()
-        self._ledger = Ledger(self._run.output, self._step)
-        self._writer = SummaryWriter(self._run.output / LOGS, purge_step=self._step or None)
+        self._ledger = Ledger(self._run.output, self._step) if self._world.first else None
+        self._logs = Logs(self._run, self._step) if self._world.first else None
         self._progress.start(self._run.total_steps, self._step)
         try:
             with self._interruptible():
                 while self._step < self._run.total_steps and not self._stop:
                     self._stage(*self._run.locate(self._step))
+                self._saver.wait()
         finally:
+            self._saver.join()
             self._progress.close()
-            self._writer.close()
+            if self._logs is not None:
+                self._logs.close()
             self._setup.reader.close()
         assert self._newest is not None
         if self._stop:
@@ -79,8 +97,8 @@ class Session:
             self._newest,
             steps_now=self._step - first,
             seconds=time.monotonic() - began,
-            train_loss={t: round(v, 6) for t, v in sorted(self._smoothed.items()) if t},
-            damaged=[vars(d) for _, d in sorted(self._setup.reader.damaged.items())],
+            train_loss={t: round(v, 6) for t, v in sorted(self._meter.smoothed.items()) if t},
+            damaged=self._damaged(),
         )
 
     def _stage(self, place: int, start: int) -> None:
@@ -88,15 +106,19 @@ class Session:
         run, stage, plan = self._run, self._run.stages[place], self._setup.plans[place]
         if start == 0:
             self._begin(place)
-            self._smoothed = {}
-        loader = Loader(self._setup.reader, plan, stage, start, run.reading)
+            self._meter.smoothed = {}
+        loader = Loader(self._setup.reader, plan, stage, start, run.reading, self._shares.take)
+        self._meter.start()
         for number, examples in enumerate(loader, start):
-            began = time.monotonic()
-            batches = self._setup.batchers[place].training(examples, run.seed, stage)
-            report = self._learner.step(batches, stage, number, self._step)
+            self._meter.lap("data")
+            batches, totals = self._prepared(place, number, examples)
+            self._meter.lap("encoding")
+            report = self._learner.step(batches, stage, number, self._step, totals)
             self._step += 1
-            self._ledger.add(self._entries(stage, report))
-            self._log(stage, report, stage.batch / (time.monotonic() - began))
+            self._meter.lap("compute")
+            self._note(stage, report)
+            if self._world.size == 1:
+                self._stop = self._asked
             last = number + 1 == stage.steps
             if last or self._step % run.checkpoint_every == 0:
                 self._checkpoint(place, number + 1, full=True)
@@ -105,15 +127,45 @@ class Session:
             if self._stop:
                 return
 
+    def _prepared(self, place: int, number: int, examples: list[Example]) -> tuple[list[Batch], Totals]:
+        """This rank's batches of a step, and what all ranks have.
+
+        Here the ranks agree: on going on at all, and on stopping after this step.
+
+        Raises:
+            X2IError: a rank cannot prepare its batches, or the last checkpoint could not be written.
+        """
+        stage = self._run.stages[place]
+        owned = self._shares.owned(self._setup.plans[place].step(number))
+        batches, fault = [], None
+        try:
+            batches = self._setup.batchers[place].training(examples, self._run.seed, stage, owned)
+            found = Totals.of(batches)
+        except X2IError as error:
+            fault, found = error, Totals(0, 0, 0)
+        told = [found.rows, found.chats, found.tokens, self._asked > 0, fault is not None, self._saver.failed]
+        rows, chats, tokens, stop, faults, unwritten = self._world.sum(told)
+        if stop:
+            self._stop = self._asked or signal.SIGTERM
+        if unwritten:
+            self._saver.wait()
+        if faults:
+            raise fault or ElsewhereError("another rank cannot prepare its samples: its message says why")
+        return batches, Totals(rows, chats, tokens)
+
     def _checkpoint(self, place: int, stage_step: int, full: bool) -> None:
-        """Write a checkpoint; a full one has held-out losses and a preview."""
-        run, stage = self._run, self._run.stages[place]
+        """Begin to write a checkpoint; a full one has held-out losses and a preview. All ranks do it together."""
+        run, stage, learner = self._run, self._run.stages[place], self._learner
+        self._meter.start()
         losses: dict[str, HeldOutLoss] = {}
         files: dict[str, Any] = {}
         if full:
-            with self._learner.averaged():
-                losses = self._learner.held_out(self._setup.batchers[place], self._setup.held_out(stage), stage)
-                picture = self._preview(place)
+            with learner.averaged():
+                losses = held_out(learner, self._setup.batchers[place], self._setup.held_out(stage), stage)
+                self._meter.lap("evaluation")
+                with parallel.whole(learner.model), learner.autocast():
+                    picture = self._preview(place)
+                self._meter.lap("preview")
             if picture is not None:
                 files[checkpoint.PREVIEW] = picture
         files |= self._weights() | {
@@ -134,48 +186,59 @@ class Session:
                 "stage_step": stage_step,
                 "seed": run.seed,
                 "run": run.digest,
+                "ranks": self._world.size,
                 "weights": self._setup.weights,
                 "corpora": [{"path": str(c.path), "digest": c.digest} for c in self._setup.table.corpora],
                 "held_out": {task: asdict(loss) for task, loss in losses.items()},
-                "damaged": [vars(d) for _, d in sorted(self._setup.reader.damaged.items())],
+                "damaged": self._damaged(),
                 "versions": {"x2i": __version__, "torch": torch.__version__},
             },
         }
+        optimizer = None
         if stage_step < stage.steps:
-            assert self._learner.optimizer is not None
-            optimizer = self._learner.optimizer.state_dict()
-            files[checkpoint.OPTIMIZER] = lambda path: torch.save(optimizer, path)
-        self._ledger.flush(self._step)
-        self._newest = checkpoint.write(checkpoint.folder(run.output, self._step), files)
-        self._report(losses)
+            assert learner.optimizer is not None
+            optimizer = state_of(learner.model, learner.optimizer)
+        if self._ledger is not None:
+            self._ledger.flush(self._step)
+        target = checkpoint.folder(run.output, self._step)
+        self._saver.save(target, files, optimizer, lambda: self._written(target, losses))
+        self._newest = Checkpoint(target, self._step)
+        if self._logs is not None:
+            self._logs.held_out(losses, self._step)
+        self._meter.lap("checkpoint")
+
+    def _written(self, target: Path, losses: dict[str, HeldOutLoss]) -> None:
+        """A checkpoint is there: say so, and remove those that are not kept."""
+        shown = "  ".join(f"{t} {v.loss:.3f} ({v.baseline:.3f})" for t, v in losses.items())
+        told = f"; held-out loss (of a constant answer): {shown}" if shown else ""
+        self._progress.note(f"checkpoint {target}{told}")
         ends, total = set(), 0
-        for each in run.stages:
+        for each in self._run.stages:
             ends.add(total := total + each.steps)
-        checkpoint.prune(run.output, run.keep, ends)
+        checkpoint.prune(self._run.output, self._run.keep, ends)
+
+    def _damaged(self) -> list[dict[str, Any]]:
+        """What could not be used, on all ranks."""
+        each = self._world.gather({n: vars(d) for n, d in self._setup.reader.damaged.items()})
+        return [damage for _, damage in sorted({n: d for part in each for n, d in part.items()}.items())]
 
     def _weights(self) -> dict[str, Any]:
-        """The files of the weights: all of them, or the adapters alone."""
-        ema = self._learner.ema
-        if self._run.model.lora is None:
-            state = self._setup.model.state_dict()
-            files: dict[str, Any] = {checkpoint.MODEL: lambda path: weights.save(state, path)}
-            if ema is not None:
-                tied = weights.aliases(state)
-                averaged = {n: t for n, t in state.items() if n not in tied} | ema
-                files[checkpoint.EMA] = lambda path: weights.save(averaged, path)
-            return files
-        files = {checkpoint.ADAPTER: self._save_adapter}
-        if ema is not None:
-
-            def save_averaged(path: Path) -> None:
-                with self._learner.averaged():
-                    self._save_adapter(path)
-
-            files[checkpoint.EMA_ADAPTER] = save_averaged
-        return files
-
-    def _save_adapter(self, folder: Path) -> None:
-        lora.save_adapter(self._setup.model, folder, self._setup.weights)
+        """The files of the weights: all of them, or the adapters alone. What they hold is a copy in host memory."""
+        ema, model, first = self._learner.ema, self._learner.model, self._world.first
+        lora_only = self._run.model.lora is not None
+        state = lora.adapter_state(model) if lora_only else model.state_dict()
+        copied = parallel.gathered(state, self._learner.tied, first)
+        averaged = None if ema is None else copied | parallel.gathered(ema, {}, first)
+        if not lora_only:
+            found = {checkpoint.MODEL: copied, checkpoint.EMA: averaged}
+            return {name: functools.partial(weights.save, held) for name, held in found.items() if held is not None}
+        found = {checkpoint.ADAPTER: copied, checkpoint.EMA_ADAPTER: averaged}
+        config, base = self._run.model.lora, self._setup.weights
+        return {
+            name: functools.partial(lora.write_adapter, held, config, base=base)
+            for name, held in found.items()
+            if held is not None
+        }
 
     def _begin(self, place: int) -> None:
         """Begin a stage, now or (after a resume) with the weights that it began with already at hand."""
@@ -190,9 +253,10 @@ class Session:
             if self._run.stages[place].preference is not None:
                 self._setup.load_beginning(place)
             self._begin(place)
-            self._setup.load(path)  # over those of the beginning
+            if self._run.stages[place].preference is not None:
+                self._setup.load(path)  # over those of the beginning
             assert self._learner.optimizer is not None
-            self._learner.optimizer.load_state_dict(checkpoint.optimizer_of(path, self._setup.device))
+            restore(self._learner.model, self._learner.optimizer, path)
         ema = self._learner.ema
         if ema is not None and self._run.model.lora is None:
             weights.fill(ema, path / checkpoint.EMA)
@@ -212,43 +276,27 @@ class Session:
         picture = preview.grid(rows)
         buffer = io.BytesIO()
         picture.save(buffer, "PNG", optimize=True)
-        pixels = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8)
-        self._writer.add_image("preview", pixels.view(picture.height, picture.width, 3), self._step, dataformats="HWC")
+        if self._logs is not None:
+            self._logs.picture("preview", picture, self._step)
         return buffer.getvalue()
+
+    def _note(self, stage: Stage, report: StepReport) -> None:
+        """Tell the ledger, the logs and the console of a step."""
+        self._meter.step(report)
+        if self._ledger is not None:
+            self._ledger.add(self._entries(stage, report))
+        if self._logs is not None:
+            self._logs.step(self._meter.scalars(report), self._step)
+        by_task = {t: v for t, v in self._meter.smoothed.items() if t}
+        self._progress.step(stage.name, self._step, self._meter.smoothed[""], by_task)
 
     def _entries(self, stage: Stage, report: StepReport) -> Iterator[Entry]:
         for row in report.rows:
-            example, ref = row.example, self._setup.table[row.example.sample]
+            ref = self._setup.table[row.sample]
             yield Entry(
-                *(self._step, stage.name, example.draw, ref.place, ref.key, ref.task, ref.source, ref.image_id),
-                *(row.loss, row.t, row.tokens, example.replaced),
+                *(self._step, stage.name, row.draw, ref.place, ref.key, ref.task, ref.source, ref.image_id),
+                *(row.loss, row.t, row.tokens, row.replaced),
             )
-
-    def _log(self, stage: Stage, report: StepReport, rate: float) -> None:
-        tasks = report.mean(lambda row: row.example.task)
-        for task, value in {"": report.loss, **tasks}.items():
-            self._smoothed[task] = _SMOOTH * self._smoothed.get(task, value) + (1 - _SMOOTH) * value
-        add = self._writer.add_scalar
-        add("train/loss", report.loss, self._step)
-        for task, value in tasks.items():
-            add(f"train/loss/{task}", value, self._step)
-        for name, value in report.mean(_timestep_bin).items():
-            add(f"train/loss_at/{name}", value, self._step)
-        add("train/grad_norm", report.grad_norm, self._step)
-        add("train/lr", report.lr, self._step)
-        add("train/samples_per_second", rate, self._step)
-        by_task = {t: v for t, v in self._smoothed.items() if t}
-        self._progress.step(stage.name, self._step, self._smoothed[""], by_task)
-
-    def _report(self, losses: dict[str, HeldOutLoss]) -> None:
-        for task, loss in losses.items():
-            self._writer.add_scalar(f"held_out/loss/{task}", loss.loss, self._step)
-            self._writer.add_scalar(f"held_out/baseline/{task}", loss.baseline, self._step)
-        self._writer.flush()
-        assert self._newest is not None
-        shown = "  ".join(f"{t} {v.loss:.3f} ({v.baseline:.3f})" for t, v in losses.items())
-        told = f"; held-out loss (of a constant answer): {shown}" if shown else ""
-        self._progress.note(f"checkpoint {self._newest.path}{told}")
 
     def _announce(self) -> None:
         parameters = sum(p.numel() for p in self._setup.model.parameters())
@@ -287,7 +335,7 @@ class Session:
         before = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
 
         def ask(number: int, frame: FrameType | None) -> None:
-            self._stop = number
+            self._asked = number
             signal.signal(signal.SIGINT, signal.default_int_handler)
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             self._progress.note("stopping after this step; once more to stop at once")
@@ -299,11 +347,3 @@ class Session:
         finally:
             for each, handler in before.items():
                 signal.signal(each, handler)
-
-
-def _timestep_bin(row: RowReport) -> str | None:
-    """The quarter of [0, 1] in which a picture's timestep lies."""
-    if row.t is None:
-        return None
-    quarter = min(int(row.t * 4), 3)
-    return f"t_{quarter / 4:.2f}_{(quarter + 1) / 4:.2f}"

@@ -11,7 +11,7 @@ import torch
 from tokenizers import Tokenizer
 
 from x2i.base.errors import RecipeError, X2IError
-from x2i.base.files import atomic, remove
+from x2i.base.files import atomic
 from x2i.base.seeds import digest
 from x2i.corpus.corpus import Corpus
 from x2i.model import lora, registry, weights
@@ -42,13 +42,16 @@ class Setup:
         device: where the model computes; it is not moved there yet.
     """
 
-    def __init__(self, run: RunConfig, corpora: Sequence[Corpus], newest: Checkpoint | None) -> None:
+    def __init__(
+        self, run: RunConfig, corpora: Sequence[Corpus], newest: Checkpoint | None, device: str | None = None
+    ) -> None:
         """Build it all.
 
         Args:
             run: the file.
             corpora: those that it names, opened.
             newest: the checkpoint to take tokenizer and weights from; None to start.
+            device: where to compute, if not where the run file says.
 
         Raises:
             RecipeError: the file asks for what the corpora, the model or the weights do not have.
@@ -60,8 +63,9 @@ class Setup:
         self.table = table_of(corpora, run.stages, run.held_out)
         self.plans = [plan_of(self.table, stage, run.seed) for stage in run.stages]
         self.tasks = {task for stage in run.stages for task in tasks_of(self.table, stage)}
-        self.device = _device(run.device)
-        self.reader = SampleReader(self.table, run.reading.cache_mib << 20)
+        self.device = _device(device or run.device)
+        reading = run.reading
+        self.reader = SampleReader(self.table, reading.cache_mib << 20, run.decode, reading.verify, reading.open_files)
         # those that the run began with, though it began with another run's newest, which now may be a later one
         begun = None if newest is None or run.model.weights is None else newest.info.get("weights")
         self.weights = begun or (None if run.model.weights is None else checkpoint.pinned(run.model.weights))
@@ -107,8 +111,16 @@ class Setup:
         if before:
             self.load(checkpoint.folder(self.run.output, before))
         else:
-            fresh = self._build_model(self._described()[0], start=True)
-            self.model.load_state_dict(fresh.state_dict())
+            fresh = self._build_model(self._described()[0], start=True).state_dict()
+            for name, tensor in self.model.state_dict().items():
+                weights.assign(tensor, fresh[name])
+
+    def build_like(self) -> Model[Any]:
+        """Another model of the same numbers, on the CPU, to be filled with weights."""
+        model = registry.build(self.model.config)
+        if self.run.model.lora is not None:
+            lora.attach(model, self.run.model.lora)
+        return model
 
     def held_out(self, stage: Stage) -> dict[str, list[Example]]:
         out: dict[str, list[Example]] = {}
@@ -139,11 +151,13 @@ class Setup:
         if not isinstance(opened.vae, Held):
             return opened.described.vae
         folder = self.run.output / checkpoint.VAE_FOLDER
-        if self._newest is None:
-            remove(folder)
         if not folder.is_dir():
-            with atomic(folder) as temporary:
-                opened.vae.module.save_pretrained(temporary)
+            try:
+                with atomic(folder) as temporary:
+                    opened.vae.module.save_pretrained(temporary)
+            except OSError:
+                if not folder.is_dir():  # otherwise another rank was faster
+                    raise
         return AutoencoderKLConfig(kind="autoencoder_kl", weights=str(folder.absolute()))
 
     def _build_tokenizer(self, processor: type[Processor[Any]]) -> Tokenizer:

@@ -1,25 +1,47 @@
-"""How fast the loader is: a stage's samples in their order, decoded as training would have them, and not decoded."""
+"""How fast the loader is: a stage's samples in their order, decoded in full, reduced and not at all."""
 
 from __future__ import annotations
 
 import resource
+import statistics
 import sys
+import threading
 import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from x2i import corpus
 from x2i.base.errors import RecipeError
-from x2i.trainer.config import RunConfig, load_run
-from x2i.trainer.data import Loader, SampleReader
+from x2i.trainer import turns
+from x2i.trainer.config import RunConfig, Stage, load_run
+from x2i.trainer.data import Example, SampleReader
+from x2i.trainer.loader import Loader
 from x2i.trainer.mixture import plan_of, table_of
+from x2i.trainer.run import LOGS
+
+#: Steps from whose rates a training step's seconds are taken, and what the trainer calls these rates.
+_STEPS, _RATE = 200, "train/samples_per_second"
+
+#: Seconds between two looks at the memory.
+_EVERY = 0.2
 
 
 @dataclass(frozen=True)
 class Speed:
-    """One way of reading: how much, how long, at what cost. `peak_mb` is the process's until then."""
+    """One way of reading: how much, how long, at what cost.
+
+    Attributes:
+        what: `full` or `reduced`, as `decode` of a run; `none`: bytes that are checked, and their JSON.
+        rate: samples per second.
+        megabytes: read per second.
+        cpu_ms: of this process, for one sample.
+        reads: for one sample; less than one where neighbours were read at once.
+        peak_mb: this process's largest PSS meanwhile (its resident set where that is not told), with all that it has
+            imported.
+    """
 
     what: str
     steps: int
@@ -28,49 +50,106 @@ class Speed:
     rate: float
     megabytes: float
     cpu_ms: float
+    reads: float
     peak_mb: float
 
 
+class _Undecoded(SampleReader):
+    """Reads and checks, and leaves the pictures as they are."""
+
+    def _decode(self, ref: Any, form: Any, members: Any) -> Example:
+        record = self._record(members)
+        said = turns.messages(record) if "output_image" not in record else ()
+        text, rejected = str(record.get("instruction", "")), record.get("rejected_response")
+        return Example(-1, ref.key, ref.task, text, (), None, said, rejected, form.sample)
+
+
 def measure(run: str | Path | RunConfig, stage: str | None = None, steps: int = 200) -> list[Speed]:
-    """Read `steps` steps of a stage: decoded, then as bytes alone.
+    """Read `steps` steps of a stage: decoded in full, reduced, and as bytes alone. Nothing is kept between samples.
 
     Raises:
         RecipeError: the run file is wrong, or has no such stage.
     """
-    config = run if isinstance(run, RunConfig) else load_run(run)
-    chosen = next((s for s in config.stages if stage in (None, s.name)), None) if stage else config.stages[-1]
-    if chosen is None:
-        raise RecipeError(f"--stage {stage}: the run has {', '.join(s.name for s in config.stages)}")
-    steps = min(steps, chosen.steps)
+    config, chosen = _stage(run, stage)
+    short = chosen.model_copy(update={"steps": min(steps, chosen.steps)})
     table = table_of([corpus.open(path) for path in config.corpora], [chosen], config.held_out)
-    plan = plan_of(table, chosen, config.seed)
-    draws = [draw for step in range(steps) for draw in plan.step(step)]
-    size = sum(table[draw.sample].size for draw in draws)
-    reader = SampleReader(table)
-    short = chosen.model_copy(update={"steps": steps})
+    plan, reading = plan_of(table, chosen, config.seed), config.reading
+    found = []
+    for what in ("full", "reduced", "none"):
+        given: dict[str, Any] = {"verify": reading.verify, "open_files": reading.open_files}
+        reader = _Undecoded(table, **given) if what == "none" else SampleReader(table, 0, what, **given)
+        try:
+            with _peak() as peak:
+                cpu, began = time.process_time(), time.monotonic()
+                samples = sum(map(len, Loader(reader, plan, short, 0, reading)))
+                seconds, spent = time.monotonic() - began, time.process_time() - cpu
+        finally:
+            reader.close()
+        shards = reader.shards
+        found.append(
+            Speed(
+                *(what, short.steps, samples, seconds, samples / seconds, shards.bytes_read / seconds / 1e6),
+                *(spent / samples * 1000, shards.reads / samples, peak[0] / 1e6),
+            )
+        )
+    return found
 
-    def decoded() -> None:
-        for _ in Loader(reader, plan, short, 0, config.reading):
-            pass
 
-    def raw() -> None:
-        with ThreadPoolExecutor(config.reading.threads) as pool:
-            for _ in pool.map(lambda draw: reader.text(draw.sample), draws):
-                pass
+def trained(run: str | Path | RunConfig, stage: str | None = None) -> float | None:
+    """Seconds of a training step of this stage, as the run's own logs have them; None if it did not get there.
 
+    The median over the stage's last steps, and of the step alone: without the wait for its samples.
+    """
+    config, chosen = _stage(run, stage)
+    logs = config.output / LOGS
+    if not logs.is_dir():
+        return None
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(logs), size_guidance={"scalars": 0}).Reload()
+    if _RATE not in events.Tags()["scalars"]:
+        return None
+    place = config.stages.index(chosen)
+    before = sum(s.steps for s in config.stages[:place])
+    there = range(before + 1, before + chosen.steps + 1)  # steps are counted from 1
+    rates = [e.value for e in events.Scalars(_RATE) if e.step in there and e.value > 0][-_STEPS:]
+    return chosen.batch / statistics.median(rates) if rates else None
+
+
+def _stage(run: str | Path | RunConfig, stage: str | None) -> tuple[RunConfig, Stage]:
+    config = run if isinstance(run, RunConfig) else load_run(run)
+    if stage is None:
+        return config, config.stages[-1]
+    for each in config.stages:
+        if each.name == stage:
+            return config, each
+    raise RecipeError(f"--stage {stage}: the run has {', '.join(s.name for s in config.stages)}")
+
+
+@contextmanager
+def _peak() -> Iterator[list[int]]:
+    """The largest PSS in bytes within the block, in a list of one."""
+    largest, done = [_pss()], threading.Event()
+
+    def watch() -> None:
+        while not done.wait(_EVERY):
+            largest[0] = max(largest[0], _pss())
+
+    watching = threading.Thread(target=watch, name="x2i-memory", daemon=True)
+    watching.start()
     try:
-        ways: list[tuple[str, Callable[[], None]]] = [("decoded and cut", decoded), ("bytes, checked", raw)]
-        return [_timed(what, way, steps, len(draws), size) for what, way in ways]
+        yield largest
     finally:
-        reader.close()
+        done.set()
+        watching.join()
+        largest[0] = max(largest[0], _pss())
 
 
-def _timed(what: str, way: Callable[[], None], steps: int, samples: int, size: int) -> Speed:
-    cpu, began = time.process_time(), time.monotonic()
-    way()
-    seconds, spent = time.monotonic() - began, time.process_time() - cpu
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    return Speed(
-        *(what, steps, samples, seconds, samples / seconds, size / seconds / 1e6),
-        *(spent / samples * 1000, most / 1e6),
-    )
+def _pss() -> int:
+    """Proportional set size in bytes; where Linux's files are not, the most that was resident so far."""
+    try:
+        with open("/proc/self/smaps_rollup") as file:
+            return next(int(line.split()[1]) * 1024 for line in file if line.startswith("Pss:"))
+    except (OSError, StopIteration):
+        most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return most * (1 if sys.platform == "darwin" else 1024)

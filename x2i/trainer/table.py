@@ -18,10 +18,14 @@ import pyarrow as pa
 from x2i.base.errors import RecipeError
 from x2i.corpus.corpus import Corpus
 from x2i.trainer.buckets import Size
+from x2i.trainer.classes import Classes, classes_of
 from x2i.trainer.index import APART, HELD_OUT, TRAIN, ManifestReader, split_sides
 from x2i.trainer.kept import Kept
 
 By = Literal["task", "source", "corpus"]
+
+#: Row groups, evenly spaced, from which the classes of lengths are chosen.
+_GROUPS = 24
 
 #: What of the manifest a `SampleRef` is made of.
 _COLUMNS = ["key", "task_type", "shard", "offset", "size", "sha256", "members", "source", "image_id"]
@@ -48,13 +52,15 @@ class SampleRef:
 class Cell:
     """Samples that a mixture can tell apart from others.
 
-    `corpus` is the place in the run's list, `buckets` has the place of their bucket in each of the table's lists.
+    `corpus` is the place in the run's list, `buckets` has the place of their bucket in each of the table's lists,
+    `length` is the class of their length.
     """
 
     corpus: int
     task: str
     source: str
     buckets: tuple[int, ...] = ()
+    length: int = 0
 
 
 class SampleTable:
@@ -75,6 +81,7 @@ class SampleTable:
         corpora: to read from, in the run's order.
         held_out: share of the images.
         buckets: lists of sizes; samples are told apart by which of them is theirs.
+        packed: whether samples are told apart by the class of their length.
         memory: bytes of the manifests' parts that are kept.
 
     Raises:
@@ -86,6 +93,7 @@ class SampleTable:
         corpora: Sequence[Corpus],
         held_out: float,
         buckets: Sequence[tuple[Size, ...]] = (),
+        packed: bool = False,
         memory: int = 640 << 20,
     ) -> None:
         self.corpora = list(corpora)
@@ -93,6 +101,9 @@ class SampleTable:
         self._names = [n if names.count(n) == 1 else str(c.path) for n, c in zip(names, corpora, strict=True)]
         self.buckets = list(buckets)
         self._readers = [ManifestReader(corpus, self.buckets) for corpus in corpora]
+        self.classes = self._classes() if packed else None
+        for reader in self._readers:
+            reader.classes = self.classes
         self._below = min(int(np.ceil(held_out * 2**32)), 2**32 - 1)
         found = [reader.count(self._below) for reader in self._readers]
         points = [p for f in found for p in (f.least, f.most) if p is not None]
@@ -182,6 +193,26 @@ class SampleTable:
         table = self._readers[place].read(group - int(self._groups[place]), columns)
         return table.take(pa.array(self._group_of(group).rows(codes, side)))
 
+    def kinds(self, group: int) -> np.ndarray:
+        """Of each row in a row group three times its cell (its place in `cells`), and its side."""
+        return self._group_of(group).kinds
+
+    def lengths(self, group: int) -> pa.Table:
+        """What `x2i.trainer.lengths` wants to know of the rows of a row group."""
+        place = self._place(group)
+        return self._readers[place].lengths(group - int(self._groups[place]))
+
+    def first(self, group: int) -> int:
+        """The number of the first sample of a row group."""
+        return int(self._firsts[group])
+
+    def _classes(self) -> Classes:
+        """The grid of lengths, from row groups evenly spaced over all corpora."""
+        ends = np.cumsum([0] + [len(reader.sizes) for reader in self._readers])
+        chosen = np.unique(np.linspace(0, ends[-1] - 1, min(_GROUPS, int(ends[-1]))).astype(int))
+        homes = (np.searchsorted(ends, chosen, "right") - 1).tolist()
+        return classes_of([self._readers[h].lengths(g - int(ends[h])) for h, g in zip(homes, chosen, strict=True)])
+
     def _locate(self, sample: int) -> tuple[int, int]:
         if not 0 <= sample < len(self):
             raise IndexError(sample)
@@ -251,7 +282,7 @@ class Samples(Sequence[int]):
         """Columns of those in at most so many row groups, evenly spaced."""
         chosen = np.unique(np.linspace(0, len(self._groups) - 1, min(groups, len(self._groups))).astype(int))
         parts = (self._table.rows(self._codes, self._side, int(self._groups[i]), columns) for i in chosen)
-        return pa.concat_tables(parts)
+        return pa.concat_tables(parts, promote_options="default")
 
     def spread(self, count: int) -> list[int]:
         """At most `count` of them, evenly spaced."""

@@ -97,6 +97,10 @@ class MiniGemini(Model[ChatBatch]):
         self.model.vlm_uni_val_projector = nn.Sequential(nn.LayerNorm(high), nn.Linear(high, low))
         self.model.mm_projector = nn.Sequential(nn.Linear(low, width), nn.GELU(), nn.Linear(width, width))
 
+    def blocks(self) -> list[nn.Module]:
+        """The language model's layers."""
+        return list(self.model.layers)
+
     def mine(self, low_BNC: Tensor, high_BCHW: Tensor) -> Tensor:
         """Low-resolution tokens with what their windows of the high-resolution features add, [B, N, C].
 

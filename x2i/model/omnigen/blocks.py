@@ -1,6 +1,7 @@
 """The small parts of OmniGen around its trunk: patchers, timestep embedders, head, table of positions.
 
-Tensor names carry their axes: B batch · N tokens · D width · C latent channels · H, W latent height and width · P patch.
+Tensor names carry their axes: B batch · N tokens · D width · O values of a patch
+    C latent channels · H, W latent height and width · P patch side.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -48,9 +50,14 @@ class FinalLayer(nn.Module):
         self.linear = nn.Linear(width, out)
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
 
-    def forward(self, x_BND: Tensor, time_BD: Tensor) -> Tensor:
+    def forward(self, x: Tensor, time_BD: Tensor, rows_N: Tensor | None = None) -> Tensor:
+        """[B, N, D] -> [B, N, O]; with `rows_N`, which says which timestep is whose, [N, D] -> [N, O]."""
         shift_BD, scale_BD = self.adaLN_modulation(time_BD).chunk(2, dim=1)
-        return self.linear(self.norm_final(x_BND) * (1 + scale_BD[:, None]) + shift_BD[:, None])
+        if rows_N is None:
+            shift, scale = shift_BD[:, None], scale_BD[:, None]
+        else:  # as of an embedding: its gradient adds up many tokens of few rows, in a fixed order
+            shift, scale = F.embedding(rows_N, shift_BD), F.embedding(rows_N, scale_BD)
+        return self.linear(self.norm_final(x) * (1 + scale) + shift)
 
 
 def sincos_table(width: int, side: int, base: int) -> Tensor:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 
-from x2i.model.lengths import Attention, Lengths, causal
+from x2i.model.lengths import Attention, Lengths, causal, of_documents
 from x2i.model.omnigen.config import OmniGenConfig
+from x2i.model.omnigen.packing import OmniGenPack
 from x2i.model.omnigen.prompt import IGNORED, PromptBatch
 
 #: Longest side of a conversation's image in pixels, as its processor has it.
@@ -85,9 +84,14 @@ def rows(config: OmniGenConfig, inputs: PromptBatch, drawn: int) -> list[Lengths
     return found
 
 
-def document(config: OmniGenConfig, document: Any) -> Lengths:
-    """Of a request or a conversation on its way into a pack: a `prompt`, and so many `noisy` tokens."""
-    prompt = document.prompt
-    images = Counter(block for block in prompt.blocks if block)
-    learned = sum((prompt.learned or ())[1:])
-    return Lengths(len(prompt.ids) - sum(images.values()), tuple(images.values()), document.noisy, learned=learned)
+def packed(config: OmniGenConfig, inputs: OmniGenPack) -> tuple[list[Lengths], list[float]]:
+    """Of a pack; all condition images of a document count as one."""
+    images, times = (of_documents(inputs.lengths, places) for places in (inputs.image_M, inputs.time_G))
+    drawn = iter([height * width // config.patch_size**2 for height, width in inputs.sizes])
+    learned = iter(inputs.learned.counts_K.tolist())
+    found = []
+    for length, read, time in zip(inputs.lengths, images, times, strict=True):
+        noisy = next(drawn) if time else 0
+        words = 0 if time else next(learned)
+        found.append(Lengths(length - read - time - noisy, (read,) if read else (), noisy, learned=words))
+    return found, [inputs.pairs]

@@ -34,6 +34,7 @@ from x2i.model.omnigen.blocks import FinalLayer, PatchEmbed, TimestepEmbedder, s
 from x2i.model.omnigen.cache import ConditionCache
 from x2i.model.omnigen.config import OmniGenConfig
 from x2i.model.omnigen.masks import additive, condition_mask, hybrid_mask, position_ids, step_mask
+from x2i.model.omnigen.packing import OmniGenPack, packed
 from x2i.model.omnigen.prompt import IGNORED, PromptBatch
 
 #: Names of the paper for parts of the network -> prefixes of their parameters.
@@ -59,6 +60,7 @@ class OmniGen(Model[PromptBatch]):
     """Predicts the velocity x1 - x0 of noisy latents, given text, condition images and the timestep."""
 
     parts = PARTS
+    packs = True
     pretrained: ClassVar = {"trunk": {"llm.": "model."}, "text_head": {"lm_head.": "lm_head."}}  # any CausalLM
 
     def __init__(self, config: OmniGenConfig) -> None:
@@ -97,9 +99,9 @@ class OmniGen(Model[PromptBatch]):
         trunk.restore_frequencies(self.llm)
         return self
 
-    def forward(self, x_BCHW: Tensor, t_B: Tensor, prompt: PromptBatch) -> Tensor:
-        """`velocity` under the condition of a prompt, with gradients through both."""
-        return self.velocity(x_BCHW, t_B, self.condition(prompt))
+    def blocks(self) -> list[nn.Module]:
+        """The trunk's decoder layers."""
+        return list(self.llm.layers)
 
     def condition(
         self,
@@ -197,22 +199,26 @@ class OmniGen(Model[PromptBatch]):
         Raises:
             X2IError: the model has no text head, or the batch no labels.
         """
-        self._need_text_head()
+        self.need_text_head()
         if inputs.labels_BL is None:
             raise X2IError("next_token needs labels: prepare the chats with labels=True")
         allowed_BLL = condition_mask(inputs.valid_BL, inputs.blocks_BL)
         hidden_BLD = self._trunk(self.embed_prompt(inputs), allowed_BLL, position_ids(inputs.valid_BL, 0))
         following_BM = inputs.labels_BL[:, 1:]
-        learned_BM = following_BM != IGNORED
+        learned_BM = (following_BM != IGNORED) & inputs.valid_BL[:, :-1]  # nothing foretells a first token
         logits_KV = self.logits(hidden_BLD[:, :-1][learned_BM])  # of learned tokens alone: V is large
         losses_K = F.cross_entropy(logits_KV.float(), following_BM[learned_BM], reduction="none")
         sums_B = torch.zeros(len(learned_BM), device=losses_K.device)
         return sums_B.index_add(0, learned_BM.nonzero()[:, 0], losses_K), learned_BM.sum(dim=1)
 
+    def packed(self, inputs: OmniGenPack, x: Sequence[Tensor], t_G: Tensor) -> tuple[list[Tensor], Tensor, Tensor]:
+        """As the contract. Each document has the rotary frequencies that it has alone, long-rope or not."""
+        return packed(self, inputs, x, t_G)
+
     @torch.no_grad()
     def answer(self, inputs: PromptBatch, max_tokens: int, stop: Sequence[int]) -> list[list[int]]:
         """Greedy continuation of chats, without the stop token. Raises X2IError without a text head."""
-        self._need_text_head()
+        self.need_text_head()
         embeds, valid, blocks = self.embed_prompt(inputs), inputs.valid_BL, inputs.blocks_BL
         ends = torch.tensor(list(stop), dtype=torch.long, device=valid.device)
         done_B = torch.zeros(len(valid), dtype=torch.bool, device=valid.device)
@@ -240,7 +246,7 @@ class OmniGen(Model[PromptBatch]):
         out: Tensor = self.lm_head(hidden)
         return out
 
-    def _need_text_head(self) -> None:
+    def need_text_head(self) -> None:
         if not self.config.text_head:
             raise X2IError("this OmniGen has no text head: set `text_head: true` in its configuration")
 

@@ -22,6 +22,7 @@ from x2i.base.errors import X2IError
 from x2i.model import flow
 from x2i.model.base import Branches, Chat, Processor, Request
 from x2i.model.omnigen.config import OmniGenConfig
+from x2i.model.omnigen.packing import OmniGenDocument, OmniGenPack, document, pack
 from x2i.model.omnigen.prompt import BEGIN, END, HEAD, PAD, UNCONDITIONAL, Prompt, PromptBatch, PromptEncoder, collate
 from x2i.model.pixels import fit, to_tensor
 from x2i.model.placeholders import image_only
@@ -81,7 +82,7 @@ class OmniGenProcessor(Processor[PromptBatch]):
         self,
         requests: Sequence[Request],
         dropped: Sequence[bool] | None = None,
-        generator: torch.Generator | None = None,
+        generators: Sequence[torch.Generator] | None = None,
         size: tuple[int, int] | None = None,
     ) -> PromptBatch:
         """One row per request; a dropped one shows `<cfg>` and no images.
@@ -89,11 +90,7 @@ class OmniGenProcessor(Processor[PromptBatch]):
         Raises:
             X2IError: placeholders that do not match the images, or an image of a size that does not fit.
         """
-        dropped = dropped or [False] * len(requests)
-        pairs = list(zip(requests, dropped, strict=True))
-        images = self._latents([() if drop else r.images for r, drop in pairs], generator)
-        texts = [UNCONDITIONAL if drop else self.encoder.control.broken(r.instruction) for r, drop in pairs]
-        return self._batch([self._prompt(t, i) for t, i in zip(texts, images, strict=True)], images)
+        return self._batch(*self._asked(requests, dropped, generators))
 
     def branches(
         self,
@@ -138,18 +135,55 @@ class OmniGenProcessor(Processor[PromptBatch]):
         Raises:
             X2IError: as many images are not marked, an image does not fit, or nothing is to be learned or answered.
         """
-        largest = min(_LARGEST, self.token_side * self.config.pos_embed_max_size)
-        pictures = [[fit(Image.fromarray(i), largest, self.token_side) for i in c.images] for c in chats]
-        images = self._latents(pictures, None)
-        pairs = zip(chats, images, strict=True)
-        prompts = [self.encoder.chat(c, [self._tokens(i) for i in row], labels, plain) for c, row in pairs]
-        return self._batch(prompts, images)
+        return self._batch(*self._told(chats, labels, plain))
+
+    def documents(
+        self,
+        requests: Sequence[Request],
+        dropped: Sequence[bool] | None,
+        sizes: Sequence[tuple[int, int]],
+        chats: Sequence[Chat],
+        plain: bool = False,
+        generators: Sequence[torch.Generator] | None = None,
+    ) -> list[OmniGenDocument]:
+        """As the contract. A dropped request shows `<cfg>` and no images, as in `requests`."""
+        for height, width in sizes:
+            self.check_size(height, width)
+        shrink, patch = self._vae().shrink, self.config.patch_size
+        prompts, images = self._asked(requests, dropped, generators)
+        said, shown = self._told(chats, labels=True, plain=plain)
+        drawn = [
+            document(prompt, row, (height // shrink, width // shrink), patch)
+            for prompt, row, (height, width) in zip(prompts, images, sizes, strict=True)
+        ]
+        return [*drawn, *(document(prompt, row) for prompt, row in zip(said, shown, strict=True))]
+
+    def pack(self, documents: Sequence[OmniGenDocument], length: int) -> OmniGenPack:
+        """As the contract."""
+        return pack(documents, length, self._pad)
 
     @property
     def stop(self) -> tuple[int, ...]:
         """Ids of the tokens that end an answer."""
         found = (self.tokenizer.token_to_id(token) for token in _STOPS)
         return tuple(i for i in found if i is not None)
+
+    def _asked(
+        self, requests: Sequence[Request], dropped: Sequence[bool] | None, generators: Sequence[torch.Generator] | None
+    ) -> tuple[list[Prompt], list[list[Tensor]]]:
+        """Each request's tokens and latents."""
+        pairs = list(zip(requests, dropped or [False] * len(requests), strict=True))
+        images = self._latents([() if drop else r.images for r, drop in pairs], generators)
+        texts = [UNCONDITIONAL if drop else self.encoder.control.broken(r.instruction) for r, drop in pairs]
+        return [self._prompt(t, i) for t, i in zip(texts, images, strict=True)], images
+
+    def _told(self, chats: Sequence[Chat], labels: bool, plain: bool) -> tuple[list[Prompt], list[list[Tensor]]]:
+        """Each conversation's tokens and latents."""
+        largest = min(_LARGEST, self.token_side * self.config.pos_embed_max_size)
+        pictures = [[fit(Image.fromarray(i), largest, self.token_side) for i in c.images] for c in chats]
+        images = self._latents(pictures, None)
+        pairs = zip(chats, images, strict=True)
+        return [self.encoder.chat(c, [self._tokens(i) for i in row], labels, plain) for c, row in pairs], images
 
     def _prompt(self, text: str, images: Sequence[Tensor]) -> Prompt:
         return self.encoder.encode(text, [self._tokens(image) for image in images])
@@ -161,16 +195,19 @@ class OmniGenProcessor(Processor[PromptBatch]):
     def _batch(self, prompts: Sequence[Prompt], images: Sequence[Sequence[Tensor]]) -> PromptBatch:
         return collate(prompts, images, self._pad)
 
-    def _latents(self, images: Sequence[Sequence[np.ndarray]], generator: torch.Generator | None) -> list[list[Tensor]]:
+    def _latents(
+        self, images: Sequence[Sequence[np.ndarray]], generators: Sequence[torch.Generator] | None
+    ) -> list[list[Tensor]]:
         """Latents of each row's images; those of one size are encoded in one call."""
-        flat = [image for row in images for image in row]
+        flat = [(image, row) for row, some in enumerate(images) for image in some]
         sizes: dict[tuple[int, ...], list[int]] = {}
-        for place, image in enumerate(flat):
+        for place, (image, _) in enumerate(flat):
             self.check_size(*image.shape[:2])
             sizes.setdefault(image.shape, []).append(place)
         encoded: dict[int, Tensor] = {}
         for places in sizes.values():
-            encoded |= zip(places, self._vae().encode(to_tensor([flat[p] for p in places]), generator), strict=True)
+            drawn = None if generators is None else [generators[flat[p][1]] for p in places]
+            encoded |= zip(places, self._vae().encode(to_tensor([flat[p][0] for p in places]), drawn), strict=True)
         following = iter(range(len(flat)))
         return [[encoded[next(following)] for _ in row] for row in images]
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PretrainedConfig
 
 from x2i.base.errors import X2IError
+from x2i.model.layers import attention
 from x2i.model.omnigen.config import OmniGenConfig
 
 #: Rotary embeddings of transformers whose frequencies depend on the longest position of a call.
@@ -17,7 +20,7 @@ _BY_LENGTH = {"longrope", "dynamic"}
 
 def build(config: OmniGenConfig) -> Any:
     """The decoder without a text head, with fresh weights. Raises X2IError if transformers does not know it."""
-    return AutoModel.from_config(numbers(config), attn_implementation="sdpa")
+    return AutoModel.from_config(numbers(config), attn_implementation=attention.NAME)
 
 
 def numbers(config: OmniGenConfig) -> PretrainedConfig:
@@ -62,6 +65,43 @@ def depends_on_length(trunk: nn.Module) -> bool:
 def switches_at(trunk: nn.Module, length: int) -> bool:
     """Whether a sequence of this length is the first whose rotary frequencies are not those of the shorter ones."""
     return depends_on_length(trunk) and length == _rope(trunk).get("original_max_position_embeddings", 0) + 1
+
+
+@contextmanager
+def frequencies_by_document(trunk: Any, lengths: Sequence[int], length: int) -> Iterator[None]:
+    """Within the block each document of a pack has the rotary frequencies that it has alone.
+
+    Long-rope takes the long factors for all tokens of a call if one position lies beyond the first pretraining's. In a
+    pack that would change the short documents beside a long one, so both kinds are computed where a pack has both.
+    ("dynamic" frequencies, which `trunk_options` may ask for, go by the longest document of a pack.)
+
+    Args:
+        trunk: the decoder.
+        lengths: tokens of the documents, in order.
+        length: tokens of the pack.
+    """
+    rope = _rope(trunk)
+    limit = rope.get("original_max_position_embeddings", 0)
+    beyond = [count > limit for count in lengths]
+    if rope.get("rope_type") != "longrope" or all(beyond) or not any(beyond):
+        yield
+        return
+    counts = [*lengths, length - sum(lengths)]
+    long_T = torch.repeat_interleave(torch.tensor([*beyond, False]), torch.tensor(counts))
+    rotary = trunk.rotary_emb
+    whole = rotary.forward
+
+    def forward(x: Tensor, position_ids: Tensor) -> tuple[Tensor, ...]:
+        chosen_1T = long_T.to(position_ids.device)[None]
+        long = whole(x, position_ids)
+        short = whole(x, position_ids.masked_fill(chosen_1T, 0))
+        return tuple(torch.where(chosen_1T[..., None], a, b) for a, b in zip(long, short, strict=True))
+
+    rotary.forward = forward
+    try:
+        yield
+    finally:
+        del rotary.forward
 
 
 def restore_frequencies(trunk: Any) -> None:

@@ -8,9 +8,10 @@ import torch
 
 from x2i.base.errors import X2IError
 from x2i.model.layers.chat import IGNORE
-from x2i.model.lengths import Attention, Lengths, causal
+from x2i.model.lengths import Attention, Lengths, causal, of_documents
 from x2i.model.ovis2.config import Ovis2Config
 from x2i.model.ovis2.model import Ovis2Batch
+from x2i.model.ovis2.packing import Ovis2Pack
 from x2i.model.ovis2.partition import TILE, best_grid, layout
 
 
@@ -70,3 +71,15 @@ def rows(config: Ovis2Config, inputs: Ovis2Batch, drawn: int) -> list[Lengths]:
         Lengths(valid - shown, (tile,) * (shown // tile) + ((shown % tile,) if shown % tile else ()), learned=words)
         for valid, shown, words in zip(inputs.valid_BL.sum(1).tolist(), visual, learned, strict=True)
     ]
+
+
+def packed(config: Ovis2Config, inputs: Ovis2Pack) -> tuple[list[Lengths], list[float]]:
+    """Of a pack."""
+    tile, encoder = config.tile_tokens, config.tokenizer.encoder
+    shown = of_documents(inputs.lengths, (inputs.row.ids_BL[0] == TILE).nonzero()[:, 0])
+    rows = [
+        Lengths(length - visual, (tile,) * (visual // tile), learned=words)
+        for length, visual, words in zip(inputs.lengths, shown, inputs.learned.counts_K.tolist(), strict=True)
+    ]
+    patches = (encoder.image_size // encoder.patch_size) ** 2
+    return rows, [len(inputs.row.grids) * patches**2, inputs.pairs]

@@ -19,16 +19,18 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from x2i.base.errors import X2IError
 from x2i.model.base import Model
+from x2i.model.layers import attention
 from x2i.model.layers.aimv2 import Grid
 from x2i.model.layers.chat import IGNORE
 from x2i.model.layers.visual_tokenizer import VisualEmbedding, VisualTokenizer, initialise_like
 from x2i.model.ovis2.config import Ovis2Config, Qwen2Numbers, parts
+from x2i.model.ovis2.packing import Ovis2Pack, packed
 from x2i.model.ovis2.partition import INDICATORS, START, TILE
 
 
@@ -73,6 +75,7 @@ class Ovis2(Model[Ovis2Batch]):
         "encoder": {"visual_tokenizer.backbone.": ""},
     }
     draws = False
+    packs = True
 
     def __init__(self, config: Ovis2Config) -> None:
         super().__init__()
@@ -89,6 +92,10 @@ class Ovis2(Model[Ovis2Batch]):
         if not words_VD.is_meta:
             initialise_like(self.vte, words_VD)
 
+    def blocks(self) -> list[nn.Module]:
+        """The language model's layers."""
+        return list(self.llm.model.layers)
+
     def next_token(self, inputs: Ovis2Batch) -> tuple[Tensor, Tensor]:
         if inputs.labels_BL is None:
             raise X2IError("Ovis2: a batch without labels has nothing to learn; prepare it with labels=True")
@@ -99,6 +106,10 @@ class Ovis2(Model[Ovis2Batch]):
         losses_K = F.cross_entropy(logits_KV.float(), wanted_BL[learned_BL], reduction="none")
         losses_BL = losses_K.new_zeros(wanted_BL.shape).masked_scatter(learned_BL, losses_K)
         return losses_BL.sum(dim=1), learned_BL.sum(dim=1)
+
+    def packed(self, inputs: Ovis2Pack, x: Sequence[Tensor], t_G: Tensor) -> tuple[list[Tensor], Tensor, Tensor]:
+        """As the contract; there are no pictures to draw: `x` and `t_G` are empty."""
+        return packed(self, inputs, x, t_G)
 
     @torch.no_grad()
     def answer(self, inputs: Ovis2Batch, max_tokens: int, stop: Sequence[int]) -> list[list[int]]:
@@ -122,8 +133,13 @@ class Ovis2(Model[Ovis2Batch]):
             use_cache=False,
         ).last_hidden_state
 
-    def embed(self, inputs: Ovis2Batch) -> Tensor:
-        """Embeddings [B, L, D]: of words, of marks, and of visual tokens in their places."""
+    def embed(self, inputs: Ovis2Batch, dummy: bool = False) -> Tensor:
+        """Embeddings [B, L, D]: of words, of marks, and of visual tokens in their places.
+
+        Args:
+            inputs: a batch.
+            dummy: of text alone encode a tile all the same; default: where there are gradients.
+        """
         ids_BL = inputs.ids_BL
         embeds_BLD = self.llm.model.embed_tokens(ids_BL.clamp_min(0))
         first, count = self.config.tokenizer.vocab_size - len(INDICATORS), len(INDICATORS)
@@ -133,7 +149,7 @@ class Ovis2(Model[Ovis2Batch]):
         if inputs.grids:
             visual_PD = self.visual(inputs.patches_NF, inputs.grids)[inputs.visual_P]
             return embeds_BLD.masked_scatter((ids_BL == TILE)[..., None], visual_PD.to(embeds_BLD.dtype))
-        if self.training and torch.is_grad_enabled():
+        if dummy or (self.training and torch.is_grad_enabled()):
             # text alone, as published: a grey tile takes part with weight 0, so that on every device all parameters
             # are used in every step
             return embeds_BLD + 0 * self.visual(*self._grey_tile(embeds_BLD.device)).sum().to(embeds_BLD.dtype)
@@ -172,7 +188,7 @@ def _numbers(config: Qwen2Numbers) -> Qwen2Config:
         bos_token_id=None,
         eos_token_id=None,
         pad_token_id=None,
-        attn_implementation="sdpa",
+        attn_implementation=attention.NAME,
     )
 
 

@@ -21,11 +21,12 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from x2i.base.errors import X2IError
-from x2i.model.base import Chat, Processor
+from x2i.model.base import Chat, Processor, Request
 from x2i.model.layers.aimv2 import Grid, patchify
 from x2i.model.layers.chat import END, IGNORE, IMAGE, MARK, START, ChatML
 from x2i.model.ovis2.config import Ovis2Config
 from x2i.model.ovis2.model import Ovis2Batch
+from x2i.model.ovis2.packing import Ovis2Pack
 from x2i.model.ovis2.partition import TILE, best_grid, fitted, layout, views
 from x2i.model.vae import VAE
 
@@ -44,6 +45,11 @@ class Row:
     labels: list[int]
     tiles: list[Tensor]
     visual: list[int]
+
+    @property
+    def length(self) -> int:
+        """Tokens that it takes in a pack."""
+        return len(self.ids)
 
 
 class Ovis2Processor(Processor[Ovis2Batch]):
@@ -90,6 +96,32 @@ class Ovis2Processor(Processor[Ovis2Batch]):
         """
         rows = [self._row(chat, labels, plain, max_tiles) for chat in chats]
         return collate(rows, labels, self.config)
+
+    def documents(
+        self,
+        requests: Sequence[Request],
+        dropped: Sequence[bool] | None,
+        sizes: Sequence[tuple[int, int]],
+        chats: Sequence[Chat],
+        plain: bool = False,
+        generator: torch.Generator | None = None,
+    ) -> list[Row]:
+        """As the contract. Raises X2IError besides if there are requests: Ovis2 draws no pictures."""
+        if requests:
+            raise X2IError("Ovis2 draws no pictures: its packs hold conversations alone")
+        return [self._row(chat, learn=True, plain=plain, max_tiles=None) for chat in chats]
+
+    def pack(self, documents: Sequence[Row], length: int) -> Ovis2Pack:
+        """As the contract."""
+        rest = length - sum(row.length for row in documents)
+        if rest < 0:
+            raise X2IError(
+                f"{len(documents)} conversations of {length - rest} tokens do not fit into a pack of {length}: "
+                "leave some out, or make packs longer"
+            )
+        return Ovis2Pack.of(
+            collate([joined(documents, rest, self.config)], True, self.config), [row.labels for row in documents]
+        )
 
     def _row(self, chat: Chat, learn: bool, plain: bool, max_tiles: int | None) -> Row:
         most = max_tiles or (self.config.tiles.several if len(chat.images) > 1 else self.config.tiles.single)
@@ -170,6 +202,20 @@ def view(image: Image.Image, side: int) -> Tensor:
     top, left = (side - height) // 2, (side - width) // 2
     out[:, top : top + height, left : left + width] = normal
     return out
+
+
+def joined(rows: Sequence[Row], rest: int, config: Ovis2Config) -> Row:
+    """Rows one after the other as one, with `rest` tokens of padding behind them."""
+    whole = Row([], [], [], [])
+    for row in rows:
+        before = len(whole.tiles) * config.tile_tokens
+        whole.visual.extend(before + place for place in row.visual)
+        whole.ids.extend(row.ids)
+        whole.labels.extend(row.labels)
+        whole.tiles.extend(row.tiles)
+    whole.ids.extend([0] * rest)
+    whole.labels.extend([IGNORE] * rest)
+    return whole
 
 
 def collate(rows: Sequence[Row], learn: bool, config: Ovis2Config) -> Ovis2Batch:

@@ -96,6 +96,10 @@ class OvisU1(Model[OvisInputs]):
         assert isinstance(found, Decoder)
         return found
 
+    def blocks(self) -> list[nn.Module]:
+        """The language model's layers; not the drawing decoder's blocks, which conversations do not run."""
+        return list(self.llm.model.layers)
+
     def condition(self, inputs: OvisInputs, *, cache: bool = False, target: tuple[int, int] | None = None) -> Condition:
         """As the contract. Text and its summary are computed once in any case, so `cache` changes nothing."""
         with _gradients(self.llm, self.visual_tokenizer, self.vte):

@@ -86,7 +86,7 @@ class OvisU1Processor(Processor[OvisInputs]):
         self,
         requests: Sequence[Request],
         dropped: Sequence[bool] | None = None,
-        generator: torch.Generator | None = None,
+        generators: Sequence[torch.Generator] | None = None,
         size: tuple[int, int] | None = None,
     ) -> OvisInputs:
         """As the contract. Sources must have sides that are multiples of `token_side`.
@@ -95,7 +95,7 @@ class OvisU1Processor(Processor[OvisInputs]):
         """
         pictures = Pictures(self.config)
         pairs = list(zip(requests, dropped or [False] * len(requests), strict=True))
-        sources = self._latents([() if drop else request.images for request, drop in pairs], generator)
+        sources = self._latents([() if drop else request.images for request, drop in pairs], generators)
         rows = []
         for request, drop in pairs:
             side = int(self.config.min_pixels**0.5)
@@ -211,16 +211,18 @@ class OvisU1Processor(Processor[OvisInputs]):
         return pictures.row(self._cut(words, self.config.max_tokens - visual), shown)
 
     def _latents(
-        self, images: Sequence[Sequence[np.ndarray]], generator: torch.Generator | None
+        self, images: Sequence[Sequence[np.ndarray]], generators: Sequence[torch.Generator] | None
     ) -> list[tuple[Tensor, ...]]:
         """Latents of each row's images; those of one size are encoded in one call, and each once."""
-        sizes: dict[tuple[int, ...], dict[int, np.ndarray]] = {}
-        for image in (image for row in images for image in row):
+        sizes: dict[tuple[int, ...], dict[int, tuple[np.ndarray, int]]] = {}
+        for row, image in ((row, image) for row, some in enumerate(images) for image in some):
             self.check_size(*image.shape[:2])
-            sizes.setdefault(image.shape, {})[id(image)] = image
+            sizes.setdefault(image.shape, {}).setdefault(id(image), (image, row))
         found: dict[int, Tensor] = {}
         for same in sizes.values():
-            found |= zip(same, self._vae().encode(to_tensor(list(same.values())), generator), strict=True)
+            drawn = None if generators is None else [generators[row] for _, row in same.values()]
+            pixels = to_tensor([image for image, _ in same.values()])
+            found |= zip(same, self._vae().encode(pixels, drawn), strict=True)
         return [tuple(found[id(image)] for image in row) for row in images]
 
     def _vae(self) -> VAE:

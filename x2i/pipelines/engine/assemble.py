@@ -18,9 +18,10 @@ import pyarrow.parquet as pq
 
 from x2i.base.files import atomic
 from x2i.base.seeds import digest
-from x2i.corpus.manifest import SCHEMA, originals
+from x2i.corpus.manifest import MADE, originals
 from x2i.corpus.sample import Sample
 from x2i.corpus.shard import ShardWriter, entry_size
+from x2i.corpus.text import sample_tokens
 from x2i.pipelines.engine.chosen import Heavy, Others, read_rows, selected_row
 from x2i.pipelines.images import BadImage
 from x2i.pipelines.recipe import Plan
@@ -130,6 +131,7 @@ def _spool(sample: Sample, row: dict[str, Any], spool: IO[bytes]) -> _Spooled:
         "key": sample.key,
         "task_type": sample.task_type,
         "instruction_chars": len(sample.instruction),
+        "text_tokens": sample_tokens(sample.instruction, sample.messages, sample.objects),
         "input_sizes": [{"width": p.width, "height": p.height} for p in sample.input_images],
         "output_size": {"width": out.width, "height": out.height} if out else None,
         "image_id": row["image_id"],
@@ -158,7 +160,7 @@ def _write(plan: Plan, spooled: list[_Spooled], spool: IO[bytes], folder: Path, 
                 sample = next(waiting, None)
         shard = {"name": name, "size": writer.size, "samples": writer.samples, "sha256": writer.sha256}
         outcome.shards.append(shard)
-    pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), folder / PART, compression="zstd")
+    pq.write_table(pa.Table.from_pylist(rows, schema=MADE), folder / PART, compression="zstd")
 
 
 def _fits(plan: Plan, writer: ShardWriter, sample: _Spooled) -> bool:

@@ -30,7 +30,7 @@ from x2i.corpus import place, tombstones
 from x2i.corpus.card import card
 from x2i.corpus.corpus import CARD, FORMAT, INFO, MANIFEST, RECIPE, SELECTION
 from x2i.corpus.lake import Column, Lake, count_rows
-from x2i.corpus.manifest import SCHEMA, ManifestWriter, corpus_digest, renew
+from x2i.corpus.manifest import MADE, SCHEMA, ManifestWriter, corpus_digest, renew
 from x2i.corpus.takeout import link, take_out
 from x2i.pipelines.annotators.base import Annotator
 from x2i.pipelines.engine.assemble import OUTCOME, PART
@@ -248,7 +248,7 @@ def _link_groups(groups: Groups, new: Path) -> dict[str, Any]:
                 names[shard["name"]] = f"shards/{len(shards):0{width}d}.tar"
                 link(groups.folder(number) / shard["name"], new / names[shard["name"]])
                 shards.append({**shard, "name": names[shard["name"]]})
-            part = pq.read_table(groups.folder(number) / PART, schema=SCHEMA)
+            part = pq.read_table(groups.folder(number) / PART, schema=MADE)
             column = pa.array([names[n] for n in part["shard"].to_pylist()], pa.string())
             writer.write(part.set_column(1, SCHEMA.field("shard"), column))
             made.update(outcome["made"])

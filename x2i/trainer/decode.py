@@ -1,0 +1,151 @@
+"""A sample's pictures, from bytes to pixels at the wanted size: in full, or JPEGs at the least scale that suffices.
+
+`full` is Pillow throughout: it decodes every pixel and scales by its bicubic filter (`x2i.model.pixels`).
+
+`reduced` asks libjpeg-turbo for 1/2, 1/4 or 1/8 of a JPEG, which it computes from as many of the DCT's coefficients, as
+long as what is cut out has the wanted size; and scales by the same bicubic filter in PyTorch, with integers and vector
+instructions. Without a scale to reduce by, the pixels are those of `full` but for rounding; with one they are a little
+sharper (`benchmarks/LOG.md` has the differences).
+
+Pixels are taken as they are stored: neither an EXIF orientation nor a profile is applied, as a corpus has none.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import simplejpeg
+import torch
+from PIL import Image
+
+from x2i.model.pixels import centre_crop, shrink
+from x2i.trainer.config import Decode
+
+#: More pixels are not decoded: Pillow's own limit, of which another part of a program may have relieved it.
+MAX_PIXELS = 178_956_970
+
+#: A file's bytes.
+Data = bytes | memoryview
+
+_PLAIN = ("YCbCr", "Gray", "RGB")
+
+#: By how many pixels the window that is scaled may begin before the box, to meet its fraction of a pixel.
+_BEFORE = 32
+
+
+class _Header(NamedTuple):
+    """What a file says before it is decoded: width and height, and whether libjpeg-turbo alone makes RGB of it."""
+
+    width: int
+    height: int
+    plain: bool
+
+
+def pictures(files: Sequence[Data], height: int, width: int, whole: bool, decode: Decode) -> list[np.ndarray]:
+    """The pictures of one sample: uint8 [height, width, 3] each, around the centre; or `whole`, [H, W, 3].
+
+    Whole pictures are scaled down to the lesser of the two as their shorter side; smaller ones stay as they are. Pictures
+    of equal size are cut at equal places and, if reduced, by one scale: what differs between them is their own.
+
+    Raises:
+        OSError, ValueError, SyntaxError, EOFError: a picture does not decode, or has more than `MAX_PIXELS`.
+    """
+    if decode == "full":
+        return [_full(data, height, width, whole) for data in files]
+    headers = [_header(data) for data in files]
+    odd = {(h.width, h.height) for h in headers if not h.plain}
+    out = []
+    for data, header in zip(files, headers, strict=True):
+        ratio = min(header.width, header.height) / min(height, width)
+        if not whole:
+            ratio = min(header.width / width, header.height / height)
+        scale = 1 if (header.width, header.height) in odd else next(k for k in (8, 4, 2, 1) if k <= max(ratio, 1))
+        pixels, scale = _decoded(data, header, scale)
+        if not whole:
+            out.append(_scaled(pixels, header.width / scale, header.height / scale, width, height, ratio / scale))
+        elif ratio <= 1:
+            out.append(pixels)
+        else:
+            w, h = (max(round(side / ratio), min(height, width)) for side in (header.width, header.height))
+            out.append(_scaled(pixels, header.width / scale, header.height / scale, w, h, None))
+    return out
+
+
+def _full(data: Data, height: int, width: int, whole: bool) -> np.ndarray:
+    with Image.open(io.BytesIO(data)) as image:
+        _check(*image.size)
+        return shrink(image, min(height, width)) if whole else centre_crop(image, height, width)
+
+
+def _check(width: int, height: int) -> None:
+    if width * height > MAX_PIXELS:
+        raise ValueError(f"{width}x{height} pixels, of which at most {MAX_PIXELS:,} are decoded")
+
+
+def _header(data: Data) -> _Header:
+    if data[:2] == b"\xff\xd8":
+        try:
+            height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+        except ValueError:  # Pillow may know better
+            pass
+        else:
+            _check(width, height)
+            return _Header(width, height, colours in _PLAIN)
+    with Image.open(io.BytesIO(data)) as image:
+        _check(*image.size)
+        return _Header(*image.size, False)
+
+
+def _decoded(data: Data, header: _Header, scale: int) -> tuple[np.ndarray, int]:
+    """RGB pixels, and the scale at which they are."""
+    if header.plain:
+        least = {"min_width": -(-header.width // scale), "min_height": -(-header.height // scale)}
+        try:
+            given = {"fastdct": False, "fastupsample": False, "min_factor": scale, **(least if scale > 1 else {})}
+            return simplejpeg.decode_jpeg(data, "RGB", **given), scale
+        except ValueError:  # strict about every oddity; Pillow tells the harmless ones from the damaged ones
+            pass
+    with Image.open(io.BytesIO(data)) as image:
+        return np.array(image if image.mode == "RGB" else image.convert("RGB")), 1  # a copy: PyTorch wants to own it
+
+
+def _scaled(pixels: np.ndarray, across: float, down: float, width: int, height: int, ratio: float | None) -> np.ndarray:
+    """The middle of a picture of this size, `ratio` of its pixels to one of the result (None: all of it): [H, W, 3].
+
+    `across` and `down` may be less than the array's sides by a fraction of a pixel, of which libjpeg-turbo makes a whole.
+    """
+    step_x, step_y = (across / width, down / height) if ratio is None else (ratio, ratio)
+    start_x, start_y = max((across - step_x * width) / 2, 0.0), max((down - step_y * height) / 2, 0.0)
+    window_x, window_y = _window(start_x, step_x), _window(start_y, step_y)
+    if window_x is None or window_y is None:
+        end_x, end_y = min(start_x + step_x * width, across), min(start_y + step_y * height, down)
+        image, box = Image.fromarray(pixels), (start_x, start_y, end_x, end_y)
+        return np.asarray(image.resize((width, height), Image.Resampling.BICUBIC, box=box, reducing_gap=3.0))
+    (left, before_x), (top, before_y) = window_x, window_y
+    right = math.ceil(left + (before_x + width + 2) * step_x) + 1  # as far as the filter reaches
+    bottom = math.ceil(top + (before_y + height + 2) * step_y) + 1
+    window = torch.from_numpy(pixels)[top:bottom, left:right].permute(2, 0, 1)[None]
+    size = [before_y + height, before_x + width]
+    # what torch.nn.functional.interpolate(mode="bicubic", antialias=True) calls; it takes a size or a scale, not both
+    scaled = torch.ops.aten._upsample_bicubic2d_aa(window, size, False, 1 / step_y, 1 / step_x)
+    return np.ascontiguousarray(scaled[0, :, before_y:, before_x:].permute(1, 2, 0).numpy())
+
+
+def _window(start: float, step: float) -> tuple[int, int] | None:
+    """A pixel to scale from, and how many pixels of the result lie between it and `start`, which need not be whole.
+
+    PyTorch's filter begins at a whole pixel, so it begins before the box where a step then falls on the box's edge.
+    None: that is nowhere near, or not to a tenth of a step.
+    """
+    first = math.floor(start + 1e-6)
+    best = (1.0, 0, 0)
+    for pixel in range(first, max(first - _BEFORE, -1), -1):
+        before = round((start - pixel) / step)
+        best = min(best, (abs((start - pixel) / step - before), -pixel, before))
+        if best[0] < 0.03:
+            break
+    return None if best[0] > 0.1 else (-best[1], best[2])

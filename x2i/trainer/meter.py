@@ -1,0 +1,97 @@
+"""What a run tells of itself while it runs: smoothed losses, rates, and where the time of its steps goes."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from x2i.trainer.config import RunConfig
+from x2i.trainer.evaluation import HeldOutLoss, timestep_bin
+from x2i.trainer.learner import RowReport, StepReport
+from x2i.trainer.run import LOGS
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+#: Share of the old value in the losses that are shown.
+_SMOOTH = 0.95
+
+
+class Meter:
+    """Measures steps. `smoothed` has the losses of the last steps by task, and of all under ""."""
+
+    def __init__(self) -> None:
+        self.smoothed: dict[str, float] = {}
+        self._laps: dict[str, float] = {}
+        self._began = time.monotonic()
+
+    def start(self) -> None:
+        """The clock runs from here."""
+        self._began = time.monotonic()
+
+    def lap(self, what: str) -> None:
+        """What was done since the last call was this."""
+        now = time.monotonic()
+        self._laps[what] = self._laps.get(what, 0.0) + now - self._began
+        self._began = now
+
+    def step(self, report: StepReport) -> None:
+        """A step is done."""
+        for task, value in {"": report.loss, **report.mean(lambda row: row.task)}.items():
+            self.smoothed[task] = _SMOOTH * self.smoothed.get(task, value) + (1 - _SMOOTH) * value
+
+    def scalars(self, report: StepReport) -> dict[str, float]:
+        """Everything that is told of a step, by name. The laps begin anew."""
+        tasks, times = report.mean(lambda row: row.task), report.mean(_bin)
+        laps, self._laps = self._laps, {}
+        whole = max(sum(laps.get(what, 0.0) for what in ("data", "encoding", "compute")), 1e-9)
+        learned = sum(row.tokens or 0 for row in report.rows)
+        return {
+            "train/loss": report.loss,
+            **{f"train/loss/{task}": value for task, value in tasks.items()},
+            **{f"train/loss_at/{name}": value for name, value in times.items()},
+            "train/grad_norm": report.grad_norm,
+            "train/lr": report.lr,
+            "train/samples_per_second": len(report.rows) / whole,
+            "train/images_per_second": sum(row.t is not None for row in report.rows) / whole,
+            "train/learned_tokens_per_second": learned / whole,
+            **{f"seconds/{what}": seconds for what, seconds in laps.items()},
+        }
+
+
+def _bin(row: RowReport) -> str | None:
+    return None if row.t is None else timestep_bin(row.t)
+
+
+class Logs:
+    """TensorBoard's files, and Weights & Biases where the run asks for it. Of rank 0."""
+
+    def __init__(self, run: RunConfig, step: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer = SummaryWriter(run.output / LOGS, purge_step=step or None)
+
+    def step(self, scalars: dict[str, float], step: int) -> None:
+        """The figures of a step."""
+        for name, value in scalars.items():
+            self._writer.add_scalar(name, value, step)
+
+    def held_out(self, losses: dict[str, HeldOutLoss], step: int) -> None:
+        """The losses of a checkpoint."""
+        scalars: dict[str, float] = {}
+        for task, loss in losses.items():
+            scalars |= {f"held_out/loss/{task}": loss.loss, f"held_out/baseline/{task}": loss.baseline}
+            scalars |= {f"held_out/loss_at/{name}/{task}": value for name, value in loss.by_time.items()}
+        self.step(scalars, step)
+        self._writer.flush()
+
+    def picture(self, name: str, picture: Image, step: int) -> None:
+        """A picture in RGB."""
+        import numpy as np
+
+        pixels: Any = np.asarray(picture)
+        self._writer.add_image(name, pixels, step, dataformats="HWC")
+
+    def close(self) -> None:
+        """Nothing follows."""
+        self._writer.close()

@@ -1,0 +1,505 @@
+"""Packs: samples of several lengths side by side in sequences of one budget, planned from the manifest.
+
+As all plans, a pure function of the manifests, the mixture, the seed, the stage and the step; any step can be had at once.
+
+- A window is a fixed number of packs, whole steps, and a fixed number of draws. The samples of a stratum are told apart by
+  length (`x2i.trainer.classes`); each part of a stratum gets its share of the window's draws, so that all windows have
+  about the same lengths in them, however the corpora are sorted. Shares are not rounded window by window, but over all
+  windows from the first (as a line is drawn in pixels): parts of one stratum go through their epochs side by side, and
+  the mixture is off by less than a draw for each part, after however many steps.
+- Each part is a stream, as the strata of `x2i.trainer.plan` are. The parts of a stratum go through the row groups in the
+  same order, and are shuffled in the same runs.
+- How many draws fit into a window, and which ranks of length make up a pack, is found once for a stage: as many as
+  can be packed. In a window the draws, measured by the manifest, take the places of their ranks, and packs that came out
+  too long exchange samples with others. Then the packs are dealt to the steps.
+- What is planned is somewhat less than the budget, by what the text's estimate may be wrong (`MARGIN`), for real texts
+  are longer or shorter. Now and then a pack is too long all the same: then its last samples have to be left out.
+
+Samples longer than the budget are never drawn. Which samples are shown without their condition is planned too, for they
+are short.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+import numpy as np
+
+from x2i.base.errors import RecipeError
+from x2i.base.seeds import digest, generator
+from x2i.trainer.bins import most, repair
+from x2i.trainer.config import Pack
+from x2i.trainer.kept import Kept
+from x2i.trainer.lengths import Fit
+from x2i.trainer.measured import Classed, Rows
+from x2i.trainer.plan import OPEN, SPAN, Draw, permuted_all, round_keys
+
+#: Draws in a window, about; fewer where an epoch is shorter.
+WINDOW = 4096
+
+#: Standard deviations by which the texts of a mean pack may be longer than estimated.
+MARGIN = 3.0
+
+#: Of the budget, left for windows that are longer than the mean one.
+_RESERVE = 0.002
+
+#: Row groups of each stratum from which the lengths within its classes are taken.
+_GROUPS = 8
+
+#: Bytes of all strata's samples, by row group, that are kept.
+_MEMORY = 128 << 20
+
+_ONE = 1 << 32
+_GOLDEN = 0x9E3779B97F4A7C15
+_SPARES = 64
+
+
+@dataclass(frozen=True)
+class _Window:
+    """The draws of a window, by step, pack and place. `loads`: tokens by step and pack; `firsts`: of each step."""
+
+    stratum: np.ndarray
+    part: np.ndarray
+    position: np.ndarray
+    rows: Rows
+    dropped: np.ndarray
+    tokens: np.ndarray
+    pack: np.ndarray
+    firsts: np.ndarray
+    loads: np.ndarray
+
+
+class PackPlan:
+    """The stream of a packed stage. `key` (seed and stage) seeds all that is random in it.
+
+    Attributes:
+        strata: names.
+        batch: mean number of samples in a step.
+        fill: planned mean share of the budget that is used; less than `limit / tokens`, the most that is planned.
+        too_long: by task, samples that are longer than a pack and are never drawn: exact if the corpora are small,
+            else estimated from some row groups.
+        limit: tokens to which packs are planned.
+
+    Args:
+        samples: for each stratum, its training samples.
+        mixture: weights by stratum; need not sum to 1.
+        pack: the budget, and packs in a step.
+        seed: the run's seed.
+        stage: the stage's name.
+        by_tokens: whether the weights are shares of the tokens, not of the samples.
+        dropout: share of the samples that are shown without their condition.
+        fit: what the text's estimates are worth.
+        window: draws in a window, about.
+        open_samples, span: of the runs within which a stratum's samples are shuffled.
+
+    Raises:
+        RecipeError: a stratum of the mixture has no samples that fit, or there are more than draws in a window.
+    """
+
+    def __init__(
+        self,
+        samples: Mapping[str, Classed],
+        mixture: Mapping[str, float],
+        pack: Pack,
+        seed: int,
+        stage: str,
+        by_tokens: bool = False,
+        dropout: float = 0.0,
+        fit: Fit | None = None,
+        window: int = WINDOW,
+        open_samples: int = OPEN,
+        span: int = SPAN,
+    ) -> None:
+        self.strata = sorted(mixture)
+        self.key = (seed, stage)
+        self._samples = [samples[name] for name in self.strata]
+        self._dropped_below = round(dropout * 2**64)
+        self._drop_key = int(digest("plan/dropped/1", *self.key)[:16], 16)
+        weights = np.array([mixture[name] for name in self.strata], float)
+        weights /= weights.sum()
+        some = _Some.of(self._samples, weights)
+        if by_tokens:
+            weights = weights / [some.mean_of(number, dropout) for number in range(len(weights))]
+            weights /= weights.sum()
+            some = some.weighted(weights)
+        self.limit = pack.tokens - some.margin(fit or Fit(), pack.tokens, dropout)
+        self.too_long = self._check(some, stage)
+        fits = some.rows.shown <= self.limit
+        values, shares = some.lengths(fits, dropout)
+        mean, lost = float(np.average(values, weights=shares)), 1 - float(some.weight[fits].sum())
+        epoch = min(float(s.counts.sum()) / w for s, w in zip(self._samples, weights, strict=True))
+        wanted = min(window, max(epoch, 512))
+        self.steps = max(round(wanted * mean / (self.limit * pack.packs)), 1)
+        self.packs, packs = pack.packs, pack.packs * self.steps
+        spread = some.spread(fits) * np.sqrt(packs * self.limit / mean)
+        limit = int(self.limit * (1 - _RESERVE) - 2.5 * spread / packs)
+        ends = np.cumsum(shares) / shares.sum()
+
+        def profile(count: int) -> np.ndarray:
+            """The lengths of so many draws, in order, as they come on average."""
+            return np.asarray(values[np.searchsorted(ends, (np.arange(count) + 0.5) / count)])
+
+        self._home = most(profile, packs, limit, mean)
+        if not len(self._home):  # nothing is left by the reserve: packs of one
+            self._home = np.arange(packs)
+        self._home = self._home[np.argsort(profile(len(self._home)), kind="stable")]
+        self.window = max(round(len(self._home) / (1 - lost)), len(self._home))
+        self.batch = len(self._home) / self.steps
+        self.fill = float(profile(len(self._home)).sum()) / (packs * pack.tokens)
+        if len(self.strata) > self.window:
+            raise RecipeError(
+                f"stages.{stage}: a mixture of {len(self.strata)} parts does not fit into windows of {self.window} draws"
+            )
+        self._parts, self._ends = self._divide(some, weights)
+        share, memory = max(open_samples // len(self.strata), 1), _MEMORY // len(self.strata)
+        self._streams = [
+            _Stream(s, [p.kinds for p in self._parts if p.stratum == number], (*self.key, name), share, span, memory)
+            for number, (name, s) in enumerate(zip(self.strata, self._samples, strict=True))
+        ]
+        self._window = lru_cache(maxsize=4)(self._made)
+
+    def step(self, number: int) -> list[Draw]:
+        """The draws of step `number` (from 0), pack by pack: the global batch, to be split by rank."""
+        window, step = divmod(number, self.steps)
+        made = self._window(window)
+        first, last = made.firsts[step : step + 2].tolist()
+        return self._draws(window, made, slice(first, last))
+
+    def draw(self, index: int) -> Draw:
+        """The draw of this number. Raises IndexError if the sample that would have it was too long."""
+        window, place = divmod(index, self.window)
+        made = self._window(window)
+        if place >= len(made.tokens):
+            raise IndexError(index)
+        return self._draws(window, made, slice(place, place + 1))[0]
+
+    def spare(self, draw: Draw, attempt: int) -> Draw:
+        """What stands in for a damaged sample: the `attempt`-th (from 1) of those after it that fit into its pack.
+
+        They are of the same stratum and about as long. If so many do not fit, the shortest of the others.
+        """
+        assert draw.pack is not None and draw.tokens is not None and draw.part is not None
+        made = self._window(draw.index // self.window)
+        step = int(made.firsts.searchsorted(draw.index % self.window, "right")) - 1
+        room = draw.tokens + max(self.limit - int(made.loads[step, draw.pack]), 0)
+        stratum = self.strata.index(draw.stratum)
+        positions = draw.position + 1 + np.arange(_SPARES)
+        rows = self._streams[stratum].at([(draw.part, int(positions[0]), _SPARES)])
+        tokens = np.where(rows.drawn & bool(draw.dropped), rows.bare, rows.shown)
+        tokens = np.where(rows.shown > self.limit, 1 << 40, tokens)
+        order = np.lexsort((np.where(tokens <= room, 0, tokens), tokens > room))
+        chosen = int(order[(attempt - 1) % len(order)])
+        of = self._samples[stratum]
+        return Draw(
+            *(draw.index, draw.stratum, of.tasks[int(rows.task[chosen])], int(rows.sample[chosen])),
+            *(int(positions[chosen]), _size(of, rows, chosen), draw.pack, int(tokens[chosen])),
+            *(bool(rows.drawn[chosen] and draw.dropped), draw.part),
+        )
+
+    def _draws(self, window: int, made: _Window, places: slice) -> list[Draw]:
+        first = window * self.window + places.start
+        columns = (made.stratum, made.part, made.position, made.rows.task, made.rows.sample, made.rows.size)
+        told = (made.pack, made.tokens, made.dropped)
+        out = []
+        for number, (stratum, part, position, task, sample, size, pack, tokens, dropped) in enumerate(
+            zip(*(column[places].tolist() for column in (*columns, *told)), strict=True)
+        ):
+            of = self._samples[stratum]
+            box = None if size < 0 else of.boxes[size]
+            name = self.strata[stratum]
+            out.append(Draw(first + number, name, of.tasks[task], sample, position, box, pack, tokens, dropped, part))
+        return out
+
+    def _made(self, number: int) -> _Window:
+        """Window `number`: its draws, each in a pack."""
+        random = generator("plan/packs/1", *self.key, number)
+        begin, end = (self._before(n) for n in (number, number + 1))
+        stratum, part, position, found = [], [], [], []
+        for place in range(len(self.strata)):
+            mine = [k for k, p in enumerate(self._parts) if p.stratum == place]
+            wanted = [(within, begin[k], end[k] - begin[k]) for within, k in enumerate(mine) if end[k] > begin[k]]
+            if wanted:
+                found.append(self._streams[place].at(wanted))
+                part.append(np.repeat([w for w, _, _ in wanted], [n for _, _, n in wanted]))
+                position.append(np.concatenate([np.arange(first, first + n) for _, first, n in wanted]))
+                stratum.append(np.full(len(part[-1]), place))
+        rows = Rows(*(np.concatenate(column) for column in zip(*(vars(f).values() for f in found), strict=True)))
+        made = [np.concatenate(column) for column in (stratum, part, position)]
+        dropped = rows.drawn & self._drops(*made)
+        tokens = np.where(dropped, rows.bare, rows.shown)
+        mixed = random.permutation(np.flatnonzero(rows.shown <= self.limit))  # equal lengths lie anyhow
+        mixed = mixed[np.argsort(tokens[mixed], kind="stable")]
+        packs = self.packs * self.steps
+        home = _fitted(self._home, len(mixed), tokens[mixed], packs)
+        repair(tokens[mixed], home, packs, self.limit)
+        home = random.permutation(packs)[home]
+        order = np.lexsort((random.random(len(mixed)), home))
+        mixed, home = mixed[order], home[order]
+        loads = np.bincount(home, tokens[mixed], packs).astype(np.int64).reshape(self.steps, self.packs)
+        firsts = np.searchsorted(home, np.arange(self.steps + 1) * self.packs)
+        mine, parts, positions = (column[mixed] for column in made)
+        dropped, tokens, home = dropped[mixed], tokens[mixed], home % self.packs
+        return _Window(mine, parts, positions, rows[mixed], dropped, tokens, home, firsts, loads)
+
+    def _before(self, window: int) -> list[int]:
+        """For each part, its draws in all windows before this one."""
+        ends = [window * end // _ONE for end in self._ends]
+        return [end - before for before, end in zip([0, *ends], ends, strict=False)]
+
+    def _drops(self, stratum: np.ndarray, part: np.ndarray, position: np.ndarray) -> np.ndarray:
+        """Which draws are shown without their condition: evenly spread over each part's stream (Weyl's sequence)."""
+        if not self._dropped_below:
+            return np.zeros(len(position), bool)
+        begin = (stratum.astype(np.uint64) << np.uint64(32)) + part.astype(np.uint64)
+        begin = (begin + np.uint64(self._drop_key)) * np.uint64(0xBF58476D1CE4E5B9)
+        return np.asarray(position.astype(np.uint64) * np.uint64(_GOLDEN) + begin < np.uint64(self._dropped_below))
+
+    def _check(self, some: _Some, stage: str) -> dict[str, int]:
+        """Samples by task that are longer than a pack. Raises RecipeError if they are all of a stratum."""
+        found: dict[str, float] = {}
+        long = some.rows.shown > self.limit
+        for number, (name, of) in enumerate(zip(self.strata, self._samples, strict=True)):
+            mine = some.stratum == number
+            if long[mine].all():
+                raise RecipeError(
+                    f"stages.{stage}.pack: no sample of {name} fits into {self.limit} tokens (the budget, less what the "
+                    f"text's estimate may be wrong); the shortest seen takes {int(some.rows.shown[mine].min())}"
+                )
+            for task, each in zip(some.rows.task[mine & long].tolist(), some.stands[mine & long].tolist(), strict=True):
+                found[of.tasks[task]] = found.get(of.tasks[task], 0.0) + each
+        return {task: max(round(count), 1) for task, count in sorted(found.items())}
+
+    def _divide(self, some: _Some, weights: np.ndarray) -> tuple[list[_Part], list[int]]:
+        """The parts of all strata, in the order of their lengths, and where each ends in a window, in 1 / 2^32 draws.
+
+        Classes that would get less than one draw in a window are joined with the next in length.
+        """
+        shares = np.maximum(weights * self.window, 1.0)
+        for _ in range(len(shares)):  # at least one draw for each stratum
+            over = shares > 1
+            shares[over] *= max(self.window - (~over).sum(), 1) / shares[over].sum()
+            shares = np.maximum(shares, 1.0)
+        parts: list[_Part] = []
+        for number, of in enumerate(self._samples):
+            counts, mean = of.counts.sum(1), some.means(number)
+            rate = counts / counts.sum() * shares[number]
+            mine: list[_Part] = []
+            waiting: list[int] = []
+            for kind in sorted(np.flatnonzero(counts).tolist(), key=lambda k: (mean[k], k)):
+                waiting.append(kind)
+                if rate[waiting].sum() >= 1 + 1e-6:
+                    mine.append(_Part.of(number, waiting, rate, mean))
+                    waiting = []
+            if waiting:
+                waiting = [*(mine.pop().kinds if mine else ()), *waiting]
+                mine.append(_Part.of(number, waiting, rate, mean))
+            parts += mine
+        rates = [max(round(p.rate * _ONE), _ONE) for p in parts]
+        rates[int(np.argmax(rates))] += self.window * _ONE - sum(rates)
+        order = sorted(range(len(parts)), key=lambda k: (parts[k].mean, parts[k].stratum, k))
+        # a stream counts its parts as they come here
+        ends = np.cumsum(np.array([rates[k] for k in order], object)).tolist()
+        return [parts[k] for k in order], [int(e) for e in ends]
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Classes of a stratum that are drawn alike: their draws in a window, and their mean length."""
+
+    stratum: int
+    kinds: tuple[int, ...]
+    rate: float
+    mean: float
+
+    @classmethod
+    def of(cls, stratum: int, kinds: list[int], rate: np.ndarray, mean: np.ndarray) -> _Part:
+        total = float(rate[kinds].sum())
+        return cls(stratum, tuple(kinds), total, float((rate[kinds] * mean[kinds]).sum()) / total)
+
+
+@dataclass(frozen=True)
+class _Some:
+    """Some samples of all strata, which stand for all.
+
+    `weight`: of each, what it stands for of all that is drawn; `stands`: of how many samples it is one.
+    """
+
+    rows: Rows
+    stratum: np.ndarray
+    weight: np.ndarray
+    stands: np.ndarray
+    classes: int
+
+    @classmethod
+    def of(cls, samples: list[Classed], weights: np.ndarray) -> _Some:
+        found, stratum, weight, stands = [], [], [], []
+        for number, each in enumerate(samples):
+            totals, groups = each.counts.sum(1), each.counts.shape[1]
+            chosen = set(np.unique(np.linspace(0, groups - 1, min(_GROUPS, groups)).astype(int)).tolist())
+            seen = each.counts[:, sorted(chosen)].sum(1)
+            chosen |= set(each.counts[(totals > 0) & (seen == 0)].argmax(1).tolist())
+            entries = sorted(chosen)
+            seen = each.counts[:, entries].sum(1)
+            for entry in entries:
+                rows = each.rows(entry)
+                found.append(rows)
+                stands.append(totals[rows.kind] / seen[rows.kind])
+                weight.append(stands[-1] / totals.sum() * weights[number])
+                stratum.append(np.full(len(rows.kind), number))
+        rows = Rows(*(np.concatenate(column) for column in zip(*(vars(f).values() for f in found), strict=True)))
+        mine, stand, each_weight = (np.concatenate(column) for column in (stratum, stands, weight))
+        return cls(rows, mine, each_weight, stand, len(samples[0].counts))
+
+    def mean_of(self, stratum: int, dropout: float) -> float:
+        """Mean length of a stratum's samples, to six digits: not to hang on the last bit of a sum."""
+        values, weight = self.lengths(self.stratum == stratum, dropout)
+        return float(f"{np.average(values, weights=weight):.6g}")
+
+    def weighted(self, weights: np.ndarray) -> _Some:
+        """The same samples, for strata of these weights."""
+        total = np.bincount(self.stratum, self.weight)
+        return replace(self, weight=self.weight * (weights / total)[self.stratum])
+
+    def margin(self, fit: Fit, budget: int, dropout: float) -> int:
+        """Tokens by which the texts of a mean pack may be longer than they are estimated."""
+        mean = float(np.average(self.rows.shown, weights=self.weight))
+        text = float(np.average(np.maximum(self.rows.text, 4.0), weights=self.weight)) * (1 - dropout)
+        return int(np.ceil(MARGIN * fit.spread * np.sqrt(text * max(budget / mean, 1.0))))
+
+    def lengths(self, of: np.ndarray, dropout: float) -> tuple[np.ndarray, np.ndarray]:
+        """Lengths in order, and how often each comes, of the chosen samples."""
+        drop = np.where(self.rows.drawn, dropout, 0.0)[of] * self.weight[of]
+        values = np.concatenate([self.rows.shown[of], self.rows.bare[of]])
+        weight = np.concatenate([self.weight[of] - drop, drop])
+        found, places = np.unique(values, return_inverse=True)
+        return found, np.bincount(places, weight)
+
+    def means(self, stratum: int) -> np.ndarray:
+        """Mean length of each class of a stratum; 0 where there is none."""
+        mine = self.stratum == stratum
+        kind = self.rows.kind[mine]
+        number = np.bincount(kind, minlength=self.classes)
+        return np.asarray(np.bincount(kind, self.rows.shown[mine], self.classes) / np.maximum(number, 1))
+
+    def spread(self, of: np.ndarray) -> float:
+        """Standard deviation of the length of a draw within its class."""
+        name = self.stratum[of].astype(np.int64) * self.classes + self.rows.kind[of]
+        weight, shown = self.weight[of], self.rows.shown[of].astype(float)
+        total = np.maximum(np.bincount(name, weight), 1e-300)
+        mean = np.bincount(name, weight * shown) / total
+        return float(np.sqrt(np.average((shown - mean[name]) ** 2, weights=weight)))
+
+
+@dataclass(frozen=True)
+class _Epoch:
+    """The order of a stratum's row groups in one epoch: for each part where they end, and where its runs do."""
+
+    order: np.ndarray
+    ends: np.ndarray  # [parts, row groups]
+    runs: np.ndarray  # [parts, runs + 1]
+
+
+class _Stream:
+    """One stratum's samples, epoch after epoch, each part for itself and all through the same row groups."""
+
+    def __init__(
+        self,
+        samples: Classed,
+        parts: list[tuple[int, ...]],
+        key: tuple[int | str, ...],
+        share: int,
+        span: int,
+        memory: int,
+    ) -> None:
+        self._samples, self._key, self._share, self._span = samples, key, share, span
+        self._counts = np.stack([samples.counts[list(kinds)].sum(0) for kinds in parts])
+        self._sizes = self._counts.sum(1).tolist()
+        self._part_of = np.zeros(len(samples.counts), np.int64)
+        for number, kinds in enumerate(parts):
+            self._part_of[list(kinds)] = number
+        self._epoch = lru_cache(maxsize=3)(self._ordered)
+        self._kept: Kept[Rows] = Kept(memory)
+
+    def at(self, wanted: list[tuple[int, int, int]]) -> Rows:
+        """The samples at positions of parts: of each part, so many from a first on."""
+        pieces = [piece for part, first, count in wanted for piece in self._pieces(part, first, count)]
+        repeats = [count for *_, count in pieces]
+        places = np.concatenate([np.arange(first, first + count) for *_, first, count in pieces])
+        widths = np.repeat([end - begin for _, _, _, begin, end, _, _ in pieces], repeats)
+        keys = np.array([round_keys(*self._key, part, number, run) for part, number, run, *_ in pieces], np.uint64)
+        places = permuted_all(places, widths, np.repeat(keys, repeats, 0))
+        entries, ranks, at = [], [], 0
+        for part, number, _, begin, _, _, count in pieces:
+            epoch, place = self._epoch(number), places[at : at + count] + begin
+            found = epoch.ends[part].searchsorted(place, "right")
+            entries.append(epoch.order[found])
+            ranks.append(place - epoch.ends[part][found] + self._counts[part, entries[-1]])
+            at += count
+        return self._taken(np.concatenate(entries), np.repeat([p for p, *_ in pieces], repeats), np.concatenate(ranks))
+
+    def _pieces(self, part: int, first: int, count: int) -> list[tuple[int, int, int, int, int, int, int]]:
+        """Positions by run: part, epoch, run, where the run begins and ends, the first place in it, how many."""
+        out = []
+        while count:
+            number, place = divmod(first, self._sizes[part])
+            runs = self._epoch(number).runs[part]
+            run = int(runs.searchsorted(place, "right")) - 1
+            begin, end = int(runs[run]), int(runs[run + 1])
+            here = min(count, end - place)
+            out.append((part, number, run, begin, end, place - begin, here))
+            first, count = first + here, count - here
+        return out
+
+    def _taken(self, entries: np.ndarray, parts: np.ndarray, ranks: np.ndarray) -> Rows:
+        order = np.argsort(entries, kind="stable")
+        ends = np.flatnonzero(np.diff(entries[order], append=-1)) + 1
+        found, begin = [], 0
+        for end in ends.tolist():
+            mine = order[begin:end]
+            rows, firsts = self._rows(int(entries[mine[0]]))
+            found.append(rows[firsts[parts[mine]] + ranks[mine]])
+            begin = end
+        back = np.empty(len(order), np.int64)
+        back[order] = np.arange(len(order))
+        return Rows(*(np.concatenate(c)[back] for c in zip(*(vars(f).values() for f in found), strict=True)))
+
+    def _rows(self, entry: int) -> tuple[Rows, np.ndarray]:
+        """A row group's samples, in order of their parts, and where each part begins."""
+        counts = self._counts[:, entry]
+        return self._kept.get(entry, lambda: self._sorted(entry)), np.cumsum(counts) - counts
+
+    def _sorted(self, entry: int) -> Rows:
+        rows = self._samples.rows(entry)
+        return rows[np.argsort(self._part_of[rows.kind], kind="stable")]
+
+    def _ordered(self, number: int) -> _Epoch:
+        counts, sizes = self._counts.sum(0), self._samples.sizes
+        order = generator("plan/groups/1", *self._key, number).permutation(len(sizes))
+        cuts, samples, rows = [], 0, 0
+        for place, (count, size) in enumerate(zip(counts[order].tolist(), sizes[order].tolist(), strict=True)):
+            samples, rows = samples + count, rows + size
+            if samples >= self._share or rows >= self._span or place == len(order) - 1:
+                cuts.append(place)
+                samples = rows = 0
+        ends = np.cumsum(self._counts[:, order], 1)
+        return _Epoch(order, ends, np.concatenate([np.zeros((len(ends), 1), np.int64), ends[:, cuts]], 1))
+
+
+def _fitted(home: np.ndarray, count: int, tokens: np.ndarray, packs: int) -> np.ndarray:
+    """The packs of so many draws, in order of length, by a pattern for another number of them."""
+    if count <= len(home):
+        return home[((np.arange(count) + 0.5) * len(home) / max(count, 1)).astype(np.int64)]
+    kept = ((np.arange(len(home)) + 0.5) * count / len(home)).astype(np.int64)
+    out = np.full(count, -1)
+    out[kept] = home
+    loads = np.bincount(home, tokens[kept], packs)
+    for item in np.flatnonzero(out < 0)[::-1].tolist():
+        out[item] = int(loads.argmin())
+        loads[out[item]] += tokens[item]
+    return out
+
+
+def _size(of: Classed, rows: Rows, place: int) -> tuple[int, int] | None:
+    return None if rows.size[place] < 0 else of.boxes[int(rows.size[place])]

@@ -1,0 +1,125 @@
+"""A model made ready to learn: activation checkpointing, compilation, and its weights divided among the ranks (FSDP2).
+
+The units of all three are the model's repeated `blocks`; whatever is outside of them is one unit more.
+
+With bfloat16 what FSDP gathers is cast to bfloat16 and gradients are added up in float32; the computation itself runs
+under autocast as it does on one rank, which keeps times, norms and losses in float32.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.utils.checkpoint import checkpoint
+
+from x2i.model.base import Model
+from x2i.trainer.config import RunConfig
+from x2i.trainer.world import World
+
+
+def prepare(model: Model[Any], run: RunConfig, world: World, device: torch.device) -> Model[Any]:
+    """Move a model to its device, as the run's `compute` asks, and divide its weights if there are other ranks."""
+    blocks = model.blocks()
+    if run.compute.checkpointing:
+        for block in blocks:
+            block.forward = MethodType(_recomputed, block)
+    if run.compute.compile:
+        for block in blocks:
+            block.compile()
+    if world.size == 1:
+        return model.to(device)
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+
+    half = run.precision == "bfloat16"
+    options: dict[str, Any] = {
+        "mesh": world.mesh(device, run.compute.shards),
+        "mp_policy": MixedPrecisionPolicy(
+            param_dtype=torch.bfloat16 if half else None, reduce_dtype=torch.float32, cast_forward_inputs=False
+        ),
+    }
+    for block in blocks:
+        fully_shard(block, **options)
+    fully_shard(model, **options)
+    for method in ("next_token", "packed"):
+        register_fsdp_forward_method(model, method)
+    return model.to(device)
+
+
+def _recomputed(block: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    """A block's forward pass whose activations are not kept, but computed again in the backward pass."""
+    return checkpoint(type(block).forward, block, *args, use_reentrant=False, **kwargs)
+
+
+def is_divided(model: nn.Module) -> bool:
+    """Whether FSDP has divided a model's weights."""
+    return any(isinstance(p, DTensor) for p in model.parameters())
+
+
+@contextlib.contextmanager
+def whole(model: Any) -> Iterator[None]:
+    """Within the block any method of a divided model may be called, without gradients: what is outside of its blocks is
+    gathered. All ranks enter together.
+    """
+    if not is_divided(model):
+        yield
+        return
+    model.unshard()
+    try:
+        yield
+    finally:
+        model.reshard()
+
+
+def touched(model: Model[Any]) -> Tensor | None:
+    """Zero, with a gradient of zeros for each learning parameter outside of the blocks; None if nothing is divided.
+
+    Ranks add up gradients together, and so all need to have some: also of a head that one of them did not use.
+    """
+    if not hasattr(model, "unshard"):
+        return None
+    inside = {id(p) for block in model.blocks() for p in block.parameters()}
+    rest = [p for p in model.parameters() if p.requires_grad and id(p) not in inside]
+    zero = (0.0 * p.reshape(-1)[:1].float().sum() for p in rest)
+    return sum(zero, torch.zeros((), device=rest[0].device)) if rest else None
+
+
+def local(tensor: Tensor) -> Tensor:
+    """What this rank holds of a tensor; it shares the memory."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def full(tensor: Tensor) -> Tensor:
+    """All of a tensor, gathered: all ranks call this together."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def tied_names(model: nn.Module) -> dict[str, str]:
+    """Parameters with two names: the later name -> the first."""
+    first: dict[int, str] = {}
+    out = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if id(parameter) in first:
+            out[name] = first[id(parameter)]
+        first.setdefault(id(parameter), name)
+    return out
+
+
+def gathered(state: Mapping[str, Tensor], tied: Mapping[str, str], keep: bool) -> dict[str, Tensor]:
+    """A copy in host memory of all of each tensor, one after the other; of ranks that do not `keep` it, nothing.
+
+    All ranks call this together.
+    """
+    out: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        if tied.get(name) in state:
+            continue
+        value = full(tensor.detach())
+        if keep:
+            out[name] = value.to("cpu", copy=True)
+    return out

@@ -1,0 +1,242 @@
+"""Byte ranges of shards, local or by fsspec: few files open, neighbours read at once, and what was read counted.
+
+What a sample's bytes are does not hang on how they were read: where a joined read fails, each of its samples is read by
+itself, and it is that one which succeeds or fails.
+"""
+
+from __future__ import annotations
+
+import os
+import posixpath
+import threading
+import time
+from bisect import bisect_left, insort
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor, Future
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import fsspec
+
+from x2i.corpus.corpus import Corpus
+from x2i.trainer.table import SampleRef
+
+#: How often a URL is asked, and seconds before the second time; they double.
+_TRIES, _PAUSE = 3, 0.5
+
+
+class Shards:
+    """Reads ranges of the shards of corpora, from any thread.
+
+    Attributes:
+        reads, bytes_read: how often something was read, and how much.
+
+    Args:
+        open_files: local shards that are kept open; the least recently used is closed first.
+    """
+
+    def __init__(self, open_files: int = 128) -> None:
+        self.reads, self.bytes_read = 0, 0
+        self._most = open_files
+        self._files: OrderedDict[str, list[int]] = OrderedDict()  # descriptor, and how many read from it now
+        self._remote: dict[str, tuple[Any, str]] = {}
+        self._lock = threading.Lock()
+
+    def read(self, corpus: Corpus, shard: str, offset: int, size: int) -> bytes:
+        """A range of a shard; less of it where the shard ends. Raises OSError."""
+        if isinstance(corpus.path, Path):
+            with self._file(str(corpus.path / shard)) as descriptor:
+                data = os.pread(descriptor, size, offset)
+        else:
+            fs, root = self._filesystem(corpus)
+            data = _patiently(lambda: fs.cat_file(posixpath.join(root, shard), offset, offset + size))
+        self._count(1, len(data))
+        return data
+
+    def fill(self, corpus: Corpus, blocks: Sequence[Block], in_flight: int) -> None:
+        """Read blocks of a corpus that lies behind a URL, at most so many at a time. Those that fail stay empty."""
+        fs, root = self._filesystem(corpus)
+        paths = [posixpath.join(root, block.shard) for block in blocks]
+        ends = [block.offset + block.size for block in blocks]
+        found = fs.cat_ranges(paths, [b.offset for b in blocks], ends, on_error="return", batch_size=in_flight)
+        for block, data in zip(blocks, found, strict=True):
+            block.data = data if isinstance(data, bytes) else b""
+            self._count(1, len(block.data))
+
+    def at_once(self, corpus: Corpus) -> bool:
+        """Whether a corpus's filesystem reads many ranges at a time by itself."""
+        return bool(getattr(self._filesystem(corpus)[0], "async_impl", False))
+
+    @property
+    def open(self) -> int:
+        """Local shards that are open."""
+        return len(self._files)
+
+    def close(self) -> None:
+        """Close the shards. What is read later opens them again."""
+        with self._lock:
+            for name in [n for n, (_, users) in self._files.items() if not users]:
+                os.close(self._files.pop(name)[0])
+
+    def _count(self, reads: int, size: int) -> None:
+        with self._lock:
+            self.reads += reads
+            self.bytes_read += size
+
+    def _filesystem(self, corpus: Corpus) -> tuple[Any, str]:
+        path = str(corpus.path)
+        if path not in self._remote:
+            self._remote[path] = fsspec.core.url_to_fs(path)
+        return self._remote[path]
+
+    @contextmanager
+    def _file(self, name: str) -> Iterator[int]:
+        """A descriptor that stays open within the block."""
+        with self._lock:
+            there = self._files.get(name)
+        opened = os.open(name, os.O_RDONLY) if there is None else -1  # outside the lock: it may take long
+        with self._lock:
+            there = self._files.get(name)
+            if there is None:
+                if opened < 0:  # closed in between
+                    opened = os.open(name, os.O_RDONLY)
+                there, opened = [opened, 0], -1
+                self._files[name] = there
+            there[1] += 1
+            self._files.move_to_end(name)
+            closing = [opened] if opened >= 0 else []
+            if (over := len(self._files) - self._most) > 0:
+                idle = [n for n, (_, users) in self._files.items() if not users]
+                closing += [self._files.pop(n)[0] for n in idle[:over]]
+        try:
+            for descriptor in closing:
+                os.close(descriptor)
+            yield there[0]
+        finally:
+            with self._lock:
+                there[1] -= 1
+
+
+def _patiently(read: Callable[[], bytes]) -> bytes:
+    """What is read from a URL, which may fail now and not a moment later. Raises OSError."""
+    for attempt in range(_TRIES):
+        try:
+            return read()
+        except FileNotFoundError:
+            raise
+        except Exception as error:  # noqa: BLE001 - each filesystem raises what its library does, as aiohttp's errors
+            failed = error
+        if attempt + 1 < _TRIES:
+            time.sleep(_PAUSE * 2**attempt)
+    raise OSError(f"{type(failed).__name__}: {failed}") from failed
+
+
+class Block:
+    """One range of a shard for one sample or several neighbours, read when the first of them is wanted, or before.
+
+    Attributes:
+        size: bytes; `data`: they, once they are read; fewer if that failed.
+        users: samples that have not been read out of it; with the last, the data goes.
+    """
+
+    def __init__(self, corpus: Corpus, shard: str, offset: int, size: int, users: int) -> None:
+        self.corpus, self.shard, self.offset, self.size, self.users = corpus, shard, offset, size, users
+        self.data: bytes | None = None
+        self.fetched: Future[None] | None = None
+        self._lock = threading.Lock()
+
+    def read(self, shards: Shards, ref: SampleRef) -> bytes:
+        """The bytes of a sample. Raises OSError."""
+        if self.fetched is not None:
+            self.fetched.exception()  # wait for it; if it failed, `data` is not there
+        with self._lock:
+            if self.data is None and self.fetched is None and self.users > 1:
+                try:
+                    self.data = shards.read(self.corpus, self.shard, self.offset, self.size)
+                except OSError:
+                    self.data = b""
+            data = self.data or b""
+        start = ref.offset - self.offset
+        if len(data) < start + ref.size:  # the only sample, or the joined read failed
+            return shards.read(ref.corpus, ref.shard, ref.offset, ref.size)
+        return data if ref.size == len(data) else data[start : start + ref.size]
+
+    def done(self) -> bool:
+        """One of the samples needs it no longer. Returns whether it was the last."""
+        with self._lock:
+            self.users -= 1
+            if not self.users:
+                self.data = None
+            return not self.users
+
+
+class Window:
+    """Samples that are due soon, by where they lie, so that neighbours are read at once.
+
+    Args:
+        gap: bytes between two samples that may be read and thrown away.
+        most: bytes of a joined read; 0: samples are not joined.
+    """
+
+    def __init__(self, gap: int, most: int) -> None:
+        self._gap, self._most = gap, most
+        self._waiting: dict[tuple[int, str], list[tuple[int, int, int]]] = {}  # offset, size, number
+        self._of: dict[int, SampleRef] = {}
+
+    def add(self, number: int, ref: SampleRef) -> None:
+        """A sample will be due; `number` is one that no other has."""
+        if self._most:
+            self._of[number] = ref
+            insort(self._waiting.setdefault((ref.place, ref.shard), []), (ref.offset, ref.size, number))
+
+    def take(self, number: int, ref: SampleRef, room: int) -> tuple[Block, list[int]]:
+        """The block for a sample that is due now, and the numbers of those for which it serves: at most `room` bytes.
+
+        (The sample itself is served in any case.)
+        """
+        if number not in self._of:
+            return Block(ref.corpus, ref.shard, ref.offset, ref.size, 1), [number]
+        waiting, most = self._waiting[ref.place, ref.shard], min(self._most, room)
+        first = last = bisect_left(waiting, (ref.offset, ref.size, number))
+        start, end = ref.offset, ref.offset + ref.size
+        while last + 1 < len(waiting):
+            offset, size, _ = waiting[last + 1]
+            if offset - end > self._gap or max(end, offset + size) - start > most:
+                break
+            last, end = last + 1, max(end, offset + size)
+        while first > 0:
+            offset, size, _ = waiting[first - 1]
+            if start - (offset + size) > self._gap or end - offset > most:
+                break
+            first, start = first - 1, offset
+        numbers = [n for _, _, n in waiting[first : last + 1]]
+        del waiting[first : last + 1]
+        if not waiting:
+            del self._waiting[ref.place, ref.shard]
+        for n in numbers:
+            del self._of[n]
+        return Block(ref.corpus, ref.shard, start, end - start, len(numbers)), numbers
+
+
+def fetch(pool: Executor, shards: Shards, blocks: Iterable[Block], in_flight: int) -> None:
+    """Begin to read the blocks that lie behind URLs; local ones are read when they are wanted."""
+    by_corpus: dict[str, list[Block]] = {}
+    for block in blocks:
+        if not isinstance(block.corpus.path, Path):
+            by_corpus.setdefault(str(block.corpus.path), []).append(block)
+    for together in by_corpus.values():
+        corpus = together[0].corpus
+        for part in [together] if shards.at_once(corpus) else [[block] for block in together]:
+            future = pool.submit(_filled, shards, corpus, part, in_flight)
+            for block in part:
+                block.fetched = future
+
+
+def _filled(shards: Shards, corpus: Corpus, blocks: Sequence[Block], in_flight: int) -> None:
+    if len(blocks) == 1:
+        block = blocks[0]
+        block.data = shards.read(corpus, block.shard, block.offset, block.size)
+    else:
+        shards.fill(corpus, blocks, in_flight)
