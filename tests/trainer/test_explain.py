@@ -14,7 +14,8 @@ from tests.trainer import corpora
 from x2i.base.config import parse_config
 from x2i.cli.main import app
 from x2i.trainer.config import RunConfig, load_run
-from x2i.trainer.explain import Devices, Explained, explain
+from x2i.trainer.explain import explain
+from x2i.trainer.told import Devices, Explained
 
 CONFIGS = Path(__file__).parents[2] / "configs/train"
 

@@ -10,7 +10,7 @@ from x2i.cli.console import console, table
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from x2i.trainer.explain import Drawn, Explained, StageTold
+    from x2i.trainer.told import Drawn, Explained, StageTold
 
 #: Wider terminals are not filled: lines would be hard to follow.
 _WIDEST = 100

@@ -50,8 +50,8 @@ def train(
     config = load_run(run, change or ())
     if explain:
         from x2i.cli import explain as tables
-        from x2i.trainer.explain import Devices
         from x2i.trainer.explain import explain as explain_run
+        from x2i.trainer.told import Devices
 
         told = explain_run(config, Devices(devices, device_name, mfu))
         if as_json:
