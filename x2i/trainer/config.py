@@ -114,6 +114,21 @@ class Pack(Config):
     packs: int = Field(1, gt=0, description="packs per step, over all devices")
 
 
+class PartTraining(Config):
+    """How a stage trains one part of the model. A number alone is its `lr`."""
+
+    lr: float | None = Field(
+        None, gt=0, description="learning rate of this part after the warm-up; default: the stage's"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _rate(cls, value: Any) -> Any:
+        if value is None:
+            return {}
+        return {"lr": value} if isinstance(value, int | float | str) else value
+
+
 Momentum = Annotated[float, Field(ge=0, lt=1)]
 Temperature = Annotated[float, Field(gt=0)]
 
@@ -146,8 +161,11 @@ class Stage(Config):
         gt=0,
         description="samples that a device computes at once; the rest of its share of `batch` is accumulated. Default: all",
     )
-    lr: float = Field(gt=0, description="learning rate after the warm-up")
-    warmup: int = Field(0, ge=0, description="steps over which the learning rate rises from 0")
+    lr: float = Field(
+        gt=0,
+        description="learning rate after the warm-up; default: the highest, if all parts in `train` have their own",
+    )
+    warmup: int = Field(0, ge=0, description="steps over which the learning rates rise from 0")
     schedule: Literal["constant", "cosine", "linear"] = Field(
         "constant", description="what the learning rate does after the warm-up; the last two end at 0"
     )
@@ -174,8 +192,10 @@ class Stage(Config):
     condition_dropout: float = Field(
         0.1, ge=0, lt=1, description="share of samples shown without instruction and input images"
     )
-    train: tuple[str, ...] | None = Field(
-        None, description="parts of the model that learn, as [refiner, decoder]; the others are frozen. Default: all"
+    train: dict[str, PartTraining] | None = Field(
+        None,
+        description="parts of the model that learn, as [refiner, decoder], or with learning rates of their own, as "
+        "{adapter: 1e-3, llm: 1e-5}; the others are frozen. Default: all",
     )
     edit_loss: EditLoss | None = Field(None, description="weight the velocity's error by what an edit changes")
     answer_weight: float = Field(
@@ -213,10 +233,26 @@ class Stage(Config):
             raise ValueError("name at least one of them, each with a weight above 0")
         return value
 
+    @model_validator(mode="before")
+    @classmethod
+    def _highest(cls, value: Any) -> Any:
+        """The stage's own rate, where only its parts have one."""
+        if not isinstance(value, dict) or "lr" in value or not isinstance(value.get("train"), dict):
+            return value
+        rates = [part.get("lr") if isinstance(part, dict) else part for part in value["train"].values()]
+        known = [float(r) for r in rates if isinstance(r, int | float)]
+        return value | {"lr": max(known)} if known and len(known) == len(rates) else value
+
+    @field_validator("train", mode="before")
+    @classmethod
+    def _named(cls, value: Any) -> Any:
+        """A list of names: all at the stage's rate."""
+        return {name: {} for name in value} if isinstance(value, list | tuple) else value
+
     @field_validator("train")
     @classmethod
-    def _some(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
-        if value == ():
+    def _some(cls, value: dict[str, PartTraining] | None) -> dict[str, PartTraining] | None:
+        if value == {}:
             raise ValueError("a stage that trains nothing: name a part, or leave the key out to train all")
         return value
 

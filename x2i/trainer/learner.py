@@ -6,8 +6,8 @@ import contextlib
 import copy
 import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -43,11 +43,15 @@ class RowReport:
 
 @dataclass(frozen=True)
 class StepReport:
-    """What one step did on all ranks: its samples, the gradient's norm before clipping, the learning rate."""
+    """What one step did on all ranks: its samples, the gradient's norm before clipping, the learning rate.
+
+    `rates` has those of the parts that have their own.
+    """
 
     rows: tuple[RowReport, ...]
     grad_norm: float
     lr: float
+    rates: dict[str, float] = field(default_factory=dict)
 
     @property
     def loss(self) -> float:
@@ -80,16 +84,17 @@ class Totals:
         return cls(sum(sum(b.own) for b in batches), sum(sum(b.own) for b in chats), tokens)
 
 
-def learning_rate(stage: Stage, step: int) -> float:
-    """The rate of step `step` (from 0) of a stage: linear warm-up, then the stage's schedule."""
+def learning_rate(stage: Stage, step: int, peak: float | None = None) -> float:
+    """The rate of step `step` (from 0) of a stage: linear warm-up to `peak` (default: the stage's), then its schedule."""
+    peak = stage.lr if peak is None else peak
     if step < stage.warmup:
-        return stage.lr * (step + 1) / stage.warmup
+        return peak * (step + 1) / stage.warmup
     done = (step - stage.warmup) / max(stage.steps - stage.warmup, 1)
     shape = {"constant": 1.0, "linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2}
-    return stage.lr * shape[stage.schedule]
+    return peak * shape[stage.schedule]
 
 
-def learning(model: Model[Any], parts: Sequence[str] | None, where: str) -> list[str]:
+def learning(model: Model[Any], parts: Iterable[str] | None, where: str) -> list[str]:
     """Names of the parameters that a stage trains: those of the parts, or all that may learn at all.
 
     Raises:
@@ -104,6 +109,15 @@ def learning(model: Model[Any], parts: Sequence[str] | None, where: str) -> list
         )
     prefixes = tuple(prefix for part in parts for prefix in model.parts[part])
     return [n for n in names if n.startswith(prefixes)]
+
+
+def part_of(model: Model[Any], parts: Iterable[str], name: str) -> str:
+    """Which of these parts a parameter belongs to, or (an adapter) the layer that it stands beside.
+
+    Parts may lie within each other, as the head within all: then it is the inner one.
+    """
+    lengths = {part: max((len(p) for p in model.parts[part] if name.startswith(p)), default=-1) for part in parts}
+    return max(lengths, key=lambda part: lengths[part])
 
 
 class Learner:
@@ -164,9 +178,23 @@ class Learner:
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(name in names)
         self.optimizer = torch.optim.AdamW(
-            self._learning(), lr=stage.lr, betas=stage.betas, weight_decay=stage.weight_decay, fused=True
+            self._groups(stage), lr=stage.lr, betas=stage.betas, weight_decay=stage.weight_decay, fused=True
         )
         self.reference = None
+
+    def _groups(self, stage: Stage) -> list[dict[str, Any]]:
+        """What learns, by its rate: `peak` is that after the warm-up, `part` the part that has it for its own."""
+        if stage.train is None:
+            return [{"params": self._learning(), "peak": stage.lr, "part": None}]
+        groups: dict[str | None, dict[str, Any]] = {}
+        for name, parameter in self.model.named_parameters():
+            if parameter.requires_grad:
+                part = part_of(self.model, stage.train, name)
+                peak = stage.train[part].lr
+                own = None if peak is None else part
+                group = groups.setdefault(own, {"params": [], "peak": peak or stage.lr, "part": own})
+                group["params"].append(parameter)
+        return list(groups.values())
 
     def keep_reference(self) -> None:
         """Remember the model as it is now: what a preference stage compares with."""
@@ -201,7 +229,7 @@ class Learner:
         self.model.train()
         lr = learning_rate(stage, stage_step)
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = learning_rate(stage, stage_step, group["peak"])
         self._anneal(stage, stage_step)
         self.optimizer.zero_grad(set_to_none=True)
         totals = totals or Totals.of(batches)
@@ -231,7 +259,8 @@ class Learner:
             self._refuse(rows, norm, stage, stage_step)
         self.optimizer.step()
         self._average(global_step)
-        return StepReport(tuple(rows), norm, lr)
+        rates = {group["part"]: group["lr"] for group in self.optimizer.param_groups if group["part"] is not None}
+        return StepReport(tuple(rows), norm, lr, rates)
 
     def _tell_of_nothing(self, stage: Stage, examples: Sequence[Example], learned: Sequence[int | None]) -> None:
         """Warn once a task that conversations teach nothing: their answers lie behind what is cut off."""

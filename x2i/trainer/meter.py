@@ -52,6 +52,7 @@ class Meter:
             **{f"train/loss_at/{name}": value for name, value in times.items()},
             "train/grad_norm": report.grad_norm,
             "train/lr": report.lr,
+            **{f"train/lr/{part}": rate for part, rate in report.rates.items()},
             "train/samples_per_second": len(report.rows) / whole,
             "train/images_per_second": sum(row.t is not None for row in report.rows) / whole,
             "train/learned_tokens_per_second": learned / whole,
