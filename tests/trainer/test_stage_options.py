@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+import types
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
 
@@ -112,3 +115,61 @@ def test_the_stages_rate_may_be_left_out(corpus: Path, tmp_path: Path) -> None:
     content["stages"][0]["train"] = {"head": 1e-3, "trunk": None}
     with pytest.raises(RecipeError, match=r"stages\.0\.lr: required"):
         parse_config(RunConfig, content, "run.yaml")
+
+
+class Recorder(types.ModuleType):
+    """In the place of the library wandb: what it is told."""
+
+    def __init__(self) -> None:
+        super().__init__("wandb")
+        self.__spec__ = ModuleSpec("wandb", None)  # other libraries look whether it is there
+        self.begun: list[dict[str, Any]] = []
+        self.told: list[tuple[int, dict[str, Any]]] = []
+        self.finished = 0
+
+    def init(self, **options: Any) -> Recorder:
+        self.begun.append(options)
+        return self
+
+    def log(self, values: dict[str, Any], step: int) -> None:
+        self.told.append((step, values))
+
+    def finish(self) -> None:
+        self.finished += 1
+
+    Image = staticmethod(lambda picture: ("picture", picture.size))
+
+
+def test_weights_and_biases_are_told_what_tensorboard_is(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorder = Recorder()
+    monkeypatch.setitem(sys.modules, "wandb", recorder)
+    section = {"project": "tests", "mode": "offline"}
+    shown = {"per_task": 1, "steps": 1}
+    run = config(corpus, tmp_path / "run", {"steps": 4}, checkpoint_every=2, wandb=section, preview=shown)
+    with pytest.raises(MemoryError):
+        train(run, progress=CutAfter(3))
+    made = train(run.model_copy(update={"wandb": None}))  # no part of what the run is
+    assert made.finished and len(recorder.begun) == 1
+    train(run, fresh=True)
+    first, second = recorder.begun
+    assert (first["project"], first["mode"], first["name"], first["resume"]) == ("tests", "offline", "run", "allow")
+    assert first["id"] == second["id"] and "wandb" not in first["config"] and recorder.finished == 2
+    told = recorder.told[-8:]
+    losses = [(step, values["train/loss"]) for step, values in told if "train/loss" in values]
+    assert [step for step, _ in losses] == [1, 2, 3, 4]
+    assert [value for _, value in losses] == pytest.approx(scalars(made.output, "train/loss"), rel=1e-6)
+    assert [step for step, values in told if "held_out/loss/deblur" in values] == [2, 4]
+    assert [step for step, values in told if values.get("preview", " ")[0] == "picture"] == [2, 4]
+    steps = [step for step, _ in told]
+    assert steps == sorted(steps)  # what comes late, the library drops
+
+
+def test_without_the_library_it_is_refused_at_once(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(RecipeError, match=r"wandb: the library is not installed: `pip install 'x2i\[wandb\]'`"):
+        train(config(corpus, tmp_path / "run", {}, wandb={"project": "tests"}))
+    assert not (tmp_path / "run/run.json").exists()

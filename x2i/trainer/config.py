@@ -314,6 +314,17 @@ class Reading(Config):
     cache_mib: int = Field(256, ge=0, description="memory for decoded crops, least recently used out first")
 
 
+class WandB(Config):
+    """Where Weights & Biases shows the run. It needs the library wandb: `pip install 'x2i[wandb]'`."""
+
+    project: str = Field(min_length=1, description="the project's name")
+    name: str | None = Field(None, description="the run's name there; default: that of the output folder")
+    entity: str | None = Field(None, description="the team or user; default: the one that is logged in")
+    mode: Literal["online", "offline"] = Field(
+        "online", description="offline: write to the run's logs alone; `wandb sync` sends it later"
+    )
+
+
 class Compute(Config):
     """How the model is computed, on one device or many. Nothing here changes what is computed, but for rounding."""
 
@@ -364,6 +375,7 @@ class RunConfig(Config):
     )
     reading: Reading = Field(default_factory=Reading, description="threads and memory")
     compute: Compute = Field(default_factory=Compute, description="ranks, compilation, memory of activations")
+    wandb: WandB | None = Field(None, description="tell Weights & Biases what TensorBoard is told, as {project: x2i}")
 
     @field_validator("model", mode="before")
     @classmethod
@@ -416,6 +428,7 @@ class RunConfig(Config):
             "preview",
             "reading",
             "compute",
+            "wandb",
             "corpora",
         ):
             del everything[name]

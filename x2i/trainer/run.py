@@ -115,6 +115,7 @@ def _entered(
     newest, fault = None, None
     if world.first:
         try:
+            _check_wandb(config)
             held.enter_context(exclusive(config.output, "training"))
             remove_leftovers(config.output)
             if fresh:
@@ -128,6 +129,18 @@ def _entered(
     if failed:
         raise fault or ElsewhereError(f"{config.output}: rank 0 cannot begin: its message says why")
     return newest, corpora
+
+
+def _check_wandb(config: RunConfig) -> None:
+    if config.wandb is None:
+        return
+    try:
+        import wandb  # noqa: F401
+    except ImportError:
+        raise RecipeError(
+            "wandb: the library is not installed: `pip install 'x2i[wandb]'`, or leave the section out (TensorBoard's "
+            "files are written in any case)"
+        ) from None
 
 
 def result_of(config: RunConfig, newest: checkpoint.Checkpoint, **now: Any) -> Result:
