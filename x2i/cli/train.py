@@ -18,6 +18,10 @@ def train(
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Remove the checkpoints that an earlier run left in the output; start over.")
     ] = False,
+    reconcile: Annotated[
+        bool,
+        typer.Option("--reconcile", help="Go on though corpora have changed, with their samples as they are now."),
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")] = False,
 ) -> None:
     """Train a model on corpora, stage after stage, or go on where the run was stopped.
@@ -31,7 +35,7 @@ def train(
     from x2i.trainer.run import train as run_train
     from x2i.trainer.world import first_of_launch
 
-    result = run_train(run, fresh=fresh, progress=Silent() if as_json else Bar(console))
+    result = run_train(run, fresh=fresh, reconcile=reconcile, progress=Silent() if as_json else Bar(console))
     if not first_of_launch():
         return
     if as_json:

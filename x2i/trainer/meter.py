@@ -9,7 +9,7 @@ from x2i.base.seeds import digest
 from x2i.trainer.config import RunConfig, WandB
 from x2i.trainer.evaluation import HeldOutLoss, timestep_bin
 from x2i.trainer.learner import RowReport, StepReport
-from x2i.trainer.run import LOGS
+from x2i.trainer.record import LOGS
 
 if TYPE_CHECKING:
     from PIL.Image import Image

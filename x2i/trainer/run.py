@@ -7,7 +7,6 @@ result = train("configs/train/quickstart.yaml")
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
 from dataclasses import asdict, dataclass, field
@@ -16,19 +15,17 @@ from typing import Any
 
 from x2i import corpus
 from x2i.base.errors import ElsewhereError, RecipeError, X2IError
-from x2i.base.files import exclusive, remove, remove_leftovers, write_text
+from x2i.base.files import exclusive, remove, remove_leftovers
 from x2i.corpus.corpus import Corpus
-from x2i.trainer import checkpoint
+from x2i.trainer import changes, checkpoint, record
 from x2i.trainer.config import RunConfig, load_run
 from x2i.trainer.progress import Progress, Silent
+from x2i.trainer.record import LOGS
 from x2i.trainer.world import World, is_lost_contact
 
 log = logging.getLogger(__name__)
 
-IDENTITY, LOGS, LEDGER = "run.json", "logs", "ledger"
-
-#: Of run.json. 2: samples come in the order of `x2i.trainer.plan` by row groups. 3: the optimiser's state is divided.
-FORMAT = 3
+LEDGER = "ledger"
 
 
 @dataclass(frozen=True)
@@ -68,12 +65,16 @@ class Result:
         return {**paths, "finished": self.finished}
 
 
-def train(run: str | Path | RunConfig, *, fresh: bool = False, progress: Progress | None = None) -> Result:
+def train(
+    run: str | Path | RunConfig, *, fresh: bool = False, reconcile: bool = False, progress: Progress | None = None
+) -> Result:
     """Train, or go on from the newest checkpoint of the run's output.
 
     Args:
         run: a run file, or its content.
         fresh: remove what an earlier run left in the output, and start over.
+        reconcile: go on though corpora have changed: from this step on the samples are those that the corpora as they
+            are now would have given it; run.json notes the step. What was held out stays so, by its image's id.
         progress: is told what happens; default: nobody.
 
     Raises:
@@ -86,7 +87,7 @@ def train(run: str | Path | RunConfig, *, fresh: bool = False, progress: Progres
     progress = (progress if world.first else None) or Silent()
     try:
         with contextlib.ExitStack() as held:
-            newest, corpora = _entered(config, world, held, fresh)
+            newest, corpora = _entered(config, world, held, fresh, reconcile, progress)
             if newest is not None and newest.step >= config.total_steps:
                 progress.note(f"{config.output}: finished already, at step {newest.step}; nothing to do")
                 return result_of(config, newest)
@@ -108,7 +109,7 @@ def train(run: str | Path | RunConfig, *, fresh: bool = False, progress: Progres
 
 
 def _entered(
-    config: RunConfig, world: World, held: contextlib.ExitStack, fresh: bool
+    config: RunConfig, world: World, held: contextlib.ExitStack, fresh: bool, reconcile: bool, progress: Progress
 ) -> tuple[checkpoint.Checkpoint | None, list[Corpus]]:
     """Rank 0 takes the run's folder for itself and puts it in order; all get the checkpoint to go on from."""
     corpora = [corpus.open(path) for path in config.corpora]
@@ -122,7 +123,11 @@ def _entered(
                 clear(config.output)
             found = checkpoint.all_of(config.output)
             newest = found[-1] if found else None
-            _claim(config, corpora, new=newest is None)
+            altered = record.claim(config, corpora, None if newest is None else newest.step, reconcile)
+            for line in (
+                [f"the run goes on with what has changed after step {newest.step}:", *altered] if altered else ()
+            ):
+                progress.note(line)
         except (X2IError, OSError) as error:
             fault = error
     newest, failed = world.tell((newest, fault is not None))
@@ -161,61 +166,7 @@ def clear(output: Path) -> None:
     """Remove a run's checkpoints, logs and identity from its folder; other files stay."""
     for found in checkpoint.all_of(output):
         remove(found.path)
-    for name in (LOGS, LEDGER, IDENTITY, checkpoint.VAE_FOLDER):
+    for name in (LOGS, LEDGER, record.FILE, changes.FILE, checkpoint.VAE_FOLDER):
         remove(output / name)
-
-
-def _claim(config: RunConfig, corpora: list[Corpus], new: bool) -> None:
-    """Write what this run is into its folder, or compare with what is there. Raises RecipeError if they differ.
-
-    As long as there is no checkpoint the run is `new`, and may change at will.
-    """
-    now = {
-        "format": FORMAT,
-        "run": config.digest,
-        "corpora": [{"path": str(c.path), "digest": c.digest} for c in corpora],
-        "config": config.identity(),
-    }
-    path = config.output / IDENTITY
-    if new:
-        for name in (LOGS, checkpoint.VAE_FOLDER):
-            remove(config.output / name)
-        write_text(path, json.dumps(now, indent=2, ensure_ascii=False) + "\n")
-        return
-    try:
-        before = json.loads(path.read_text(encoding="utf-8"))
-        form = before["format"]
-        changes = _differences(before["config"], now["config"])
-        was, are = [str(c["digest"]) for c in before["corpora"]], [c.digest for c in corpora]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RecipeError(
-            f"{path}: missing or damaged ({error}). Use --fresh to start over, or another `output`."
-        ) from None
-    if form != FORMAT:
-        raise RecipeError(
-            f"{config.output}: this run was begun by another x2i (format {form}, this one has {FORMAT}), which gave it its "
-            "samples or its noise otherwise: it cannot go on exactly. Give another `output`, with `model: {weights: "
-            f"{config.output}}}` to start from its newest checkpoint; or use --fresh to remove it and start over."
-        )
-    if was != are:
-        changes.append(f"corpora: their digests were {_short(was)}, now they are {_short(are)}")
-    if changes:
-        listed = "\n".join(f"  {c}" for c in changes)
-        raise RecipeError(
-            f"{config.output}: this folder holds another run; since it began these have changed:\n{listed}\n"
-            "Undo the changes to go on with it, give another `output`, or use --fresh to remove it and start over."
-        )
-
-
-def _differences(old: Any, new: Any, where: str = "") -> list[str]:
-    """The leaves in which two configurations differ: `stages.0.lr: was 0.001, is 0.002`."""
-    if isinstance(old, list) and isinstance(new, list):
-        old, new = dict(enumerate(old)), dict(enumerate(new))
-    if isinstance(old, dict) and isinstance(new, dict):
-        keys = [*old, *(k for k in new if k not in old)]
-        return [d for k in keys for d in _differences(old.get(k), new.get(k), f"{where}.{k}" if where else str(k))]
-    return [] if old == new else [f"{where}: was {json.dumps(old)}, is {json.dumps(new)}"]
-
-
-def _short(digests: list[str]) -> str:
-    return ", ".join(d[:12] for d in digests)
+    for kept in output.glob("samples-until-*.parquet"):
+        remove(kept)

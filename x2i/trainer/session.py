@@ -23,7 +23,7 @@ from x2i.corpus.corpus import Corpus
 from x2i.model import lora, weights
 from x2i.model.config import ModelFile
 from x2i.model.sampling import Painter
-from x2i.trainer import checkpoint, parallel, preview, tokens
+from x2i.trainer import changes, checkpoint, parallel, preview, tokens
 from x2i.trainer.batch import Batch
 from x2i.trainer.checkpoint import Checkpoint
 from x2i.trainer.config import RunConfig, Stage
@@ -54,6 +54,8 @@ class Session:
         self._world = world
         self._setup = Setup(run, corpora, newest, world.device(run.device))
         self._check_world()
+        if world.first:
+            changes.remember(run.output, self._setup.table)
         self._newest = newest
         self._step = newest.step if newest else 0
         self._learner = Learner(run, self._setup.model, self._setup.device, world, self._setup.build_like)
