@@ -113,7 +113,7 @@ def _counted(corpus: Corpus) -> dict[tuple[str, str], int]:
     found = ManifestReader(corpus).count(0)
     counts: dict[tuple[str, str], int] = {}
     for cell, sides in zip(found.cell.tolist(), found.counts.sum(1).tolist(), strict=True):
-        task, source, _ = found.names[cell]
+        task, source = found.names[cell][:2]
         counts[task, source] = counts.get((task, source), 0) + int(sides)
     return counts
 
