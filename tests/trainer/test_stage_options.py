@@ -8,6 +8,7 @@ from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -15,10 +16,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from tests.trainer import corpora
 from x2i.base.config import parse_config
-from x2i.base.errors import RecipeError
+from x2i.base.errors import RecipeError, X2IError
+from x2i.trainer import checkpoint, ledger
 from x2i.trainer.config import RunConfig
 from x2i.trainer.progress import Silent
-from x2i.trainer.run import train
+from x2i.trainer.run import Result, train
 
 STAGE = {"resolution": 16, "batch": 2, "lr": 1e-3, "steps": 2, "mixture": {"deblur": 1}}
 
@@ -173,3 +175,94 @@ def test_without_the_library_it_is_refused_at_once(
     with pytest.raises(RecipeError, match=r"wandb: the library is not installed: `pip install 'x2i\[wandb\]'`"):
         train(config(corpus, tmp_path / "run", {}, wandb={"project": "tests"}))
     assert not (tmp_path / "run/run.json").exists()
+
+
+def ledger_of(output: Path) -> list[dict[str, Any]]:
+    rows = [row for file, _, _ in ledger.files_of(output) for row in pq.read_table(file).to_pylist()]
+    return sorted(rows, key=lambda row: (row["step"], row["draw"]))
+
+
+FOREST = ({"steps": 4}, {"steps": 3, "mixture": {"colorize": 1}}, {"steps": 2, "start": "a", "lr": 2e-3})
+
+
+@pytest.fixture(scope="module")
+def whole(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Result:
+    """Stage b goes on from a, and so does c."""
+    return train(config(corpus, tmp_path_factory.mktemp("forest") / "whole", *FOREST))
+
+
+def test_stages_one_by_one_are_the_whole_run_bit_for_bit(corpus: Path, tmp_path: Path, whole: Result) -> None:
+    run = config(corpus, tmp_path / "run", *FOREST)
+    for stage, steps in (("a", 4), ("c", 2), ("b", 3)):  # c does not need b
+        assert train(run, stage=stage).steps_now == steps
+        assert train(run, stage=stage).steps_now == 0
+    for step in (4, 7, 9):
+        assert same(*(r / f"step-{step:06d}" for r in (run.output, whole.output)))
+    assert ledger_of(run.output) == ledger_of(whole.output)
+    assert train(run).finished and train(run).steps_now == 0
+
+
+def test_a_stage_begins_with_the_one_that_it_names(corpus: Path, tmp_path: Path, whole: Result) -> None:
+    begun = [c.info["begun"] for c in checkpoint.all_of(whole.output)]
+    assert begun == [0, 4, 4] and whole.finished
+    # cut within the branch, and before it
+    for step in (7, 8):
+        run = config(corpus, tmp_path / f"cut{step}", *FOREST, checkpoint_every=2)
+        with pytest.raises(MemoryError):
+            train(run, progress=CutAfter(step))
+        assert same(train(run).checkpoint, whole.checkpoint)
+
+
+def test_a_branch_that_was_trained_alone_is_kept_by_the_whole_run(corpus: Path, tmp_path: Path, whole: Result) -> None:
+    run = config(corpus, tmp_path / "run", *FOREST)
+    train(run, stage="a")
+    train(run, stage="c")
+    rest = train(run)
+    assert rest.steps_now == 3 and rest.finished and same(rest.checkpoint, whole.checkpoint)
+    assert ledger_of(run.output) == ledger_of(whole.output)
+
+
+def test_what_was_trained_alone_from_other_weights_passes_for_nothing_else(corpus: Path, tmp_path: Path) -> None:
+    run = config(corpus, tmp_path / "run", *FOREST, checkpoint_every=1)
+    with pytest.raises(MemoryError):
+        train(run, stage="b", progress=CutAfter(6))  # of steps 5 to 7: it begins with fresh weights
+    assert train(run, stage="b").steps_now == 2
+    assert checkpoint.all_of(run.output)[-1].info["begun"] == 0
+    told = r"step-000007: stage b was trained alone, from fresh weights, and would now begin with the end of stage a"
+    with pytest.raises(RecipeError, match=told):
+        train(run)
+    assert train(run, stage="a").steps_now == 4
+    with pytest.raises(RecipeError, match=told):
+        train(run, stage="b")
+    with pytest.raises(
+        RecipeError, match=r"--stage bb: no such stage; did you mean|--stage bb: no such stage; the run"
+    ):
+        train(run, stage="bb")
+
+
+def test_a_stage_may_begin_with_other_weights(corpus: Path, tmp_path: Path, whole: Result) -> None:
+    elsewhere = str(whole.output / "step-000007")
+    other = {"start": elsewhere, "lr": 1e-12, "steps": 2}
+    run = config(corpus, tmp_path / "run", {"mixture": {"colorize": 1}}, other, seed=3, checkpoint_every=1)
+    made = train(run)
+    given, found = load_file(f"{elsewhere}/ema.safetensors"), load_file(made.checkpoint / "model.safetensors")
+    assert all(torch.allclose(given[n], found[n], atol=1e-6) for n in given)
+    assert made.checkpoint.name == "step-000004" and checkpoint.find(run.output).info["begun"] == elsewhere
+    again = run.model_copy(update={"output": tmp_path / "again"})
+    with pytest.raises(MemoryError):
+        train(again, progress=CutAfter(4))
+    assert same(train(again).checkpoint, made.checkpoint)
+    alone = run.model_copy(update={"output": tmp_path / "alone"})
+    assert same(train(alone, stage="b").checkpoint, made.checkpoint)
+
+
+def test_an_origin_that_cannot_be_is_refused(corpus: Path, tmp_path: Path, whole: Result) -> None:
+    for name in ("b", "c"):
+        with pytest.raises(RecipeError, match=rf"stages\.1\.start: '{name}' is no earlier stage; those are: a"):
+            config(corpus, tmp_path / "run", {}, {"start": name}, {})
+    with pytest.raises(X2IError, match="no/such/weights"):
+        train(config(corpus, tmp_path / "run", {}, {"start": "no/such/weights"}))
+    assert not checkpoint.all_of(tmp_path / "run")  # told at once
+    words = config(corpus, tmp_path / "words", {}, {"start": str(whole.output)})
+    with pytest.raises(X2IError, match="another tokenizer"):
+        train(words)

@@ -18,6 +18,13 @@ def train(
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Remove the checkpoints that an earlier run left in the output; start over.")
     ] = False,
+    stage: Annotated[
+        str | None,
+        typer.Option(
+            help="Train this stage alone: from the end of the one that it follows, if that is there.",
+            show_default=False,
+        ),
+    ] = None,
     reconcile: Annotated[
         bool,
         typer.Option("--reconcile", help="Go on though corpora have changed, with their samples as they are now."),
@@ -35,7 +42,9 @@ def train(
     from x2i.trainer.run import train as run_train
     from x2i.trainer.world import first_of_launch
 
-    result = run_train(run, fresh=fresh, reconcile=reconcile, progress=Silent() if as_json else Bar(console))
+    result = run_train(
+        run, fresh=fresh, stage=stage, reconcile=reconcile, progress=Silent() if as_json else Bar(console)
+    )
     if not first_of_launch():
         return
     if as_json:

@@ -151,6 +151,11 @@ class Stage(Config):
         gt=0,
         description="conversations show their pictures whole, scaled down to this shorter side; default: `resolution`",
     )
+    start: str | None = Field(
+        None,
+        description="what it begins with: the end of an earlier stage, by name, or weights (a checkpoint, a run's output, a "
+        "hub id, a .safetensors file). Default: the end of the stage before",
+    )
     steps: int = Field(gt=0, description="optimiser steps")
     batch: int | None = Field(None, gt=0, description="samples per step, over all devices; or give `pack`")
     pack: Pack | None = Field(
@@ -401,12 +406,34 @@ class RunConfig(Config):
         names = [s.name for s in self.stages]
         if len(set(names)) != len(names):
             raise ValueError(f"two stages have the same name: {', '.join(names)}")
+        for place, stage in enumerate(self.stages):
+            if stage.start in names[place:]:
+                known = ", ".join(names[:place]) or "none"
+                raise ValueError(f"stages.{place}.start: {stage.start!r} is no earlier stage; those are: {known}")
+            if stage.start is not None and stage.start not in names and self.model.lora is not None:
+                raise ValueError(f"stages.{place}.start: with model.lora a stage begins with the end of an earlier one")
         return self
 
     @property
     def total_steps(self) -> int:
         """Steps of all stages."""
         return sum(s.steps for s in self.stages)
+
+    def first(self, place: int) -> int:
+        """Steps before a stage."""
+        return sum(s.steps for s in self.stages[:place])
+
+    def end(self, place: int) -> int:
+        """Steps up to the end of a stage: the name of its last checkpoint."""
+        return self.first(place) + self.stages[place].steps
+
+    def origin(self, place: int) -> int | str:
+        """What a stage begins with: the step of a checkpoint of this run (0: its own beginning), or weights by name."""
+        start = self.stages[place].start
+        if start is None:
+            return self.first(place)
+        names = [s.name for s in self.stages]
+        return self.end(names.index(start)) if start in names else start
 
     def locate(self, step: int) -> tuple[int, int]:
         """Stage (its place in `stages`) and step within it of a global step, all from 0."""

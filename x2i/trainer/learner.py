@@ -362,6 +362,13 @@ class Learner:
         theirs = [parallel.local(parameters[n].detach()) for n in self.ema]
         torch._foreach_lerp_([parallel.local(t) for t in self.ema.values()], theirs, 1 - decay)
 
+    @torch.no_grad()
+    def renew_averages(self) -> None:
+        """The averages begin anew with the weights as they are."""
+        parameters = dict(self.model.named_parameters())
+        for name, tensor in (self.ema or {}).items():
+            parallel.local(tensor).copy_(parallel.local(parameters[name]))
+
     def autocast(self) -> contextlib.AbstractContextManager[object]:
         enabled = self.run.precision == "bfloat16"
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled)

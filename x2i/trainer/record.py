@@ -14,7 +14,9 @@ from x2i.base.errors import RecipeError, X2IError
 from x2i.base.files import remove, write_text
 from x2i.corpus.corpus import Corpus
 from x2i.trainer import changes, checkpoint
+from x2i.trainer.checkpoint import Checkpoint
 from x2i.trainer.config import RunConfig
+from x2i.trainer.course import plot
 
 FILE, LOGS = "run.json", "logs"
 
@@ -25,7 +27,13 @@ SAMPLES, SAMPLES_UNTIL = "samples.parquet", "samples-until-{:06d}.parquet"
 FORMAT = 3
 
 
-def claim(config: RunConfig, corpora: Sequence[Corpus], step: int | None, reconcile: bool) -> list[str]:
+def claim(
+    config: RunConfig,
+    corpora: Sequence[Corpus],
+    found: Sequence[Checkpoint],
+    reconcile: bool,
+    stage: str | None = None,
+) -> list[str]:
     """Write what this run is into its folder, or compare with what is there.
 
     As long as there is no checkpoint the run is new, and may change at will.
@@ -33,8 +41,9 @@ def claim(config: RunConfig, corpora: Sequence[Corpus], step: int | None, reconc
     Args:
         config: the run file.
         corpora: those that it names, as they are now.
-        step: of the newest checkpoint; None if there is none.
+        found: the run's checkpoints.
         reconcile: go on with corpora that have changed, and note it.
+        stage: the only one to train.
 
     Returns:
         What has changed in the corpora.
@@ -49,7 +58,7 @@ def claim(config: RunConfig, corpora: Sequence[Corpus], step: int | None, reconc
         "config": config.identity(),
     }
     path = config.output / FILE
-    if step is None:
+    if not found:
         for name in (LOGS, checkpoint.VAE_FOLDER, changes.FILE):
             remove(config.output / name)
         _write(path, now)
@@ -71,8 +80,16 @@ def claim(config: RunConfig, corpora: Sequence[Corpus], step: int | None, reconc
             f"{config.output}: this folder holds another run; since it began these have changed:\n{listed}\n"
             f"Undo the changes to go on with it{way}, give another `output`, or use --fresh to remove it and start over."
         )
-    if not corpora_altered or step >= config.total_steps:
+    if not corpora_altered:
         return []
+    course, step = plot(config, found, stage), found[-1].step
+    if not course.places:
+        return []
+    if course.ahead:
+        raise RecipeError(
+            f"{config.output}: --reconcile: there is a checkpoint of a later step, {step}, and the record could not say "
+            "which steps were trained on which corpora: train what lies before it on the old corpora, or elsewhere"
+        )
     if len(corpora) < len(before["corpora"]):
         raise RecipeError(
             f"{config.output}: --reconcile: the run has read {len(before['corpora'])} corpora, and the run file names "

@@ -19,6 +19,7 @@ from x2i.base.files import exclusive, remove, remove_leftovers
 from x2i.corpus.corpus import Corpus
 from x2i.trainer import changes, checkpoint, record
 from x2i.trainer.config import RunConfig, load_run
+from x2i.trainer.course import Course, place_of, plot
 from x2i.trainer.progress import Progress, Silent
 from x2i.trainer.record import LOGS
 from x2i.trainer.world import World, is_lost_contact
@@ -66,13 +67,20 @@ class Result:
 
 
 def train(
-    run: str | Path | RunConfig, *, fresh: bool = False, reconcile: bool = False, progress: Progress | None = None
+    run: str | Path | RunConfig,
+    *,
+    fresh: bool = False,
+    stage: str | None = None,
+    reconcile: bool = False,
+    progress: Progress | None = None,
 ) -> Result:
     """Train, or go on from the newest checkpoint of the run's output.
 
     Args:
         run: a run file, or its content.
         fresh: remove what an earlier run left in the output, and start over.
+        stage: train this stage alone: from the end of the one that it follows if that is there, else from the run's own
+            beginning. Steps are numbered as in the whole run, and trained one by one in order the stages end as in it.
         reconcile: go on though corpora have changed: from this step on the samples are those that the corpora as they
             are now would have given it; run.json notes the step. What was held out stays so, by its image's id.
         progress: is told what happens; default: nobody.
@@ -87,16 +95,18 @@ def train(
     progress = (progress if world.first else None) or Silent()
     try:
         with contextlib.ExitStack() as held:
-            newest, corpora = _entered(config, world, held, fresh, reconcile, progress)
-            if newest is not None and newest.step >= config.total_steps:
-                progress.note(f"{config.output}: finished already, at step {newest.step}; nothing to do")
-                return result_of(config, newest)
+            course, corpora = _entered(config, world, held, fresh, stage, reconcile, progress)
+            if not course.places:
+                assert course.newest is not None
+                what = f"stage {stage} is" if stage else "all is"
+                progress.note(f"{config.output}: {what} finished already, at step {course.step}; nothing to do")
+                return result_of(config, course.newest)
 
             # threads that wait must not spin: beside another busy process, spinning makes small steps ten times slower
             os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
             from x2i.trainer.session import Session  # torch and transformers from here on
 
-            return Session(config, corpora, newest, progress, world).run()
+            return Session(config, corpora, course, progress, world).run()
     except RuntimeError as error:
         if world.size > 1 and is_lost_contact(error):
             raise ElsewhereError(
@@ -109,31 +119,39 @@ def train(
 
 
 def _entered(
-    config: RunConfig, world: World, held: contextlib.ExitStack, fresh: bool, reconcile: bool, progress: Progress
-) -> tuple[checkpoint.Checkpoint | None, list[Corpus]]:
-    """Rank 0 takes the run's folder for itself and puts it in order; all get the checkpoint to go on from."""
+    config: RunConfig,
+    world: World,
+    held: contextlib.ExitStack,
+    fresh: bool,
+    stage: str | None,
+    reconcile: bool,
+    progress: Progress,
+) -> tuple[Course, list[Corpus]]:
+    """Rank 0 takes the run's folder for itself and puts it in order; all get to know what is to be done."""
     corpora = [corpus.open(path) for path in config.corpora]
-    newest, fault = None, None
+    course, fault = None, None
     if world.first:
         try:
             _check_wandb(config)
+            if stage is not None:
+                place_of(config, stage)
             held.enter_context(exclusive(config.output, "training"))
             remove_leftovers(config.output)
             if fresh:
                 clear(config.output)
             found = checkpoint.all_of(config.output)
-            newest = found[-1] if found else None
-            altered = record.claim(config, corpora, None if newest is None else newest.step, reconcile)
+            altered = record.claim(config, corpora, found, reconcile, stage)
+            course = plot(config, found, stage)
             for line in (
-                [f"the run goes on with what has changed after step {newest.step}:", *altered] if altered else ()
+                [f"the run goes on with what has changed after step {course.step}:", *altered] if altered else ()
             ):
                 progress.note(line)
         except (X2IError, OSError) as error:
             fault = error
-    newest, failed = world.tell((newest, fault is not None))
+    course, failed = world.tell((course, fault is not None))
     if failed:
         raise fault or ElsewhereError(f"{config.output}: rank 0 cannot begin: its message says why")
-    return newest, corpora
+    return course, corpora
 
 
 def _check_wandb(config: RunConfig) -> None:
