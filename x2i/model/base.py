@@ -33,6 +33,8 @@ from x2i.model.vae import VAE
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
+    from x2i.model.layers.learned import Learned
+
 
 @dataclass(frozen=True)
 class Request:
@@ -81,6 +83,11 @@ class PackInputs(Protocol):
     @property
     def lengths(self) -> tuple[int, ...]:
         """Tokens of each document; what is missing to the pack's length is padding."""
+        ...
+
+    @property
+    def learned(self) -> Learned:
+        """What the conversations teach."""
         ...
 
     @property
@@ -246,6 +253,12 @@ class Processor(ABC, Generic[I]):
     @abstractmethod
     def token_side(self) -> int:
         """Pixels per side of one token of a picture that is drawn: sizes are multiples of it."""
+
+    def picture_tokens(self, width: int, height: int, chat: bool) -> int:
+        """Tokens that a picture takes in a pack: one of this size in pixels that is drawn, or read beside one that is; or
+        (`chat`) one that a conversation shows, before the processor scales it.
+        """
+        return (width // self.token_side) * (height // self.token_side)
 
     def check_size(self, height: int, width: int) -> None:
         """Raise X2IError if pictures of this size in pixels cannot be drawn."""

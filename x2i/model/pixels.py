@@ -50,6 +50,17 @@ def fit(image: Image.Image, largest: int, multiple: int = 16) -> np.ndarray:
     return np.asarray(image)[top : top + image.height - over_y, left : left + image.width - over_x]
 
 
+def fitted(width: int, height: int, largest: int, multiple: int = 16) -> tuple[int, int]:
+    """Width and height of what `fit` makes of a picture of this size."""
+    while min(width, height) >= 2 * largest:
+        width, height = width // 2, height // 2
+    for side, wanted in ((max, largest), (min, multiple)):
+        if (side is max and max(width, height) > wanted) or (side is min and min(width, height) < wanted):
+            scale = wanted / side(width, height)
+            width, height = max(round(width * scale), 1), max(round(height * scale), 1)
+    return width - width % multiple, height - height % multiple
+
+
 def centre_square(image: Image.Image, side: int) -> np.ndarray:
     """The centre of a picture, uint8 [side, side, 3], as OmniGen trains with where it does not keep the aspect.
 

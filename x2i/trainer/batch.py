@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Container, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,12 +14,13 @@ from torch import Tensor
 
 from x2i.base.errors import X2IError
 from x2i.base.seeds import generator
-from x2i.model.base import Processor, Request
+from x2i.model.base import Document, PackInputs, Processor, Request
 from x2i.model.pixels import to_tensor
 from x2i.model.vae import VAE
 from x2i.trainer import losses
 from x2i.trainer.config import EditLoss, Stage
 from x2i.trainer.data import Example
+from x2i.trainer.plan import Draw
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +58,40 @@ class ChatBatch:
         return counts
 
 
-Batch = DrawBatch | ChatBatch
+@dataclass(frozen=True)
+class PackBatch:
+    """One pack: pictures to be drawn, then conversations; `examples` are in this order.
+
+    Attributes:
+        data, noise: latents [C, H, W] of each picture, which may differ in size; `t` [G] and `dropped` are theirs, too.
+        weights: of each picture's error [1 or C, H, W], or None.
+        left_out: samples that were planned for this pack and did not fit.
+        length: tokens of the pack, padding included.
+    """
+
+    examples: tuple[Example, ...]
+    data: tuple[Tensor, ...]
+    noise: tuple[Tensor, ...]
+    t: Tensor
+    inputs: PackInputs
+    weights: tuple[Tensor | None, ...]
+    dropped: tuple[bool, ...]
+    length: int
+    left_out: tuple[Example, ...] = ()
+    own: tuple[bool, ...] = ()
+
+    @property
+    def learned(self) -> Tensor:
+        """Tokens of each conversation that are learned, [K]."""
+        return self.inputs.learned.counts_K
+
+    @property
+    def tokens(self) -> int:
+        """Tokens without padding."""
+        return sum(self.inputs.lengths)
+
+
+Batch = DrawBatch | ChatBatch | PackBatch
 
 #: Label of what is not learned, in all architectures' batches; what cross-entropy passes over.
 _IGNORED = -100
@@ -72,22 +106,34 @@ class Batcher:
         self._device = device
 
     def training(
-        self, examples: Sequence[Example], seed: int, stage: Stage, owned: Container[int] | None = None
+        self,
+        examples: Sequence[Example],
+        seed: int,
+        stage: Stage,
+        owned: Container[int] | None = None,
+        draws: Mapping[int, Draw] | None = None,
     ) -> list[Batch]:
-        """The batches of one rank's share of a step: pictures, then conversations, `stage.micro_batch` at a time.
+        """The batches of one rank's share of a step: pictures, then conversations, or packs of both.
 
         Pictures get logit-normal timesteps (Esser et al. 2403.03206), and some of their conditions are dropped.
 
         Args:
             examples: of the rank's draws.
             owned: numbers of the draws that count on this rank; default: all.
+            draws: by number, those of the examples; packs are made as they say.
         """
+        if stage.pack is not None:
+            assert draws is not None
+            packs: dict[int | None, list[Example]] = {}
+            for example in examples:
+                packs.setdefault(draws[example.draw].pack, []).append(example)
+            made = [self._pack(some, seed, stage, draws) for some in packs.values()]
+            return [replace(pack, own=_own(pack, owned)) for pack in made]
         pictures = [e for e in examples if e.output is not None]
         chats = [e for e in examples if e.output is None]
         out: list[Batch] = []
         for some in _parts(pictures, stage.micro_batch):
-            drawn = [generator("flow/1", seed, stage.name, e.draw, e.key) for e in some]
-            t = [1 / (1 + np.exp(-g.normal(stage.t_mean, stage.t_std))) for g in drawn]
+            drawn, t = _drawn(some, seed, stage)
             dropped = [g.random() < stage.condition_dropout for g in drawn]
             batch = self.draw(some, drawn, t, dropped, stage.edit_loss)
             out.append(replace(batch, own=_own(batch, owned)))
@@ -95,6 +141,79 @@ class Batcher:
         for chat in self._chats(chats, stage.micro_batch, stage.plain_captions, rejected):
             out.append(replace(chat, own=tuple(o and f for o, f in zip(_own(chat, owned), chat.own, strict=True))))
         return out
+
+    def _pack(self, examples: Sequence[Example], seed: int, stage: Stage, draws: Mapping[int, Draw]) -> PackBatch:
+        """One pack. What the model cannot be shown, or does not fit any more, is left out."""
+        assert stage.pack is not None
+        order = sorted(examples, key=lambda e: (e.output is None, e.draw))
+        drawn, times = _drawn(order, seed, stage)
+        posterior = [[self._posterior(g)] for g in drawn]
+        kept: list[int] = []
+        documents: list[Any] = []
+        left: list[Example] = []
+        room = stage.pack.tokens
+        for place, example in enumerate(order):
+            try:
+                document = self._document(example, bool(draws[example.draw].dropped), stage, posterior[place])
+            except X2IError as error:
+                log.warning("left out: sample %s (%s): %s", example.key, example.task, error)
+                continue
+            if document.length > room:
+                left.append(example)
+                continue
+            room -= document.length
+            kept.append(place)
+            documents.append(document)
+        if not kept:
+            raise X2IError(
+                f"stages.{stage.name}.pack: none of the samples of a pack can be shown; the first: {order[0].key}"
+            )
+        some = [order[place] for place in kept]
+        pictures = [place for place in kept if order[place].output is not None]
+        shown = [order[place] for place in pictures]
+        dropped = tuple(bool(draws[e.draw].dropped) for e in shown)
+        data = self._latents([_output(e) for e in shown], [posterior[place][0] for place in pictures])
+        noise = [
+            torch.from_numpy(drawn[place].standard_normal(tuple(one.shape), dtype=np.float32)).to(self._device)
+            for place, one in zip(pictures, data, strict=True)
+        ]
+        return PackBatch(
+            examples=tuple(some),
+            data=tuple(data),
+            noise=tuple(noise),
+            t=torch.tensor([times[place] for place in pictures], dtype=torch.float32, device=self._device),
+            inputs=self._processor.pack(documents, stage.pack.tokens).to(self._device),
+            weights=tuple(
+                self._packed_weights(e, drop, stage.edit_loss) for e, drop in zip(shown, dropped, strict=True)
+            ),
+            dropped=dropped,
+            length=stage.pack.tokens,
+            left_out=tuple(left),
+        )
+
+    def _document(
+        self, example: Example, dropped: bool, stage: Stage, posterior: Sequence[torch.Generator]
+    ) -> Document:
+        if example.output is None:
+            return self._processor.documents([], [], [], [example.chat], stage.plain_captions)[0]
+        request = Request(example.instruction, example.inputs)
+        size = example.output.shape[0], example.output.shape[1]
+        return self._processor.documents([request], [dropped], [size], [], generators=posterior)[0]
+
+    def _latents(self, images: Sequence[np.ndarray], generators: Sequence[torch.Generator]) -> list[Tensor]:
+        """Latents [C, H, W] of pictures of several sizes; those of one size are encoded together."""
+        sizes: dict[tuple[int, ...], list[int]] = {}
+        for place, image in enumerate(images):
+            sizes.setdefault(image.shape, []).append(place)
+        found: dict[int, Tensor] = {}
+        for places in sizes.values():
+            pixels = to_tensor([images[p] for p in places]).to(self._device)
+            found |= zip(places, self._vae.encode(pixels, [generators[p] for p in places]), strict=True)
+        return [found[place] for place in range(len(images))]
+
+    def _packed_weights(self, example: Example, dropped: bool, loss: EditLoss | None) -> Tensor | None:
+        found = None if loss is None else self._weights([example], [dropped], loss)
+        return None if found is None else found[0]
 
     def _chats(self, chats: Sequence[Example], size: int | None, plain: bool, rejected: bool) -> list[ChatBatch]:
         """As many batches as the number of conversations asks for, also if the model cannot be shown all of them."""
@@ -208,6 +327,12 @@ class Batcher:
 def _output(example: Example) -> np.ndarray:
     assert example.output is not None
     return example.output
+
+
+def _drawn(examples: Sequence[Example], seed: int, stage: Stage) -> tuple[list[np.random.Generator], list[float]]:
+    """Of each sample the generator of all that is random about it, and its timestep."""
+    drawn = [generator("flow/1", seed, stage.name, e.draw, e.key) for e in examples]
+    return drawn, [float(1 / (1 + np.exp(-g.normal(stage.t_mean, stage.t_std)))) for g in drawn]
 
 
 def _parts(examples: Sequence[Example], size: int | None) -> list[Sequence[Example]]:

@@ -144,6 +144,15 @@ class SampleReader:
         record = self._record(self._members(self.table[index]))
         return str(record.get("instruction") or "") or "\n".join(m.text for m in turns.messages(record))
 
+    def words(self, index: int, side: int) -> Example:
+        """One sample's words, with black squares of `side` pixels for its input images. Raises DamagedSample."""
+        ref = self.table[index]
+        record = self._record(self._members(ref))
+        inputs = (np.zeros((side, side, 3), np.uint8),) * len(record.get("input_images") or ())
+        if "output_image" not in record:
+            return Example(-1, ref.key, ref.task, "", inputs, None, turns.messages(record), sample=index)
+        return Example(-1, ref.key, ref.task, str(record.get("instruction") or ""), inputs, None, sample=index)
+
     def planned(self, plan: StagePlan | BucketPlan, draw: Draw, stage: Stage, due: Due | None = None) -> Example:
         """The sample of a draw, or of its next spare that is whole, cut as the stage says.
 

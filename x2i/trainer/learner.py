@@ -8,6 +8,7 @@ import logging
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from x2i.base.seeds import digest
 from x2i.model import flow
 from x2i.model.base import Model
 from x2i.trainer import losses, parallel
-from x2i.trainer.batch import Batch, ChatBatch, DrawBatch
+from x2i.trainer.batch import Batch, ChatBatch, DrawBatch, PackBatch
 from x2i.trainer.config import RunConfig, Stage
 from x2i.trainer.data import Example
 from x2i.trainer.world import World
@@ -45,13 +46,16 @@ class RowReport:
 class StepReport:
     """What one step did on all ranks: its samples, the gradient's norm before clipping, the learning rate.
 
-    `rates` has those of the parts that have their own.
+    `rates` has those of the parts that have their own. Of packs: `left_out` has the keys of samples that did not fit,
+    `fill` the share of the tokens that is no padding.
     """
 
     rows: tuple[RowReport, ...]
     grad_norm: float
     lr: float
     rates: dict[str, float] = field(default_factory=dict)
+    left_out: tuple[str, ...] = ()
+    fill: float | None = None
 
     @property
     def loss(self) -> float:
@@ -79,9 +83,9 @@ class Totals:
     @classmethod
     def of(cls, batches: Sequence[Batch]) -> Totals:
         """Of one rank's batches; what does not count here is left out."""
-        chats = [b for b in batches if isinstance(b, ChatBatch)]
-        tokens = sum(float((b.learned * _own(b)).sum()) for b in chats)
-        return cls(sum(sum(b.own) for b in batches), sum(sum(b.own) for b in chats), tokens)
+        chats = [(b, _own(b)[-len(b.learned) :]) for b in batches if not isinstance(b, DrawBatch) and len(b.learned)]
+        tokens = sum(float((b.learned * own).sum()) for b, own in chats)
+        return cls(sum(sum(b.own) for b in batches), sum(float(own.sum()) for _, own in chats), tokens)
 
 
 def learning_rate(stage: Stage, step: int, peak: float | None = None) -> float:
@@ -243,8 +247,11 @@ class Learner:
                 raise RecipeError(f"stages.{stage.name}.train: nothing that learns takes part in {some}: leave it out")
             # FSDP takes the mean of the ranks' gradients; the loss is a sum over them
             (loss * self.world.size + (0 if zero is None else zero)).backward()
-            t = batch.t.tolist() if isinstance(batch, DrawBatch) else [None] * len(batch.examples)
-            learned = [None] * len(batch.examples) if tokens is None else tokens.tolist()
+            count = len(batch.examples)
+            t = [] if isinstance(batch, ChatBatch) else batch.t.tolist()
+            t += [None] * (count - len(t))
+            learned = [] if tokens is None else tokens.tolist()
+            learned = [None] * (count - len(learned)) + learned
             self._tell_of_nothing(stage, batch.examples, learned)
             values = each.detach().float().tolist()
             for own, e, *rest in zip(batch.own, batch.examples, values, t, learned, strict=True):
@@ -254,13 +261,16 @@ class Learner:
             if parameter.grad is None:  # with FSDP it is zero: the same update, whatever the number of ranks
                 parameter.grad = torch.zeros_like(parameter)
         norm = float(parallel.full(torch.nn.utils.clip_grad_norm_(self._learning(), stage.clip)))
-        rows = sorted((r for part in self.world.gather(rows) for r in part), key=lambda r: r.draw)
+        packs = [b for b in batches if isinstance(b, PackBatch) and any(b.own)]
+        told = rows, [e.key for b in packs for e in b.left_out], [b.tokens / b.length for b in packs]
+        each, left, fills = (list(chain(*parts)) for parts in zip(*self.world.gather(told), strict=True))
+        rows = sorted(each, key=lambda r: r.draw)
         if not math.isfinite(norm) or not all(math.isfinite(r.loss) for r in rows):
             self._refuse(rows, norm, stage, stage_step)
         self.optimizer.step()
         self._average(global_step)
         rates = {group["part"]: group["lr"] for group in self.optimizer.param_groups if group["part"] is not None}
-        return StepReport(tuple(rows), norm, lr, rates)
+        return StepReport(tuple(rows), norm, lr, rates, tuple(left), float(np.mean(fills)) if fills else None)
 
     def _tell_of_nothing(self, stage: Stage, examples: Sequence[Example], learned: Sequence[int | None]) -> None:
         """Warn once a task that conversations teach nothing: their answers lie behind what is cut off."""
@@ -281,13 +291,19 @@ class Learner:
             yield
 
     def _loss(self, batch: Batch, stage: Stage, totals: Totals) -> tuple[Tensor, Tensor, Tensor | None]:
-        """This batch's part of the step's loss; the loss of each row [B]; tokens that each learns [B].
+        """This batch's part of the step's loss; the loss of each row [B]; tokens that each conversation learns.
 
         The step's loss is a mean over its samples: of pictures and preferences each its own; of conversations the mean
         over all their tokens in the step, whichever answer they belong to. So it does not depend on how the step was
         divided.
         """
         own_B = _own(batch)
+        if isinstance(batch, PackBatch):
+            drawn, sums, counts = self.pack_losses(batch)
+            own_G, own_K = own_B[: len(drawn)], own_B[len(drawn) :]
+            part = (sums * own_K).sum() / max(totals.tokens, 1) * (totals.chats / totals.rows)
+            loss = (drawn * own_G).sum() / totals.rows + stage.answer_weight * part
+            return loss, torch.cat([drawn, sums / counts.clamp_min(1)]), counts
         if isinstance(batch, DrawBatch):
             each = self.velocity_losses(batch)
             return (each * own_B).sum() / totals.rows, each, None
@@ -306,6 +322,21 @@ class Learner:
         if batch.weights is None:
             return flow.squared_error(predicted, batch.noise, batch.data)
         return losses.weighted_squared_error(predicted, batch.noise, batch.data, batch.weights)
+
+    def pack_losses(self, batch: PackBatch) -> tuple[Tensor, Tensor, Tensor]:
+        """Squared error of each picture's velocity [G]; of each conversation the negative log-likelihood and tokens [K]."""
+        noisy = [
+            flow.interpolate(n[None], d[None], t)
+            for n, d, t in zip(batch.noise, batch.data, batch.t[:, None], strict=True)
+        ]
+        with self.autocast():
+            predicted, sums, counts = self.model.packed(batch.inputs, [x[0] for x in noisy], batch.t)
+        each = []
+        for found, noise, data, weights in zip(predicted, batch.noise, batch.data, batch.weights, strict=True):
+            pair = found[None], noise[None], data[None]
+            exact = flow.squared_error(*pair)
+            each.append(exact if weights is None else losses.weighted_squared_error(*pair, weights[None]))
+        return (torch.cat(each) if each else sums.new_zeros(0)), sums, counts
 
     def _next_token(self, inputs: Any, model: Model[Any] | None = None) -> tuple[Tensor, Tensor]:
         with self.autocast():
@@ -399,5 +430,5 @@ def _check_tau(run: RunConfig, model: Model[Any]) -> None:
 
 def _own(batch: Batch) -> Tensor:
     """1 for rows that count here, 0 for others, [B]."""
-    device = batch.t.device if isinstance(batch, DrawBatch) else batch.inputs.labels_BL.device
+    device = batch.learned.device if isinstance(batch, ChatBatch) else batch.t.device
     return torch.tensor(batch.own, dtype=torch.float32, device=device)

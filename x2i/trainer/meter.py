@@ -57,6 +57,7 @@ class Meter:
             "train/samples_per_second": len(report.rows) / whole,
             "train/images_per_second": sum(row.t is not None for row in report.rows) / whole,
             "train/learned_tokens_per_second": learned / whole,
+            **({} if report.fill is None else {"train/fill": report.fill, "train/left_out": len(report.left_out)}),
             **{f"seconds/{what}": seconds for what, seconds in laps.items()},
         }
 

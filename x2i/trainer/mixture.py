@@ -15,6 +15,9 @@ from x2i.trainer.packing import PackPlan
 from x2i.trainer.plan import OPEN, STEPS, WINDOW, BucketPlan, StagePlan
 from x2i.trainer.table import Cell, Samples, SampleTable
 
+#: The stream of a stage.
+Plan = StagePlan | BucketPlan | PackPlan
+
 #: Row groups, evenly spaced, from which the mean length of a stratum's samples is taken.
 _GROUPS = 16
 
@@ -25,9 +28,7 @@ def table_of(corpora: Sequence[Corpus], stages: Sequence[Stage], held_out: float
     return SampleTable(corpora, held_out, list(buckets), packed=any(s.pack is not None for s in stages))
 
 
-def plan_of(
-    table: SampleTable, stage: Stage, seed: int, lengths: Lengths | None = None
-) -> StagePlan | BucketPlan | PackPlan:
+def plan_of(table: SampleTable, stage: Stage, seed: int, lengths: Lengths | None = None) -> Plan:
     """The stream of a stage. Raises RecipeError if its mixture names what has no training samples.
 
     Args:

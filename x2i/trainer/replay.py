@@ -6,6 +6,7 @@ A step's batch is a pure function of the run's record and its corpora, so that n
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from x2i.base.errors import X2IError
 from x2i.model import flow
 from x2i.model.pixels import to_images
 from x2i.trainer import checkpoint, record
-from x2i.trainer.batch import Batch, DrawBatch
+from x2i.trainer.batch import Batch, ChatBatch
 from x2i.trainer.config import RunConfig
 from x2i.trainer.preview import Row
 from x2i.trainer.setup import Setup
@@ -82,11 +83,11 @@ def replay(setup: Setup, step: int) -> tuple[list[Batch], list[Replayed]]:
     batches = setup.batches(place, number)
     rows = []
     for batch in batches:
-        times = batch.t.tolist() if isinstance(batch, DrawBatch) else [None] * len(batch.examples)
-        dropped = batch.dropped if isinstance(batch, DrawBatch) else (False,) * len(batch.examples)
-        for example, t, drop in zip(batch.examples, times, dropped, strict=True):
+        times: list[float | None] = [] if isinstance(batch, ChatBatch) else batch.t.tolist()
+        dropped = () if isinstance(batch, ChatBatch) else batch.dropped
+        for example, t, drop in zip_longest(batch.examples, times, dropped):
             where = str(setup.table[example.sample].corpus.path)
-            rows.append(Replayed(example.draw, example.key, example.task, where, t, drop, example.replaced))
+            rows.append(Replayed(example.draw, example.key, example.task, where, t, bool(drop), example.replaced))
     return batches, sorted(rows, key=lambda r: r.draw)
 
 
@@ -95,18 +96,21 @@ def picture_rows(setup: Setup, batches: list[Batch]) -> list[Row]:
     """What the model was shown, to be drawn by `preview.grid`: of pictures their noisy form beside the target."""
     rows: list[tuple[int, Row]] = []
     for batch in batches:
-        if isinstance(batch, DrawBatch):
-            noisy = to_images(setup.vae.decode(flow.interpolate(batch.noise, batch.data, batch.t)))
-            for example, image, t, drop in zip(batch.examples, noisy, batch.t.tolist(), batch.dropped, strict=True):
-                label = f"{example.task} · t = {t:.3f}" + (" · condition dropped" if drop else "")
-                inputs = () if drop else example.inputs
-                words = "" if drop else example.instruction
-                rows.append((example.draw, Row(label, words, inputs, image, example.output, "noisy")))
-        else:
-            for example in batch.examples:
-                question = " ".join(m.text for m in example.messages[:-1]).replace("<image>", "").strip()
-                answer = example.messages[-1].text
-                rows.append((example.draw, Row(example.task, question, example.inputs, "", answer)))
+        pictures = [] if isinstance(batch, ChatBatch) else batch.examples[: len(batch.t)]
+        for place, example in enumerate(pictures):
+            assert not isinstance(batch, ChatBatch)
+            noise, data, t = (found[place : place + 1] for found in (batch.noise, batch.data, batch.t))
+            pair = [torch.stack(list(found)) for found in (noise, data)]
+            noisy = to_images(setup.vae.decode(flow.interpolate(*pair, t)))[0]
+            drop = batch.dropped[place]
+            label = f"{example.task} · t = {float(t):.3f}" + (" · condition dropped" if drop else "")
+            inputs = () if drop else example.inputs
+            words = "" if drop else example.instruction
+            rows.append((example.draw, Row(label, words, inputs, noisy, example.output, "noisy")))
+        for example in batch.examples[len(pictures) :]:
+            question = " ".join(m.text for m in example.messages[:-1]).replace("<image>", "").strip()
+            answer = example.messages[-1].text
+            rows.append((example.draw, Row(example.task, question, example.inputs, "", answer)))
     return [row for _, row in sorted(rows, key=lambda r: r[0])]
 
 

@@ -151,10 +151,13 @@ class Session:
             X2IError: a rank cannot prepare its batches, or the last checkpoint could not be written.
         """
         stage = self._run.stages[place]
-        owned = self._shares.owned(self._setup.plans[place].step(number))
+        draws = self._setup.plans[place].step(number)
+        owned = self._shares.owned(draws)
         batches, fault = [], None
         try:
-            batches = self._setup.batchers[place].training(examples, self._run.seed, stage, owned)
+            batches = self._setup.batchers[place].training(
+                examples, self._run.seed, stage, owned, {d.index: d for d in draws}
+            )
             found = Totals.of(batches)
         except X2IError as error:
             fault, found = error, Totals(0, 0, 0)
@@ -313,6 +316,8 @@ class Session:
     def _note(self, stage: Stage, report: StepReport) -> None:
         """Tell the ledger, the logs and the console of a step."""
         self._meter.step(report)
+        if report.left_out:
+            log.info("step %d: no room was left in their packs for %s", self._step, ", ".join(report.left_out))
         if self._ledger is not None:
             self._ledger.add(self._entries(stage, report))
         if self._logs is not None:

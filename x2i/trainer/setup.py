@@ -26,7 +26,8 @@ from x2i.trainer.checkpoint import Checkpoint
 from x2i.trainer.config import RunConfig, Stage
 from x2i.trainer.course import Origin
 from x2i.trainer.data import DamagedSample, Example, SampleReader
-from x2i.trainer.mixture import held_out_of, plan_of, table_of, tasks_of
+from x2i.trainer.measuring import lengths_of
+from x2i.trainer.mixture import Plan, held_out_of, plan_of, table_of, tasks_of
 
 
 class Setup:
@@ -62,7 +63,7 @@ class Setup:
         if run.cpu_threads is not None:
             torch.set_num_threads(run.cpu_threads)
         self.table = table_of(corpora, run.stages, run.held_out)
-        self.plans = [plan_of(self.table, stage, run.seed) for stage in run.stages]
+        early = {place: plan_of(self.table, s, run.seed) for place, s in enumerate(run.stages) if s.pack is None}
         self.tasks = {task for stage in run.stages for task in tasks_of(self.table, stage)}
         self.device = _device(device or run.device)
         reading = run.reading
@@ -88,6 +89,7 @@ class Setup:
         ]
         self.batchers = [Batcher(p, self.vae, self.device) for p in self.processors]
         self._check_stages()
+        self.plans = [early.get(place) or self._packed(place) for place in range(len(run.stages))]
         preview.check(run.preview)
         if newest is not None:
             self.load(newest.path)
@@ -95,8 +97,9 @@ class Setup:
     def batches(self, place: int, step: int) -> list[Batch]:
         """The batches of step `step` (from 0) of the stage at `place`: what the training sees of it."""
         stage, plan = self.run.stages[place], self.plans[place]
-        examples = [self.reader.planned(plan, draw, stage) for draw in plan.step(step)]
-        return self.batchers[place].training(examples, self.run.seed, stage)
+        draws = {draw.index: draw for draw in plan.step(step)}
+        examples = [self.reader.planned(plan, draw, stage) for draw in draws.values()]
+        return self.batchers[place].training(examples, self.run.seed, stage, draws=draws)
 
     def load(self, place: Path) -> None:
         """Read the weights of a checkpoint of this run into the model."""
@@ -140,6 +143,17 @@ class Setup:
                 with contextlib.suppress(DamagedSample):  # logged when the trainer meets it
                     out.setdefault(task, []).append(self.reader.read(sample, stage.side(task in self.table.chats)))
         return out
+
+    def _packed(self, place: int) -> Plan:
+        """The plan of a packed stage, by what the model makes of the samples."""
+        stage = self.run.stages[place]
+        if not self.model.packs:
+            raise RecipeError(
+                f"stages.{place}.pack: {self.model.config.architecture} is trained on batches: give `batch` instead"
+            )
+        if stage.preference is not None:
+            raise RecipeError(f"stages.{place}.pack: preferences are learned in batches: give `batch` instead")
+        return plan_of(self.table, stage, self.run.seed, lengths_of(self.processors[place], self.reader, stage))
 
     def _described(self) -> tuple[ModelConfig, VAEConfig | None]:
         """The model's numbers and its autoencoder, from the run file or from beside the weights."""

@@ -202,6 +202,10 @@ class SampleTable:
         place = self._place(group)
         return self._readers[place].lengths(group - int(self._groups[place]))
 
+    def group(self, sample: int) -> int:
+        """The row group in which a sample lies."""
+        return self._locate(sample)[0]
+
     def first(self, group: int) -> int:
         """The number of the first sample of a row group."""
         return int(self._firsts[group])

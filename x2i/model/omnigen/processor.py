@@ -24,7 +24,7 @@ from x2i.model.base import Branches, Chat, Processor, Request
 from x2i.model.omnigen.config import OmniGenConfig
 from x2i.model.omnigen.packing import OmniGenDocument, OmniGenPack, document, pack
 from x2i.model.omnigen.prompt import BEGIN, END, HEAD, PAD, UNCONDITIONAL, Prompt, PromptBatch, PromptEncoder, collate
-from x2i.model.pixels import fit, to_tensor
+from x2i.model.pixels import fit, fitted, to_tensor
 from x2i.model.placeholders import image_only
 from x2i.model.vae import VAE
 
@@ -72,6 +72,12 @@ class OmniGenProcessor(Processor[PromptBatch]):
         for name, value in (("height", height), ("width", width)):
             if value % side or not 0 < value <= limit:
                 raise X2IError(f"{name} {value}: must be a multiple of {side}, and at most {limit} pixels")
+
+    def picture_tokens(self, width: int, height: int, chat: bool) -> int:
+        """As the contract."""
+        if chat:
+            width, height = fitted(width, height, self._largest, self.token_side)
+        return (width // self.token_side) * (height // self.token_side)
 
     @classmethod
     def learned_text(cls, instruction: str) -> str:
@@ -179,11 +185,15 @@ class OmniGenProcessor(Processor[PromptBatch]):
 
     def _told(self, chats: Sequence[Chat], labels: bool, plain: bool) -> tuple[list[Prompt], list[list[Tensor]]]:
         """Each conversation's tokens and latents."""
-        largest = min(_LARGEST, self.token_side * self.config.pos_embed_max_size)
-        pictures = [[fit(Image.fromarray(i), largest, self.token_side) for i in c.images] for c in chats]
+        pictures = [[fit(Image.fromarray(i), self._largest, self.token_side) for i in c.images] for c in chats]
         images = self._latents(pictures, None)
         pairs = zip(chats, images, strict=True)
         return [self.encoder.chat(c, [self._tokens(i) for i in row], labels, plain) for c, row in pairs], images
+
+    @property
+    def _largest(self) -> int:
+        """Longest side in pixels of a picture that a conversation shows."""
+        return min(_LARGEST, self.token_side * self.config.pos_embed_max_size)
 
     def _prompt(self, text: str, images: Sequence[Tensor]) -> Prompt:
         return self.encoder.encode(text, [self._tokens(image) for image in images])

@@ -70,6 +70,12 @@ class Ovis2Processor(Processor[Ovis2Batch]):
         encoder = self.config.tokenizer.encoder
         return int(encoder.patch_size * encoder.hidden_stride)
 
+    def picture_tokens(self, width: int, height: int, chat: bool) -> int:
+        """As the contract; where a conversation has several, each may take less."""
+        grid = best_grid(width, height, self.config.side, self.config.tiles.single, self.config.tiles.covering)
+        places = layout(grid)
+        return len(places) + places.count(TILE) * (self.config.tile_tokens - 1)
+
     @classmethod
     def learned_text(cls, instruction: str) -> str:
         return f"system\n{SYSTEM}\nuser\n{instruction}\nassistant\n"
@@ -104,7 +110,7 @@ class Ovis2Processor(Processor[Ovis2Batch]):
         sizes: Sequence[tuple[int, int]],
         chats: Sequence[Chat],
         plain: bool = False,
-        generator: torch.Generator | None = None,
+        generators: Sequence[torch.Generator] | None = None,
     ) -> list[Row]:
         """As the contract. Raises X2IError besides if there are requests: Ovis2 draws no pictures."""
         if requests:
