@@ -5,10 +5,11 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
-from x2i.trainer.config import RunConfig
+from x2i.base.seeds import digest
+from x2i.trainer.config import RunConfig, WandB
 from x2i.trainer.evaluation import HeldOutLoss, timestep_bin
 from x2i.trainer.learner import RowReport, StepReport
-from x2i.trainer.run import LOGS
+from x2i.trainer.record import LOGS
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -52,6 +53,7 @@ class Meter:
             **{f"train/loss_at/{name}": value for name, value in times.items()},
             "train/grad_norm": report.grad_norm,
             "train/lr": report.lr,
+            **{f"train/lr/{part}": rate for part, rate in report.rates.items()},
             "train/samples_per_second": len(report.rows) / whole,
             "train/images_per_second": sum(row.t is not None for row in report.rows) / whole,
             "train/learned_tokens_per_second": learned / whole,
@@ -71,11 +73,14 @@ class Logs:
         from torch.utils.tensorboard import SummaryWriter
 
         self._writer = SummaryWriter(run.output / LOGS, purge_step=step or None)
+        self._wandb = None if run.wandb is None else _joined(run, run.wandb)
 
     def step(self, scalars: dict[str, float], step: int) -> None:
         """The figures of a step."""
         for name, value in scalars.items():
             self._writer.add_scalar(name, value, step)
+        if self._wandb is not None and scalars:
+            self._wandb.log(scalars, step=step)
 
     def held_out(self, losses: dict[str, HeldOutLoss], step: int) -> None:
         """The losses of a checkpoint."""
@@ -92,7 +97,34 @@ class Logs:
 
         pixels: Any = np.asarray(picture)
         self._writer.add_image(name, pixels, step, dataformats="HWC")
+        if self._wandb is not None:
+            import wandb
+
+            self._wandb.log({name: wandb.Image(picture)}, step=step)
 
     def close(self) -> None:
         """Nothing follows."""
         self._writer.close()
+        if self._wandb is not None:
+            self._wandb.finish()
+
+
+def _joined(run: RunConfig, spec: WandB) -> Any:
+    """The run at Weights & Biases: the same one after a resume, for its id follows from the run's identity and folder.
+
+    Steps that are told twice (after a crash) keep their first figures there.
+    """
+    import wandb
+
+    folder = run.output / LOGS
+    folder.mkdir(parents=True, exist_ok=True)
+    return wandb.init(
+        project=spec.project,
+        name=spec.name or run.output.name,
+        entity=spec.entity,
+        mode=spec.mode,
+        id=digest("wandb/1", run.digest, str(run.output))[:16],
+        resume="allow",
+        dir=str(folder),
+        config=run.identity(),
+    )
