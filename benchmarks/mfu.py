@@ -151,9 +151,9 @@ def measure(model: str, tokens: int, made: Path, output: Path, options: argparse
             seconds += done - began
             making += ready - arrived
             waited += loader.waited()
+            needed += flops.step(batches)
             for batch in batches:
                 assert isinstance(batch, PackBatch)
-                needed += flops.pack(batch.inputs)
                 used, room, samples = used + batch.tokens, room + batch.length, samples + len(batch.examples)
                 mask += mask_seconds(batch.inputs, setup.model.flex, device)
         else:

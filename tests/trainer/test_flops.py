@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from x2i.model import registry
 from x2i.model.base import Request
 from x2i.model.lengths import Lengths, causal, lengths_of
 from x2i.model.lora_config import LoRAConfig
-from x2i.trainer.batch import Batch, DrawBatch
+from x2i.trainer.batch import Batch, ChatBatch, DrawBatch
 from x2i.trainer.config import RunConfig
 from x2i.trainer.flops import StageFlops, on_meta
 from x2i.trainer.learner import Learner, learning
@@ -125,6 +126,21 @@ def test_real_batches_take_what_is_counted(
         ), tasks[place]
 
 
+def test_a_preference_is_counted_by_both_answers(corpus: Path, tmp_path: Path) -> None:
+    stage = {"name": "s", "resolution": 32, "steps": 1, "batch": 2, "lr": 1e-3, "mixture": {"describe": 1}}
+    stage["preference"] = {"beta": 0.1}
+    content = corpora.run_content(corpus, tmp_path / "run", model="ovis2-tiny", stages=[stage], ema=None)
+    setup = Setup(parse_config(RunConfig, content, "test"), [open_corpus(corpus)], None)
+    (batch,) = setup.batches(0, 0)
+    assert isinstance(batch, ChatBatch)
+    config = setup.model.config
+    flops = StageFlops(config, [n for n, _ in setup.model.named_parameters()], preference=True)
+    rows = [row for i in (batch.inputs, batch.rejected) for row in lengths_of(config).rows(config, i, 0)]
+    passes = [flops.both(row) for row in rows]
+    assert flops.step([batch]) == pytest.approx(sum(2 * forward + backward for forward, backward in passes))
+    assert flops.step([replace(batch, own=(True, False))]) < 0.7 * flops.step([batch])
+
+
 def test_a_pack_takes_what_its_documents_take_apart(corpus: Path, tmp_path: Path) -> None:
     """Pictures and conversations in one sequence; its model's own pass on the CPU computes the whole square."""
     stage = {"name": "s", "resolution": 32, "steps": 1, "batch": 12, "lr": 1e-3}
@@ -164,7 +180,7 @@ def squared(flops: StageFlops, batch: Batch) -> float:
     config, ways = flops.model.config, lengths_of(flops.model.config)
     (row,) = ways.rows(config, batch.inputs, drawn)
     needed = flops.batch(batch.inputs, drawn)
-    assert needed == flops.sample(row)
+    assert needed == flops.sample(row) == flops.step([batch])
     for kind, (forward, backward) in zip(ways.attention(config, row), flops.pair(row).T, strict=True):
         calls = max(round(kind.pairs / max(kind.queries * kind.keys, 1)), 1)
         needed += (calls * kind.queries * kind.keys - kind.pairs) * (forward + backward)

@@ -36,7 +36,8 @@ from x2i.model.base import Model
 from x2i.model.config import ModelConfig
 from x2i.model.lengths import Attention, Lengths, lengths_of
 from x2i.model.lora_config import LoRAConfig
-from x2i.trainer.counting import Call, Known, run
+from x2i.trainer.batch import Batch, DrawBatch, PackBatch
+from x2i.trainer.counting import Call, Known, latents_of, run
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,30 @@ class StageFlops:
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(name in learning)
         self._passes: dict[bool, Pass] = {}
+
+    def step(self, batches: Sequence[Batch]) -> float:
+        """FLOPs of a rank's batches of a step; rows and packs that stand in for others' are not counted.
+
+        Ask it before the batches go to a GPU, or pay with a wait: lengths are read off the inputs.
+        """
+        total = 0.0
+        for batch in batches:
+            if isinstance(batch, PackBatch):
+                total += self.pack(batch.inputs) if any(batch.own) else 0.0
+            elif isinstance(batch, DrawBatch):
+                tokens = batch.data.shape[-2] * batch.data.shape[-1] // latents_of(self._config)[1] ** 2
+                total += sum(sum(self.both(row)) for row in self._own(batch.inputs, tokens, batch.own))
+            else:
+                total += sum(sum(self.both(row)) for row in self._own(batch.inputs, 0, batch.own))
+                if batch.rejected is not None:
+                    total += sum(sum(self.both(row)) for row in self._own(batch.rejected, 0, batch.own))
+                    for inputs in (batch.inputs, batch.rejected):  # by the reference
+                        total += sum(self.both(row)[0] for row in self._own(inputs, 0, batch.own))
+        return total
+
+    def _own(self, inputs: Any, drawn: int, own: Sequence[bool]) -> list[Lengths]:
+        rows = self._lengths.rows(self._config, inputs, drawn)
+        return [row for row, counts in zip(rows, own, strict=True) if counts]
 
     def needed(self, rows: Sequence[Lengths]) -> float:
         """FLOPs of forward and backward pass of these samples. Raises X2IError if the model cannot do them."""
