@@ -63,18 +63,17 @@ def ledger(
 
 
 #: Of the totals: what stands above their columns.
-_HEADS = {
-    **{"different": "keys", "repeated": "times each", "mean_loss": "loss", "loss_at_the_end": "at the end"},
-    **{"tokens_learned": "tokens", "replaced": "spares"},
-}
+_HEADS = {"different": "keys", "repeated": "each", "tokens_learned": "tokens", "replaced": "spares"}
 
 
 def _table(title: str, rows: list[dict[str, Any]]) -> Table:
     told = [{name: _text(value) for name, value in row.items()} for row in rows]
     for row in told:
-        if "first_step" in row:  # two columns in one: a terminal is narrow
-            steps = f"{row.pop('first_step')}–{row.pop('last_step')}"
-            row |= {"steps": steps}
+        if "loss_at_the_end" in row:  # fewer columns: a terminal is narrow
+            end = row.pop("loss_at_the_end")
+            row["loss, at the end"] = row.pop("mean_loss") + (f", {end}" if end else "")
+            row["steps"] = f"{row.pop('first_step')}–{row.pop('last_step')}"
+            del row["images"]
     shown = table(title, *(_HEADS.get(name, name.replace("_", " ")) for name in told[0]))
     shown.columns[0].no_wrap = True
     for row in told:
