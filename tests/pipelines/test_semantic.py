@@ -12,8 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.pipelines.annotating import photo
+from x2i.base.cluster import ray_session
 from x2i.base.errors import X2IError
-from x2i.pipelines.engine.pool import Job, Pool, ray_session, through
+from x2i.pipelines.engine.pool import Job, Pool, through
 from x2i.pipelines.images import decode, encode, read_header
 from x2i.pipelines.select import semantic
 from x2i.pipelines.select.semantic import Part, parts, semantic_duplicates, similar

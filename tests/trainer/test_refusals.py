@@ -118,7 +118,7 @@ def test_a_damaged_checkpoint_is_named(damage: str, start: Result, corpus: Path,
     run = config(corpus, tmp_path / "run", {"steps": 4}, **changes)
     with pytest.raises(MemoryError):
         train(run, progress=Cut())
-    optimizer = tmp_path / "run/step-000002/optimizer.pt"
+    optimizer = tmp_path / "run/step-000002/optimizer/__0_0.distcp"
     adapter = tmp_path / "run/step-000002/adapter/adapter_model.safetensors"
     state = load_file(adapter)
     if damage == "optimizer cut":
@@ -129,7 +129,7 @@ def test_a_damaged_checkpoint_is_named(damage: str, start: Result, corpus: Path,
         save_file(dict(list(state.items())[1:]), adapter)
     else:
         save_file({n: t[:1].clone() if "lora_A" in n else t[:, :1].clone() for n, t in state.items()}, adapter)
-    with pytest.raises(X2IError, match=r"step-000002/(optimizer\.pt: cannot be read|adapter/.*does not hold these)"):
+    with pytest.raises(X2IError, match=r"step-000002/(optimizer: cannot be read|adapter/.*does not hold these)"):
         train(run)
 
 
@@ -139,7 +139,7 @@ def test_a_full_disk_is_told_and_leaves_nothing_half_written(limit: int, corpus:
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
     try:
-        with pytest.raises(X2IError, match=r"step-000002/\w+\.(safetensors|pt): cannot be written"):
+        with pytest.raises(X2IError, match=r"step-000002(/.*)?: cannot be written"):
             train(run)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)

@@ -26,7 +26,7 @@ def replay(
     from x2i.trainer import preview
     from x2i.trainer import replay as replaying
 
-    setup = replaying.open_run(run)
+    setup = replaying.open_run(run, step)
     batches, rows = replaying.replay(setup, step)
     with atomic(out) as temporary:
         preview.grid(replaying.picture_rows(setup, batches)).save(temporary, "PNG")

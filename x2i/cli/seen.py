@@ -16,13 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from x2i.trainer.record import SAMPLES, SAMPLES_UNTIL
+
 if TYPE_CHECKING:
     import pyarrow as pa
 
     from x2i.corpus.corpus import Corpus
-
-#: What `forget` leaves in a run's folder.
-SAMPLES = "samples.parquet"
 
 
 @dataclass(frozen=True)
@@ -87,6 +86,17 @@ def _of_run(run: Path, record: dict[str, Any], corpus: Path, image_ids: Collecti
             yield from _all(run, corpora)
             return
         kept = [_samples(c) for c in corpora]
+    for change in record.get("changes", ()):  # until then the run read the corpora as they were
+        earlier = _kept(run, change, SAMPLES_UNTIL.format(change["step"]))
+        if earlier is None:
+            yield from _all(
+                run,
+                f"its corpora changed after step {change['step']} (--reconcile), and nobody kept what they held before",
+            )
+            return
+        kept += [table.slice(0, 0) for table in earlier[len(kept) :]]
+        for place, table in enumerate(earlier):
+            kept[place] = _together(kept[place], table)
     keys = [_holding(table, image_ids) for table in kept]
     steps = _steps(run, checkpoints[-1].step, keys)
     if steps is None:
@@ -106,7 +116,8 @@ def _concerns(record: dict[str, Any], corpus: Path) -> bool:
     from x2i.corpus.corpus import Corpus
 
     digest = Corpus(corpus).digest
-    return any(c["digest"] == digest or Path(c["path"]).resolve() == corpus.resolve() for c in record["corpora"])
+    read = [*record["corpora"], *(c for change in record.get("changes", ()) for c in change["corpora"])]
+    return any(c["digest"] == digest or Path(c["path"]).resolve() == corpus.resolve() for c in read)
 
 
 def _opened(record: dict[str, Any], corpus: Path) -> list[Corpus] | str:
@@ -163,14 +174,22 @@ def _samples(corpus: Corpus) -> pa.Table:
     return table
 
 
-def _kept(run: Path, record: dict[str, Any]) -> list[pa.Table] | None:
+def _together(*tables: pa.Table) -> pa.Table:
+    import pyarrow as pa
+
+    return pa.concat_tables(
+        [table.select(["key", "image_id", "images"]) for table in tables], promote_options="permissive"
+    )
+
+
+def _kept(run: Path, record: dict[str, Any], name: str = SAMPLES) -> list[pa.Table] | None:
     """A run's samples by corpus as `keep` wrote them; None if it did not, or of another run in the same folder."""
     import pyarrow as pa
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
     try:
-        table = pq.read_table(run / SAMPLES)
+        table = pq.read_table(run / name)
     except (FileNotFoundError, pa.ArrowInvalid):
         return None
     if json.loads((table.schema.metadata or {}).get(b"corpora", b"[]")) != [c["digest"] for c in record["corpora"]]:

@@ -8,7 +8,7 @@ vae/                 the autoencoder, where `x2i convert` has put it beside the 
 config.json          the model's and the autoencoder's configuration, the resolution
 tokenizer.json       the tokenizer
 optimizer/           the optimiser's state (torch.distributed.checkpoint), within a stage
-trainer.json         stage, step, seed, digests of run and corpora, held-out losses
+trainer.json         stage, step, what the stage began with, seed, digests of run and corpora, held-out losses
 preview.png          pictures drawn from these weights
 """
 
@@ -131,9 +131,9 @@ def _filled(content: Callable[[Path], None], path: Path, target: Path) -> None:
         raise unwritten(target / path.name, error) from None
 
 
-def prune(output: Path, keep: int, always: set[int]) -> None:
-    """Remove all but the newest `keep` checkpoints and those of the steps in `always`."""
-    for checkpoint in all_of(output)[:-keep]:
+def prune(output: Path, keep: int, always: set[int], until: int) -> None:
+    """Of the checkpoints up to step `until` remove all but the newest `keep` and those of the steps in `always`."""
+    for checkpoint in [c for c in all_of(output) if c.step <= until][:-keep]:
         if checkpoint.step not in always:
             remove(checkpoint.path)
 
@@ -246,7 +246,8 @@ def load_weights(model: Model[Any], place: Path, opened: Opened[Any] | None = No
     wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     if wanted != {name: tuple(tensor.shape) for name, tensor in state.items()}:
         raise X2IError(f"{place}: its {type(opened.model).__name__} has other numbers than the run's model")
-    model.load_state_dict(state)
+    for name, tensor in model.state_dict().items():
+        weights.assign(tensor, state[name])
 
 
 def published(place: Path) -> Opened[Any] | None:

@@ -115,6 +115,21 @@ class Pack(Config):
     packs: int = Field(1, gt=0, description="packs per step, over all devices")
 
 
+class PartTraining(Config):
+    """How a stage trains one part of the model. A number alone is its `lr`."""
+
+    lr: float | None = Field(
+        None, gt=0, description="learning rate of this part after the warm-up; default: the stage's"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _rate(cls, value: Any) -> Any:
+        if value is None:
+            return {}
+        return {"lr": value} if isinstance(value, int | float | str) else value
+
+
 Momentum = Annotated[float, Field(ge=0, lt=1)]
 Temperature = Annotated[float, Field(gt=0)]
 
@@ -137,6 +152,11 @@ class Stage(Config):
         gt=0,
         description="conversations show their pictures whole, scaled down to this shorter side; default: `resolution`",
     )
+    start: str | None = Field(
+        None,
+        description="what it begins with: the end of an earlier stage, by name, or weights (a checkpoint, a run's output, a "
+        "hub id, a .safetensors file). Default: the end of the stage before",
+    )
     steps: int = Field(gt=0, description="optimiser steps")
     batch: int | None = Field(None, gt=0, description="samples per step, over all devices; or give `pack`")
     pack: Pack | None = Field(
@@ -147,8 +167,11 @@ class Stage(Config):
         gt=0,
         description="samples that a device computes at once; the rest of its share of `batch` is accumulated. Default: all",
     )
-    lr: float = Field(gt=0, description="learning rate after the warm-up")
-    warmup: int = Field(0, ge=0, description="steps over which the learning rate rises from 0")
+    lr: float = Field(
+        gt=0,
+        description="learning rate after the warm-up; default: the highest, if all parts in `train` have their own",
+    )
+    warmup: int = Field(0, ge=0, description="steps over which the learning rates rise from 0")
     schedule: Literal["constant", "cosine", "linear"] = Field(
         "constant", description="what the learning rate does after the warm-up; the last two end at 0"
     )
@@ -175,8 +198,10 @@ class Stage(Config):
     condition_dropout: float = Field(
         0.1, ge=0, lt=1, description="share of samples shown without instruction and input images"
     )
-    train: tuple[str, ...] | None = Field(
-        None, description="parts of the model that learn, as [refiner, decoder]; the others are frozen. Default: all"
+    train: dict[str, PartTraining] | None = Field(
+        None,
+        description="parts of the model that learn, as [refiner, decoder], or with learning rates of their own, as "
+        "{adapter: 1e-3, llm: 1e-5}; the others are frozen. Default: all",
     )
     edit_loss: EditLoss | None = Field(None, description="weight the velocity's error by what an edit changes")
     answer_weight: float = Field(
@@ -214,10 +239,26 @@ class Stage(Config):
             raise ValueError("name at least one of them, each with a weight above 0")
         return value
 
+    @model_validator(mode="before")
+    @classmethod
+    def _highest(cls, value: Any) -> Any:
+        """The stage's own rate, where only its parts have one."""
+        if not isinstance(value, dict) or "lr" in value or not isinstance(value.get("train"), dict):
+            return value
+        rates = [part.get("lr") if isinstance(part, dict) else part for part in value["train"].values()]
+        known = [float(r) for r in rates if isinstance(r, int | float)]
+        return value | {"lr": max(known)} if known and len(known) == len(rates) else value
+
+    @field_validator("train", mode="before")
+    @classmethod
+    def _named(cls, value: Any) -> Any:
+        """A list of names: all at the stage's rate."""
+        return {name: {} for name in value} if isinstance(value, list | tuple) else value
+
     @field_validator("train")
     @classmethod
-    def _some(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
-        if value == ():
+    def _some(cls, value: dict[str, PartTraining] | None) -> dict[str, PartTraining] | None:
+        if value == {}:
             raise ValueError("a stage that trains nothing: name a part, or leave the key out to train all")
         return value
 
@@ -279,6 +320,17 @@ class Reading(Config):
     cache_mib: int = Field(256, ge=0, description="memory for decoded crops, least recently used out first")
 
 
+class WandB(Config):
+    """Where Weights & Biases shows the run. It needs the library wandb: `pip install 'x2i[wandb]'`."""
+
+    project: str = Field(min_length=1, description="the project's name")
+    name: str | None = Field(None, description="the run's name there; default: that of the output folder")
+    entity: str | None = Field(None, description="the team or user; default: the one that is logged in")
+    mode: Literal["online", "offline"] = Field(
+        "online", description="offline: write to the run's logs alone; `wandb sync` sends it later"
+    )
+
+
 class Compute(Config):
     """How the model is computed, on one device or many. Nothing here changes what is computed, but for rounding."""
 
@@ -333,6 +385,7 @@ class RunConfig(Config):
     )
     reading: Reading = Field(default_factory=Reading, description="threads and memory")
     compute: Compute = Field(default_factory=Compute, description="ranks, compilation, memory of activations")
+    wandb: WandB | None = Field(None, description="tell Weights & Biases what TensorBoard is told, as {project: x2i}")
 
     @field_validator("model", mode="before")
     @classmethod
@@ -358,12 +411,34 @@ class RunConfig(Config):
         names = [s.name for s in self.stages]
         if len(set(names)) != len(names):
             raise ValueError(f"two stages have the same name: {', '.join(names)}")
+        for place, stage in enumerate(self.stages):
+            if stage.start in names[place:]:
+                known = ", ".join(names[:place]) or "none"
+                raise ValueError(f"stages.{place}.start: {stage.start!r} is no earlier stage; those are: {known}")
+            if stage.start is not None and stage.start not in names and self.model.lora is not None:
+                raise ValueError(f"stages.{place}.start: with model.lora a stage begins with the end of an earlier one")
         return self
 
     @property
     def total_steps(self) -> int:
         """Steps of all stages."""
         return sum(s.steps for s in self.stages)
+
+    def first(self, place: int) -> int:
+        """Steps before a stage."""
+        return sum(s.steps for s in self.stages[:place])
+
+    def end(self, place: int) -> int:
+        """Steps up to the end of a stage: the name of its last checkpoint."""
+        return self.first(place) + self.stages[place].steps
+
+    def origin(self, place: int) -> int | str:
+        """What a stage begins with: the step of a checkpoint of this run (0: its own beginning), or weights by name."""
+        start = self.stages[place].start
+        if start is None:
+            return self.first(place)
+        names = [s.name for s in self.stages]
+        return self.end(names.index(start)) if start in names else start
 
     def locate(self, step: int) -> tuple[int, int]:
         """Stage (its place in `stages`) and step within it of a global step, all from 0."""
@@ -385,6 +460,7 @@ class RunConfig(Config):
             "preview",
             "reading",
             "compute",
+            "wandb",
             "corpora",
         ):
             del everything[name]

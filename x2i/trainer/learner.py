@@ -6,8 +6,8 @@ import contextlib
 import copy
 import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
 
@@ -46,12 +46,14 @@ class RowReport:
 class StepReport:
     """What one step did on all ranks: its samples, the gradient's norm before clipping, the learning rate.
 
-    Of packs: `left_out` has the keys of samples that did not fit, `fill` the share of the tokens that is no padding.
+    `rates` has those of the parts that have their own. Of packs: `left_out` has the keys of samples that did not fit,
+    `fill` the share of the tokens that is no padding.
     """
 
     rows: tuple[RowReport, ...]
     grad_norm: float
     lr: float
+    rates: dict[str, float] = field(default_factory=dict)
     left_out: tuple[str, ...] = ()
     fill: float | None = None
 
@@ -86,16 +88,17 @@ class Totals:
         return cls(sum(sum(b.own) for b in batches), sum(float(own.sum()) for _, own in chats), tokens)
 
 
-def learning_rate(stage: Stage, step: int) -> float:
-    """The rate of step `step` (from 0) of a stage: linear warm-up, then the stage's schedule."""
+def learning_rate(stage: Stage, step: int, peak: float | None = None) -> float:
+    """The rate of step `step` (from 0) of a stage: linear warm-up to `peak` (default: the stage's), then its schedule."""
+    peak = stage.lr if peak is None else peak
     if step < stage.warmup:
-        return stage.lr * (step + 1) / stage.warmup
+        return peak * (step + 1) / stage.warmup
     done = (step - stage.warmup) / max(stage.steps - stage.warmup, 1)
     shape = {"constant": 1.0, "linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2}
-    return stage.lr * shape[stage.schedule]
+    return peak * shape[stage.schedule]
 
 
-def learning(model: Model[Any], parts: Sequence[str] | None, where: str) -> list[str]:
+def learning(model: Model[Any], parts: Iterable[str] | None, where: str) -> list[str]:
     """Names of the parameters that a stage trains: those of the parts, or all that may learn at all.
 
     Raises:
@@ -110,6 +113,15 @@ def learning(model: Model[Any], parts: Sequence[str] | None, where: str) -> list
         )
     prefixes = tuple(prefix for part in parts for prefix in model.parts[part])
     return [n for n in names if n.startswith(prefixes)]
+
+
+def part_of(model: Model[Any], parts: Iterable[str], name: str) -> str:
+    """Which of these parts a parameter belongs to, or (an adapter) the layer that it stands beside.
+
+    Parts may lie within each other, as the head within all: then it is the inner one.
+    """
+    lengths = {part: max((len(p) for p in model.parts[part] if name.startswith(p)), default=-1) for part in parts}
+    return max(lengths, key=lambda part: lengths[part])
 
 
 class Learner:
@@ -170,9 +182,23 @@ class Learner:
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(name in names)
         self.optimizer = torch.optim.AdamW(
-            self._learning(), lr=stage.lr, betas=stage.betas, weight_decay=stage.weight_decay, fused=True
+            self._groups(stage), lr=stage.lr, betas=stage.betas, weight_decay=stage.weight_decay, fused=True
         )
         self.reference = None
+
+    def _groups(self, stage: Stage) -> list[dict[str, Any]]:
+        """What learns, by its rate: `peak` is that after the warm-up, `part` the part that has it for its own."""
+        if stage.train is None:
+            return [{"params": self._learning(), "peak": stage.lr, "part": None}]
+        groups: dict[str | None, dict[str, Any]] = {}
+        for name, parameter in self.model.named_parameters():
+            if parameter.requires_grad:
+                part = part_of(self.model, stage.train, name)
+                peak = stage.train[part].lr
+                own = None if peak is None else part
+                group = groups.setdefault(own, {"params": [], "peak": peak or stage.lr, "part": own})
+                group["params"].append(parameter)
+        return list(groups.values())
 
     def keep_reference(self) -> None:
         """Remember the model as it is now: what a preference stage compares with."""
@@ -207,7 +233,7 @@ class Learner:
         self.model.train()
         lr = learning_rate(stage, stage_step)
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = learning_rate(stage, stage_step, group["peak"])
         self._anneal(stage, stage_step)
         self.optimizer.zero_grad(set_to_none=True)
         totals = totals or Totals.of(batches)
@@ -243,7 +269,8 @@ class Learner:
             self._refuse(rows, norm, stage, stage_step)
         self.optimizer.step()
         self._average(global_step)
-        return StepReport(tuple(rows), norm, lr, tuple(left), float(np.mean(fills)) if fills else None)
+        rates = {group["part"]: group["lr"] for group in self.optimizer.param_groups if group["part"] is not None}
+        return StepReport(tuple(rows), norm, lr, rates, tuple(left), float(np.mean(fills)) if fills else None)
 
     def _tell_of_nothing(self, stage: Stage, examples: Sequence[Example], learned: Sequence[int | None]) -> None:
         """Warn once a task that conversations teach nothing: their answers lie behind what is cut off."""
@@ -365,6 +392,13 @@ class Learner:
         parameters = dict(self.model.named_parameters())
         theirs = [parallel.local(parameters[n].detach()) for n in self.ema]
         torch._foreach_lerp_([parallel.local(t) for t in self.ema.values()], theirs, 1 - decay)
+
+    @torch.no_grad()
+    def renew_averages(self) -> None:
+        """The averages begin anew with the weights as they are."""
+        parameters = dict(self.model.named_parameters())
+        for name, tensor in (self.ema or {}).items():
+            parallel.local(tensor).copy_(parallel.local(parameters[name]))
 
     def autocast(self) -> contextlib.AbstractContextManager[object]:
         enabled = self.run.precision == "bfloat16"

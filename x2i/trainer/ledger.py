@@ -65,13 +65,13 @@ class Entry:
 class Ledger:
     """Collects entries, and writes them when it is told to."""
 
-    def __init__(self, run: Path, step: int) -> None:
-        """Begin, or go on after `step`: what is told of later steps is removed."""
+    def __init__(self, run: Path, step: int, until: int) -> None:
+        """Begin, or go on after `step`: what is told of later steps up to `until` is removed."""
         self._folder = run / FOLDER
         self._done = step
         self._entries: list[Entry] = []
         for file, first, _ in files_of(run):
-            if first > step:
+            if step < first <= until:
                 remove(file)
 
     def add(self, entries: Iterable[Entry]) -> None:

@@ -5,7 +5,6 @@ A step's batch is a pure function of the run's record and its corpora, so that n
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -18,11 +17,10 @@ from x2i.base.config import parse_config
 from x2i.base.errors import X2IError
 from x2i.model import flow
 from x2i.model.pixels import to_images
-from x2i.trainer import checkpoint
+from x2i.trainer import checkpoint, record
 from x2i.trainer.batch import Batch, ChatBatch
 from x2i.trainer.config import RunConfig
 from x2i.trainer.preview import Row
-from x2i.trainer.run import IDENTITY
 from x2i.trainer.setup import Setup
 
 
@@ -39,27 +37,29 @@ class Replayed:
     replaced: str | None
 
 
-def open_run(output: Path) -> Setup:
-    """The setup of a run, from the record in its folder.
+def open_run(output: Path, step: int | None = None) -> Setup:
+    """The setup of a run, from the record in its folder; for `step`, on the corpora that this step was trained on.
 
     Raises:
-        X2IError: there is no run, or no checkpoint yet, or a corpus has changed since it began.
+        X2IError: there is no run, or no checkpoint yet, or these corpora have changed.
     """
-    try:
-        record = json.loads((output / IDENTITY).read_text(encoding="utf-8"))
-        content = record["config"] | {"corpora": [c["path"] for c in record["corpora"]], "output": str(output)}
-        digests = [c["digest"] for c in record["corpora"]]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise X2IError(f"{output}: no run here: {IDENTITY} is missing or damaged ({error})") from None
-    run = parse_config(RunConfig, content, str(output / IDENTITY))
+    told = record.read(output)
+    named = record.corpora_at(told, step)
+    content = told["config"] | {"corpora": [c["path"] for c in named], "output": str(output)}
+    run = parse_config(RunConfig, content, str(output / record.FILE))
     found = checkpoint.all_of(output)
     if not found:
         raise X2IError(f"{output}: no checkpoint yet, and so no tokenizer: let the run write one first")
     corpora = [corpus.open(path) for path in run.corpora]
-    for opened, digest in zip(corpora, digests, strict=True):
+    for opened, digest in zip(corpora, (c["digest"] for c in named), strict=True):
         if opened.digest != digest:
+            when = (
+                "since the run began"
+                if named == told["corpora"]
+                else f"since, and the run went on with others (--reconcile) after step {told['changes'][-1]['step']}"
+            )
             raise X2IError(
-                f"{opened.path}: the corpus has changed since the run began: its digest was {digest[:12]}, now it is "
+                f"{opened.path}: the corpus has changed {when}: its digest was {digest[:12]}, now it is "
                 f"{opened.digest[:12]}. With other samples the order is another; put the old corpus back to replay"
             )
     return Setup(run, corpora, found[-1])
@@ -69,10 +69,16 @@ def replay(setup: Setup, step: int) -> tuple[list[Batch], list[Replayed]]:
     """The batches of step `step` (from 1, over all stages), and what is in them.
 
     Raises:
-        X2IError: the run has no such step.
+        X2IError: the run has no such step, or it was trained on other corpora than those of the setup.
     """
     if not 1 <= step <= setup.run.total_steps:
         raise X2IError(f"step {step}: the run has steps 1 to {setup.run.total_steps}")
+    at = [c["digest"] for c in record.corpora_at(record.read(setup.run.output), step)]
+    if at != [c.digest for c in setup.table.corpora]:
+        raise X2IError(
+            f"step {step}: it was trained on the corpora as they were before they changed (--reconcile): open the run for "
+            "this step"
+        )
     place, number = setup.run.locate(step - 1)
     batches = setup.batches(place, number)
     rows = []

@@ -23,16 +23,19 @@ from x2i.corpus.corpus import Corpus
 from x2i.model import lora, weights
 from x2i.model.config import ModelFile
 from x2i.model.sampling import Painter
-from x2i.trainer import checkpoint, parallel, preview, tokens
+from x2i.trainer import changes, checkpoint, parallel, preview, tokens
 from x2i.trainer.batch import Batch
 from x2i.trainer.checkpoint import Checkpoint
 from x2i.trainer.config import RunConfig, Stage
+from x2i.trainer.course import Course, Origin
 from x2i.trainer.data import Example
 from x2i.trainer.evaluation import HeldOutLoss, held_out
+from x2i.trainer.flops import StageFlops
 from x2i.trainer.learner import Learner, StepReport, Totals
 from x2i.trainer.ledger import Entry, Ledger
 from x2i.trainer.loader import Loader
-from x2i.trainer.meter import Logs, Meter
+from x2i.trainer.meter import Logs, Meter, Work
+from x2i.trainer.peak import peak
 from x2i.trainer.progress import Progress
 from x2i.trainer.run import Result, result_of
 from x2i.trainer.saver import Saver, restore, state_of
@@ -46,22 +49,29 @@ log = logging.getLogger(__name__)
 class Session:
     """Builds everything that a run needs, then runs it. All random choices derive from the run's seed."""
 
-    def __init__(
-        self, run: RunConfig, corpora: list[Corpus], newest: Checkpoint | None, progress: Progress, world: World
-    ) -> None:
+    def __init__(self, run: RunConfig, corpora: list[Corpus], course: Course, progress: Progress, world: World) -> None:
         self._run = run
         self._progress = progress
         self._world = world
+        self._course, newest = course, course.newest
         self._setup = Setup(run, corpora, newest, world.device(run.device))
         self._check_world()
+        for origin in course.origins.values():
+            if isinstance(origin, str):
+                checkpoint.fetched(origin)  # now, and not when its stage begins
+        if world.first:
+            changes.remember(run.output, self._setup.table)
         self._newest = newest
-        self._step = newest.step if newest else 0
+        self._step = course.step
+        self._held: Origin = newest.step if newest else 0  # the step whose weights the model has, between stages
+        self._begun: Origin = 0  # what the stage at hand has begun with
         self._learner = Learner(run, self._setup.model, self._setup.device, world, self._setup.build_like)
         self._shares = Shares(world.rank, world.size, self._setup.table.chats)
         self._saver = Saver(world)
         if newest is not None:
             self._restore(newest.path)
-        self._meter = Meter()
+        self._meter = Meter(world.size, peak(self._setup.device))
+        self._flops = functools.lru_cache(self._flops_of)
         self._asked = 0  # the signal by which this rank was asked to stop
         self._stop = 0  # the one on which all ranks have agreed
 
@@ -72,15 +82,20 @@ class Session:
 
     def run(self) -> Result:
         """Train to the end. On SIGINT or SIGTERM: finish the step, write a checkpoint, raise Stopped."""
-        began, first = time.monotonic(), self._step
+        began, made = time.monotonic(), 0
         self._announce()
-        self._ledger = Ledger(self._run.output, self._step) if self._world.first else None
-        self._logs = Logs(self._run, self._step) if self._world.first else None
+        self._logs = Logs(self._run, 0 if self._course.ahead else self._step) if self._world.first else None
         self._progress.start(self._run.total_steps, self._step)
         try:
             with self._interruptible():
-                while self._step < self._run.total_steps and not self._stop:
-                    self._stage(*self._run.locate(self._step))
+                for place in self._course.places:
+                    start = max(self._step - self._run.first(place), 0) if place == self._course.places[0] else 0
+                    self._step = self._run.first(place) + start
+                    self._stage(place, start)
+                    self._held = self._step
+                    made += self._step - self._run.first(place) - start
+                    if self._stop:
+                        break
                 self._saver.wait()
         finally:
             self._saver.join()
@@ -92,10 +107,11 @@ class Session:
         if self._stop:
             self._progress.note(f"stopped at step {self._step}; the same command goes on from {self._newest.path}")
             raise Stopped(self._stop)
+        whole = len(self._course.origins) == len(self._run.stages)
         return result_of(
             self._run,
-            self._newest,
-            steps_now=self._step - first,
+            checkpoint.all_of(self._run.output)[-1] if whole else self._newest,
+            steps_now=made,
             seconds=time.monotonic() - began,
             train_loss={t: round(v, 6) for t, v in sorted(self._meter.smoothed.items()) if t},
             damaged=self._damaged(),
@@ -104,19 +120,21 @@ class Session:
     def _stage(self, place: int, start: int) -> None:
         """Train one stage from step `start` of it to its end, with checkpoints on the way."""
         run, stage, plan = self._run, self._run.stages[place], self._setup.plans[place]
+        self._ledger = Ledger(run.output, self._step, run.end(place)) if self._world.first else None
         if start == 0:
+            self._load_origin(self._course.origins[place])
             self._begin(place)
             self._meter.smoothed = {}
         loader = Loader(self._setup.reader, plan, stage, start, run.reading, self._shares.take)
         self._meter.start()
         for number, examples in enumerate(loader, start):
             self._meter.lap("data")
-            batches, totals = self._prepared(place, number, examples)
+            batches, totals, work = self._prepared(place, number, examples)
             self._meter.lap("encoding")
             report = self._learner.step(batches, stage, number, self._step, totals)
             self._step += 1
             self._meter.lap("compute")
-            self._note(stage, report)
+            self._note(stage, report, work)
             if self._world.size == 1:
                 self._stop = self._asked
             last = number + 1 == stage.steps
@@ -127,7 +145,7 @@ class Session:
             if self._stop:
                 return
 
-    def _prepared(self, place: int, number: int, examples: list[Example]) -> tuple[list[Batch], Totals]:
+    def _prepared(self, place: int, number: int, examples: list[Example]) -> tuple[list[Batch], Totals, Work]:
         """This rank's batches of a step, and what all ranks have.
 
         Here the ranks agree: on going on at all, and on stopping after this step.
@@ -144,17 +162,24 @@ class Session:
                 examples, self._run.seed, stage, owned, {d.index: d for d in draws}
             )
             found = Totals.of(batches)
+            work = Work(self._flops(place).step(batches), self._flops(place).tokens(batches))
         except X2IError as error:
-            fault, found = error, Totals(0, 0, 0)
+            fault, found, work = error, Totals(0, 0, 0), Work(0, 0)
         told = [found.rows, found.chats, found.tokens, self._asked > 0, fault is not None, self._saver.failed]
-        rows, chats, tokens, stop, faults, unwritten = self._world.sum(told)
+        totals = self._world.sum([*told, work.flops, work.tokens])
+        rows, chats, tokens, stop, faults, unwritten, *done = totals
         if stop:
             self._stop = self._asked or signal.SIGTERM
         if unwritten:
             self._saver.wait()
         if faults:
             raise fault or ElsewhereError("another rank cannot prepare its samples: its message says why")
-        return batches, Totals(rows, chats, tokens)
+        return batches, Totals(rows, chats, tokens), Work(*done)
+
+    def _flops_of(self, place: int) -> StageFlops:
+        run, stage = self._run, self._run.stages[place]
+        config, learning = self._setup.processors[place].config, self._learner.trained(place)
+        return StageFlops(config, learning, lora=run.model.lora, preference=stage.preference is not None)
 
     def _checkpoint(self, place: int, stage_step: int, full: bool) -> None:
         """Begin to write a checkpoint; a full one has held-out losses and a preview. All ranks do it together."""
@@ -187,6 +212,7 @@ class Session:
                 "step": self._step,
                 "stage": stage.name,
                 "stage_step": stage_step,
+                "begun": self._begun,
                 "seed": run.seed,
                 "run": run.digest,
                 "ranks": self._world.size,
@@ -204,21 +230,19 @@ class Session:
         if self._ledger is not None:
             self._ledger.flush(self._step)
         target = checkpoint.folder(run.output, self._step)
-        self._saver.save(target, files, optimizer, lambda: self._written(target, losses))
-        self._newest = Checkpoint(target, self._step)
+        self._newest = written = Checkpoint(target, self._step)
+        self._saver.save(target, files, optimizer, lambda: self._written(written, losses))
         if self._logs is not None:
             self._logs.held_out(losses, self._step)
         self._meter.lap("checkpoint")
 
-    def _written(self, target: Path, losses: dict[str, HeldOutLoss]) -> None:
+    def _written(self, written: Checkpoint, losses: dict[str, HeldOutLoss]) -> None:
         """A checkpoint is there: say so, and remove those that are not kept."""
         shown = "  ".join(f"{t} {v.loss:.3f} ({v.baseline:.3f})" for t, v in losses.items())
         told = f"; held-out loss (of a constant answer): {shown}" if shown else ""
-        self._progress.note(f"checkpoint {target}{told}")
-        ends, total = set(), 0
-        for each in self._run.stages:
-            ends.add(total := total + each.steps)
-        checkpoint.prune(self._run.output, self._run.keep, ends)
+        self._progress.note(f"checkpoint {written.path}{told}")
+        ends = {self._run.end(place) for place in range(len(self._run.stages))}
+        checkpoint.prune(self._run.output, self._run.keep, ends, until=written.step)
 
     def _damaged(self) -> list[dict[str, Any]]:
         """What could not be used, on all ranks."""
@@ -249,17 +273,33 @@ class Session:
         if self._run.stages[place].preference is not None:
             self._learner.keep_reference()
 
+    def _load_origin(self, origin: Origin) -> None:
+        """What a stage begins with, unless the model has it: with its averaged weights, if it is a stage of this run."""
+        self._begun = origin
+        if isinstance(origin, str):
+            self._begun = self._world.tell(checkpoint.pinned(origin) if self._world.first else None)
+            self._setup.load_origin(self._begun)
+            self._learner.renew_averages()
+        elif origin != self._held:
+            self._saver.wait()
+            self._setup.load_origin(origin)
+            self._restore_averages(checkpoint.folder(self._run.output, origin))
+
     def _restore(self, path: Path) -> None:
         """The optimiser, the averaged weights and the reference of a checkpoint; the weights are read already."""
-        place, start = self._run.locate(self._step)
+        place, start = self._course.places[0], self._step - self._run.first(self._course.places[0])
         if start:
+            self._begun = self._course.origins[place]
             if self._run.stages[place].preference is not None:
-                self._setup.load_beginning(place)
+                self._setup.load_origin(self._begun)
             self._begin(place)
             if self._run.stages[place].preference is not None:
                 self._setup.load(path)  # over those of the beginning
             assert self._learner.optimizer is not None
             restore(self._learner.model, self._learner.optimizer, path)
+        self._restore_averages(path)
+
+    def _restore_averages(self, path: Path) -> None:
         ema = self._learner.ema
         if ema is not None and self._run.model.lora is None:
             weights.fill(ema, path / checkpoint.EMA)
@@ -283,17 +323,18 @@ class Session:
             self._logs.picture("preview", picture, self._step)
         return buffer.getvalue()
 
-    def _note(self, stage: Stage, report: StepReport) -> None:
+    def _note(self, stage: Stage, report: StepReport, work: Work) -> None:
         """Tell the ledger, the logs and the console of a step."""
-        self._meter.step(report)
+        scalars = self._meter.step(report, work)
         if report.left_out:
             log.info("step %d: no room was left in their packs for %s", self._step, ", ".join(report.left_out))
         if self._ledger is not None:
             self._ledger.add(self._entries(stage, report))
         if self._logs is not None:
-            self._logs.step(self._meter.scalars(report), self._step)
+            self._logs.step(scalars, self._step)
         by_task = {t: v for t, v in self._meter.smoothed.items() if t}
         self._progress.step(stage.name, self._step, self._meter.smoothed[""], by_task)
+        self._progress.speed(self._meter.speed)
 
     def _entries(self, stage: Stage, report: StepReport) -> Iterator[Entry]:
         for row in report.rows:

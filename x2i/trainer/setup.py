@@ -24,6 +24,7 @@ from x2i.trainer import checkpoint, preview, tokens
 from x2i.trainer.batch import Batch, Batcher
 from x2i.trainer.checkpoint import Checkpoint
 from x2i.trainer.config import RunConfig, Stage
+from x2i.trainer.course import Origin
 from x2i.trainer.data import DamagedSample, Example, SampleReader
 from x2i.trainer.measuring import lengths_of
 from x2i.trainer.mixture import Plan, held_out_of, plan_of, table_of, tasks_of
@@ -108,11 +109,21 @@ class Setup:
             state = {lora.PREFIX + n: t for n, t in lora.adapter_state(self.model).items()}
             weights.fill(state, place / checkpoint.ADAPTER / lora.WEIGHTS)
 
-    def load_beginning(self, place: int) -> None:
-        """Read the weights that a stage began with: the end of the one before, or those of the very start."""
-        before = sum(s.steps for s in self.run.stages[:place])
-        if before:
-            self.load(checkpoint.folder(self.run.output, before))
+    def load_origin(self, origin: Origin) -> None:
+        """Read what a stage begins with into the model: the end of another, other weights, or the run's own beginning.
+
+        Raises:
+            X2IError: they cannot be had, or are of another model.
+            RecipeError: they read other words.
+        """
+        if isinstance(origin, str):
+            place = checkpoint.fetched(origin)
+            file = place / tokens.FILE
+            if file.is_file() and tokens.load(place).to_str() != self.tokenizer.to_str():
+                raise RecipeError(f"start: {origin} has another tokenizer than this run, and so other words: {file}")
+            checkpoint.load_weights(self.model, place)
+        elif origin:
+            self.load(checkpoint.folder(self.run.output, origin))
         else:
             fresh = self._build_model(self._described()[0], start=True).state_dict()
             for name, tensor in self.model.state_dict().items():

@@ -8,9 +8,10 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+from x2i.base.cluster import ray_session
 from x2i.base.errors import RecipeError
 from x2i.pipelines.annotators.base import Annotator
-from x2i.pipelines.engine.pool import Job, Pool, Revive, ray_session
+from x2i.pipelines.engine.pool import Job, Pool, Revive
 from x2i.pipelines.engine.todo import Kind
 from x2i.pipelines.engine.worker import Worker
 from x2i.pipelines.recipe import Plan
