@@ -208,7 +208,7 @@ def most(
 
     def firm(home: np.ndarray) -> bool:
         drawn = (profile(len(home), random.random(len(home))) for _ in range(_AGAIN))
-        return all(packed(lengths, bins, limit, home.copy(), last=False)[1] for lengths in drawn)
+        return all(repair(lengths, home.copy(), bins, limit) for lengths in drawn)
 
     high = int(bins * limit / mean) + 1  # so many can never fit
     low, found, step = high, None, 1
