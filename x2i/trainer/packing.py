@@ -48,7 +48,7 @@ _RESERVE = 0.002
 _MEMORY = 128 << 20
 
 _GOLDEN = 0x9E3779B97F4A7C15
-_SPARES = 256
+_SPARES = 128
 
 
 @dataclass(frozen=True)
@@ -176,15 +176,22 @@ class PackPlan:
     def spare(self, draw: Draw, attempt: int) -> Draw:
         """What stands in for a damaged sample: the `attempt`-th (from 1) of those after it that fit into its pack.
 
-        They are of the same stratum and about as long. If so many do not fit, the shortest of the others.
+        They are of the same stratum, and about as long or shorter. If so many do not fit, the shortest of the others.
         """
         assert draw.pack is not None and draw.tokens is not None and draw.part is not None
         made = self._window(draw.index // self.window)
         step = int(made.firsts.searchsorted(draw.index % self.window, "right")) - 1
         room = draw.tokens + max(self.limit - int(made.loads[step, draw.pack]), 0)
         stratum = self.strata.index(draw.stratum)
-        positions = draw.position + 1 + np.arange(_SPARES)
-        rows = self._streams[stratum].at([(draw.part, int(positions[0]), _SPARES)])
+        stream = self._streams[stratum]
+        wanted = [(draw.part, draw.position + 1, _SPARES)]
+        for part in range(draw.part - 1, -1, -1)[:4]:  # shorter ones, as far as this one has come
+            wanted.append((part, draw.position * stream.totals[part] // stream.totals[draw.part] + 1, _SPARES // 4))
+        positions, parts = (
+            np.concatenate([np.arange(n) + first for _, first, n in wanted]),
+            np.repeat([part for part, _, _ in wanted], [n for *_, n in wanted]),
+        )
+        rows = stream.at(wanted)
         tokens = np.where(rows.drawn & bool(draw.dropped), rows.bare, rows.shown)
         tokens = np.where(rows.shown > self.limit, 1 << 40, tokens)
         order = np.lexsort((np.where(tokens <= room, 0, tokens), tokens > room))
@@ -193,7 +200,7 @@ class PackPlan:
         return Draw(
             *(draw.index, draw.stratum, of.tasks[int(rows.task[chosen])], int(rows.sample[chosen])),
             *(int(positions[chosen]), _size(of, rows, chosen), draw.pack, int(tokens[chosen])),
-            *(bool(rows.drawn[chosen] and draw.dropped), draw.part),
+            *(bool(rows.drawn[chosen] and draw.dropped), int(parts[chosen])),
         )
 
     def _draws(self, window: int, made: _Window, places: slice) -> list[Draw]:

@@ -23,7 +23,17 @@ class _Epoch:
 
 
 class PartStream:
-    """One stratum's samples, epoch after epoch, each part for itself and all through the same row groups."""
+    """One stratum's samples, epoch after epoch, each part for itself and all through the same row groups.
+
+    Attributes:
+        totals: samples of each part.
+
+    Args:
+        parts: classes of each.
+        key: seeds the order.
+        share, span: samples and rows of a run.
+        memory: bytes of row groups that are kept.
+    """
 
     def __init__(
         self,
@@ -36,7 +46,7 @@ class PartStream:
     ) -> None:
         self._samples, self._key, self._share, self._span = samples, key, share, span
         self._counts = np.stack([samples.counts[list(kinds)].sum(0) for kinds in parts])
-        self._sizes = self._counts.sum(1).tolist()
+        self.totals: list[int] = self._counts.sum(1).tolist()
         self._part_of = np.zeros(len(samples.counts), np.int64)
         for number, kinds in enumerate(parts):
             self._part_of[list(kinds)] = number
@@ -64,7 +74,7 @@ class PartStream:
         """Positions by run: part, epoch, run, where the run begins and ends, the first place in it, how many."""
         out = []
         while count:
-            number, place = divmod(first, self._sizes[part])
+            number, place = divmod(first, self.totals[part])
             runs = self._epoch(number).runs[part]
             run = int(runs.searchsorted(place, "right")) - 1
             begin, end = int(runs[run]), int(runs[run + 1])
