@@ -45,7 +45,7 @@ WINDOW = 4096
 _RESERVE = 0.002
 
 #: Bytes of all strata's samples, by row group, that are kept.
-_MEMORY = 128 << 20
+_MEMORY = 64 << 20
 
 _GOLDEN = 0x9E3779B97F4A7C15
 _SPARES = 128
@@ -123,7 +123,8 @@ class PackPlan:
         self.too_long = self._check(some, stage)
         fits = some.rows.shown <= self.limit
         values, shares = some.lengths(fits, dropout)
-        mean, lost = float(np.average(values, weights=shares)), 1 - float(some.weight[fits].sum())
+        # rounded: nothing is to hang on the last bit of a sum
+        mean, lost = float(f"{np.average(values, weights=shares):.6g}"), round(1 - float(some.weight[fits].sum()), 9)
         epoch = min(float(s.counts.sum()) / w for s, w in zip(self._samples, weights, strict=True))
         wanted = min(window, max(epoch, 512))
         self.steps = max(round(wanted * mean / (self.limit * pack.packs)), 1)
@@ -132,7 +133,7 @@ class PackPlan:
         # of all samples of an epoch the sum is fixed; of some it is not
         spread = some.spread(fits) * np.sqrt(draws * max(1 - draws / epoch, 0.25))
         limit = int(self.limit * (1 - _RESERVE) - 2 * spread / packs)
-        ends = np.cumsum(shares) / shares.sum()
+        ends = np.round(np.cumsum(shares) / shares.sum(), 9)
 
         def profile(count: int, places: np.ndarray | float = 0.5) -> np.ndarray:
             """The lengths of so many draws, in order, as they come on average, or elsewhere in their ranks."""

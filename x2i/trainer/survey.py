@@ -87,4 +87,4 @@ class Survey:
         weight, shown = self.weight[of], self.rows.shown[of].astype(float)
         total = np.maximum(np.bincount(name, weight), 1e-300)
         mean = np.bincount(name, weight * shown) / total
-        return float(np.sqrt(np.average((shown - mean[name]) ** 2, weights=weight)))
+        return float(f"{np.sqrt(np.average((shown - mean[name]) ** 2, weights=weight)):.6g}")
