@@ -165,9 +165,12 @@ def packed(
 def _starts(lengths: np.ndarray, bins: int, limit: int, home: np.ndarray | None) -> Iterator[np.ndarray]:
     if home is not None:
         yield home
+    few = len(lengths) <= _FEW * bins
+    if few and home is not None:  # the dearest, and the surest
+        yield filled(lengths, bins, limit)
     yield best_fit(lengths, bins, limit)
     yield balanced(lengths, bins)
-    if len(lengths) <= _FEW * bins:
+    if few and home is None:
         yield filled(lengths, bins, limit)
 
 
