@@ -193,6 +193,7 @@ def test_a_mixture_by_tokens_gives_each_its_share_of_them(two: list[corpus.Corpu
     table = SampleTable(two, 0.2)
     of = stage(mixture={"deblur": 3, "describe": 1}, mixture_unit="tokens", resolution=64, chat_resolution=32)
     plan = plan_of(table, of, 0)
+    assert isinstance(plan, StagePlan)
     manifests = [c.manifest for c in two]
     length = np.concatenate([tokens(m, of) for m in manifests])
     assert set(length[:2]) == {16 + 9 / 4} and set(length[3:5]) == {16 + 9 / 4, 9 / 4}
@@ -200,7 +201,8 @@ def test_a_mixture_by_tokens_gives_each_its_share_of_them(two: list[corpus.Corpu
     for draw in (plan.draw(i) for i in range(4096)):
         total[draw.stratum] += length[draw.sample]
     assert total["deblur"] / total["describe"] == pytest.approx(3, rel=0.01)
-    assert plan_of(SampleTable(two, 0.2), of, 0).counts == plan.counts
+    again = plan_of(SampleTable(two, 0.2), of, 0)
+    assert isinstance(again, StagePlan) and again.counts == plan.counts
 
 
 def test_a_conversation_is_as_long_as_its_record_and_its_pictures(two: list[corpus.Corpus]) -> None:

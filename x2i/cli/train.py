@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -119,7 +119,7 @@ def train(
     from x2i.trainer.world import first_of_launch
 
     progress = Silent() if as_json else Bar(console)
-    options = {"fresh": fresh, "stage": stage, "reconcile": reconcile}
+    options: dict[str, Any] = {"fresh": fresh, "stage": stage, "reconcile": reconcile}
     if workers is not None:
         from x2i.trainer.launch import train_on_ray
 

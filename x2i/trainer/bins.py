@@ -165,9 +165,12 @@ def packed(
 def _starts(lengths: np.ndarray, bins: int, limit: int, home: np.ndarray | None) -> Iterator[np.ndarray]:
     if home is not None:
         yield home
+    few = len(lengths) <= _FEW * bins
+    if few and home is not None:  # the dearest, and the surest
+        yield filled(lengths, bins, limit)
     yield best_fit(lengths, bins, limit)
     yield balanced(lengths, bins)
-    if len(lengths) <= _FEW * bins:
+    if few and home is None:
         yield filled(lengths, bins, limit)
 
 
@@ -208,7 +211,7 @@ def most(
 
     def firm(home: np.ndarray) -> bool:
         drawn = (profile(len(home), random.random(len(home))) for _ in range(_AGAIN))
-        return all(packed(lengths, bins, limit, home.copy(), last=False)[1] for lengths in drawn)
+        return all(repair(lengths, home.copy(), bins, limit) for lengths in drawn)
 
     high = int(bins * limit / mean) + 1  # so many can never fit
     low, found, step = high, None, 1

@@ -32,9 +32,9 @@ class Classes:
         return (len(self.pictures) + 1) * (len(self.text) + 1)
 
     def of(self, rows: pa.Table) -> np.ndarray:
-        """The class of each row, int64."""
+        """The class of each row, uint8."""
         across, down = _place(picture_counts(rows), self.pictures), _place(whole_texts(rows), self.text)
-        return across * (len(self.text) + 1) + down
+        return across * np.uint8(len(self.text) + 1) + down
 
 
 def classes_of(rows: Sequence[pa.Table]) -> Classes:
@@ -47,8 +47,8 @@ def classes_of(rows: Sequence[pa.Table]) -> Classes:
 
 def _place(values: np.ndarray, ends: tuple[int, ...]) -> np.ndarray:
     """The interval of each value; by a table, which is faster than to search."""
-    table = np.searchsorted(ends, np.arange(max(ends, default=0) + 2))
-    return np.asarray(table[np.minimum(values, len(table) - 1)])
+    table = np.searchsorted(ends, np.arange(max(ends, default=0) + 2)).astype(np.uint8)
+    return table.take(values, mode="clip")
 
 
 def segments(values: np.ndarray, count: int) -> tuple[float, ...]:

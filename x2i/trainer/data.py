@@ -24,7 +24,7 @@ from x2i.model.placeholders import numbers_of
 from x2i.trainer import turns
 from x2i.trainer.config import Decode, Stage
 from x2i.trainer.decode import Data, pictures
-from x2i.trainer.plan import BucketPlan, Draw, StagePlan
+from x2i.trainer.plan import Draw, Plan
 from x2i.trainer.ranges import Block, Shards
 from x2i.trainer.table import SampleRef, SampleTable
 from x2i.trainer.turns import DamagedSample
@@ -153,7 +153,7 @@ class SampleReader:
             return Example(-1, ref.key, ref.task, "", inputs, None, turns.messages(record), sample=index)
         return Example(-1, ref.key, ref.task, str(record.get("instruction") or ""), inputs, None, sample=index)
 
-    def planned(self, plan: StagePlan | BucketPlan, draw: Draw, stage: Stage, due: Due | None = None) -> Example:
+    def planned(self, plan: Plan, draw: Draw, stage: Stage, due: Due | None = None) -> Example:
         """The sample of a draw, or of its next spare that is whole, cut as the stage says.
 
         A conversation gives way to a conversation, a picture to a picture: what a step is made of is known from the plan.
@@ -199,7 +199,7 @@ class SampleReader:
             return _Form(draw.sample, (height, width), whole=False)
         return _Form(draw.sample, math.ceil(max(width, height) / stage.min_crop), whole=True)
 
-    def _candidates(self, plan: StagePlan | BucketPlan, draw: Draw, chat: bool) -> Iterator[Draw]:
+    def _candidates(self, plan: Plan, draw: Draw, chat: bool) -> Iterator[Draw]:
         """The draw, and its spares of the same kind: conversations or pictures."""
         yield draw
         for attempt in range(1, _SPARES):

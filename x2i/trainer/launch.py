@@ -63,7 +63,7 @@ def train_on_ray(
         if (free := int(ray.cluster_resources().get("CPU", 0))) < workers:
             raise RecipeError(f"--workers {workers}: Ray has {free} CPUs; give that many at most")
         gpus = config.device in ("auto", "cuda") and ray.cluster_resources().get("GPU", 0) >= workers
-        mailbox = ray.remote(_Mailbox).options(num_cpus=0).remote()  # type: ignore[attr-defined]
+        mailbox = ray.remote(_Mailbox).options(num_cpus=0).remote()
         trainer = TorchTrainer(
             _work,
             train_loop_config={
@@ -135,7 +135,7 @@ class _Mailbox:
     def failure(self) -> str | None:
         """Why the run ended, if it failed: as the lowest rank says that knows more than that another one failed."""
         known = [m for _, m in sorted(self._failures.items()) if "another" not in m]
-        return (known or list(self._failures.values()) or [None])[0]
+        return next(iter([*known, *self._failures.values()]), None)
 
     def finish(self, found: dict[str, Any]) -> None:
         """All is done."""

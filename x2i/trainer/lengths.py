@@ -208,6 +208,7 @@ def _pictures(rows: pa.Table) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.nd
 
 
 def picture_counts(rows: pa.Table) -> np.ndarray:
-    """Pictures of each sample, shown and drawn, int64."""
-    inputs = pc.list_value_length(rows["input_sizes"].combine_chunks()).to_numpy(False)
-    return np.asarray(inputs.astype(np.int64) + rows["output_size"].combine_chunks().is_valid().to_numpy(False))
+    """Pictures of each sample, shown and drawn, int32."""
+    inputs = pc.list_value_length(rows["input_sizes"].combine_chunks())
+    output = rows["output_size"].combine_chunks().is_valid()
+    return np.asarray(inputs.to_numpy(False) + output.to_numpy(False).view(np.uint8))

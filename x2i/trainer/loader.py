@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 from x2i.trainer.config import Reading, Stage
 from x2i.trainer.data import Due, Example, SampleReader
-from x2i.trainer.plan import BucketPlan, Draw, StagePlan
+from x2i.trainer.plan import Draw, Plan
 from x2i.trainer.ranges import Block, Window, fetch
 from x2i.trainer.table import SampleRef
 
@@ -33,7 +33,7 @@ class Loader:
     def __init__(
         self,
         reader: SampleReader,
-        plan: StagePlan | BucketPlan,
+        plan: Plan,
         stage: Stage,
         start: int,
         reading: Reading,

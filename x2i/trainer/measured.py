@@ -71,7 +71,7 @@ class Classed(Protocol):
 class MeasuredGroups:
     """Row groups of a table, measured; what was measured is kept up to a number of bytes."""
 
-    def __init__(self, table: SampleTable, measure: Measure, memory: int = 128 << 20) -> None:
+    def __init__(self, table: SampleTable, measure: Measure, memory: int = 64 << 20) -> None:
         self.table, self.measure = table, measure
         self._kept: Kept[_Narrow] = Kept(memory)
 

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
+
 from x2i.base.errors import RecipeError
 from x2i.corpus.corpus import Corpus
 from x2i.trainer.buckets import kept
 from x2i.trainer.config import Stage
 from x2i.trainer.index import HELD_OUT, TRAIN
-from x2i.trainer.lengths import COLUMNS, EARLIER, Lengths, Measure, tokens
+from x2i.trainer.lengths import COLUMNS, EARLIER, Fit, Lengths, Measure, calibrate, texts, tokens
 from x2i.trainer.measured import MeasuredGroups, MeasuredSamples
-from x2i.trainer.packing import PackPlan
-from x2i.trainer.plan import OPEN, STEPS, WINDOW, BucketPlan, StagePlan
+from x2i.trainer.packing import PackPlan, Plan
+from x2i.trainer.plan import OPEN, STEPS, WINDOW, BucketPlan, Plan, StagePlan
 from x2i.trainer.table import Cell, Samples, SampleTable
-
-#: The stream of a stage.
-Plan = StagePlan | BucketPlan | PackPlan
 
 #: Row groups, evenly spaced, from which the mean length of a stratum's samples is taken.
 _GROUPS = 16
@@ -45,6 +44,25 @@ def plan_of(table: SampleTable, stage: Stage, seed: int, lengths: Lengths | None
             mixture[name] /= float(f"{mean:.6g}")  # not to hang on the last bit of a sum
     plain = StagePlan(samples, mixture, stage.batch, seed, stage.name)
     return _bucketed(table, stage, seed, mixture) if stage.buckets else plain
+
+
+def calibrated(table: SampleTable, count: Callable[[int], int | None], number: int = 400) -> Fit:
+    """What a tokenizer makes of the manifest's estimates of texts, asked of some training samples of all corpora.
+
+    Args:
+        count: tokens of a sample's text (its number in the table), without what stands for pictures; None to leave it
+            out, as where it cannot be read.
+        number: samples to ask, in row groups evenly spaced.
+    """
+    chosen = np.unique(np.linspace(0, len(table.sizes) - 1, min(_GROUPS, len(table.sizes))).astype(int)).tolist()
+    pairs: list[tuple[float, float]] = []
+    for group in chosen:
+        rows = np.flatnonzero(table.kinds(group) % 3 == TRAIN)
+        some = rows[np.unique(np.linspace(0, len(rows) - 1, min(number // len(chosen) + 1, len(rows))).astype(int))]
+        estimates = texts(table.lengths(group))
+        told = [(row, count(table.first(group) + row)) for row in some.tolist()]
+        pairs += [(float(estimates[row]), float(real)) for row, real in told if real is not None]
+    return calibrate(pairs)
 
 
 def _packed(table: SampleTable, stage: Stage, seed: int, measure: Measure) -> PackPlan:

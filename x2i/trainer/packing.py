@@ -12,7 +12,7 @@ As all plans, a pure function of the manifests, the mixture, the seed, the stage
 - How many draws fit into a window, and which ranks of length make up a pack, is found once for a stage: as many as
   can be packed. In a window the draws, measured by the manifest, take the places of their ranks, and packs that came out
   too long exchange samples with others. Then the packs are dealt to the steps.
-- What is planned is somewhat less than the budget, by what the text's estimate may be wrong (`MARGIN`), for real texts
+- What is planned is somewhat less than the budget, by what the text's estimate may be wrong (`x2i.trainer.survey`), for real texts
   are longer or shorter. Now and then a pack is too long all the same: then its last samples have to be left out.
 
 Samples longer than the budget are never drawn. A draw that no exchange makes room for is left out, until the next epoch. Which samples are shown without their condition is planned too, for they
@@ -22,7 +22,7 @@ are short.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -31,29 +31,24 @@ from x2i.base.errors import RecipeError
 from x2i.base.seeds import digest, generator
 from x2i.trainer.bins import most, packed
 from x2i.trainer.config import Pack
-from x2i.trainer.kept import Kept
 from x2i.trainer.lengths import Fit
 from x2i.trainer.measured import Classed, Rows
-from x2i.trainer.plan import OPEN, SPAN, Draw, permuted_all, round_keys
+from x2i.trainer.parts import ONE, divide
+from x2i.trainer.plan import OPEN, SPAN, BucketPlan, Draw, StagePlan
+from x2i.trainer.streams import PartStream
+from x2i.trainer.survey import Survey
 
 #: Draws in a window, about; fewer where an epoch is shorter.
 WINDOW = 4096
 
-#: Standard deviations by which the texts of a mean pack may be longer than estimated.
-MARGIN = 2.5
-
 #: Of the budget, left for windows that are longer than the mean one.
 _RESERVE = 0.002
 
-#: Rows of the manifest from which the lengths within a stratum's classes are taken: those of row groups evenly spaced.
-_ROWS = 1 << 18
-
 #: Bytes of all strata's samples, by row group, that are kept.
-_MEMORY = 128 << 20
+_MEMORY = 64 << 20
 
-_ONE = 1 << 32
 _GOLDEN = 0x9E3779B97F4A7C15
-_SPARES = 64
+_SPARES = 128
 
 
 @dataclass(frozen=True)
@@ -119,7 +114,7 @@ class PackPlan:
         self._drop_key = int(digest("plan/dropped/1", *self.key)[:16], 16)
         weights = np.array([mixture[name] for name in self.strata], float)
         weights /= weights.sum()
-        some = _Some.of(self._samples, weights)
+        some = Survey.of(self._samples, weights)
         if by_tokens:
             weights = weights / [some.mean_of(number, dropout) for number in range(len(weights))]
             weights /= weights.sum()
@@ -128,7 +123,8 @@ class PackPlan:
         self.too_long = self._check(some, stage)
         fits = some.rows.shown <= self.limit
         values, shares = some.lengths(fits, dropout)
-        mean, lost = float(np.average(values, weights=shares)), 1 - float(some.weight[fits].sum())
+        # rounded: nothing is to hang on the last bit of a sum
+        mean, lost = float(f"{np.average(values, weights=shares):.6g}"), round(1 - float(some.weight[fits].sum()), 9)
         epoch = min(float(s.counts.sum()) / w for s, w in zip(self._samples, weights, strict=True))
         wanted = min(window, max(epoch, 512))
         self.steps = max(round(wanted * mean / (self.limit * pack.packs)), 1)
@@ -137,7 +133,7 @@ class PackPlan:
         # of all samples of an epoch the sum is fixed; of some it is not
         spread = some.spread(fits) * np.sqrt(draws * max(1 - draws / epoch, 0.25))
         limit = int(self.limit * (1 - _RESERVE) - 2 * spread / packs)
-        ends = np.cumsum(shares) / shares.sum()
+        ends = np.round(np.cumsum(shares) / shares.sum(), 9)
 
         def profile(count: int, places: np.ndarray | float = 0.5) -> np.ndarray:
             """The lengths of so many draws, in order, as they come on average, or elsewhere in their ranks."""
@@ -155,10 +151,10 @@ class PackPlan:
             raise RecipeError(
                 f"stages.{stage}: a mixture of {len(self.strata)} parts does not fit into windows of {self.window} draws"
             )
-        self._parts, self._ends = self._divide(some, weights)
+        self._parts, self._ends = divide([s.counts.sum(1) for s in self._samples], some, weights, self.window)
         share, memory = max(open_samples // len(self.strata), 1), _MEMORY // len(self.strata)
         self._streams = [
-            _Stream(s, [p.kinds for p in self._parts if p.stratum == number], (*self.key, name), share, span, memory)
+            PartStream(s, [p.kinds for p in self._parts if p.stratum == number], (*self.key, name), share, span, memory)
             for number, (name, s) in enumerate(zip(self.strata, self._samples, strict=True))
         ]
         self._window = lru_cache(maxsize=4)(self._made)
@@ -181,15 +177,22 @@ class PackPlan:
     def spare(self, draw: Draw, attempt: int) -> Draw:
         """What stands in for a damaged sample: the `attempt`-th (from 1) of those after it that fit into its pack.
 
-        They are of the same stratum and about as long. If so many do not fit, the shortest of the others.
+        They are of the same stratum, and about as long or shorter. If so many do not fit, the shortest of the others.
         """
         assert draw.pack is not None and draw.tokens is not None and draw.part is not None
         made = self._window(draw.index // self.window)
         step = int(made.firsts.searchsorted(draw.index % self.window, "right")) - 1
         room = draw.tokens + max(self.limit - int(made.loads[step, draw.pack]), 0)
         stratum = self.strata.index(draw.stratum)
-        positions = draw.position + 1 + np.arange(_SPARES)
-        rows = self._streams[stratum].at([(draw.part, int(positions[0]), _SPARES)])
+        stream = self._streams[stratum]
+        wanted = [(draw.part, draw.position + 1, _SPARES)]
+        for part in range(draw.part - 1, -1, -1)[:4]:  # shorter ones, as far as this one has come
+            wanted.append((part, draw.position * stream.totals[part] // stream.totals[draw.part] + 1, _SPARES // 4))
+        positions, parts = (
+            np.concatenate([np.arange(n) + first for _, first, n in wanted]),
+            np.repeat([part for part, _, _ in wanted], [n for *_, n in wanted]),
+        )
+        rows = stream.at(wanted)
         tokens = np.where(rows.drawn & bool(draw.dropped), rows.bare, rows.shown)
         tokens = np.where(rows.shown > self.limit, 1 << 40, tokens)
         order = np.lexsort((np.where(tokens <= room, 0, tokens), tokens > room))
@@ -198,7 +201,7 @@ class PackPlan:
         return Draw(
             *(draw.index, draw.stratum, of.tasks[int(rows.task[chosen])], int(rows.sample[chosen])),
             *(int(positions[chosen]), _size(of, rows, chosen), draw.pack, int(tokens[chosen])),
-            *(bool(rows.drawn[chosen] and draw.dropped), draw.part),
+            *(bool(rows.drawn[chosen] and draw.dropped), int(parts[chosen])),
         )
 
     def _draws(self, window: int, made: _Window, places: slice) -> list[Draw]:
@@ -251,7 +254,7 @@ class PackPlan:
 
     def _before(self, window: int) -> list[int]:
         """For each part, its draws in all windows before this one."""
-        ends = [window * end // _ONE for end in self._ends]
+        ends = [window * end // ONE for end in self._ends]
         return [end - before for before, end in zip([0, *ends], ends, strict=False)]
 
     def _drops(self, stratum: np.ndarray, part: np.ndarray, position: np.ndarray) -> np.ndarray:
@@ -262,7 +265,7 @@ class PackPlan:
         begin = (begin + np.uint64(self._drop_key)) * np.uint64(0xBF58476D1CE4E5B9)
         return np.asarray(position.astype(np.uint64) * np.uint64(_GOLDEN) + begin < np.uint64(self._dropped_below))
 
-    def _check(self, some: _Some, stage: str) -> dict[str, int]:
+    def _check(self, some: Survey, stage: str) -> dict[str, int]:
         """Samples by task that are longer than a pack. Raises RecipeError if they are all of a stratum."""
         found: dict[str, float] = {}
         long = some.rows.shown > self.limit
@@ -276,222 +279,6 @@ class PackPlan:
             for task, each in zip(some.rows.task[mine & long].tolist(), some.stands[mine & long].tolist(), strict=True):
                 found[of.tasks[task]] = found.get(of.tasks[task], 0.0) + each
         return {task: max(round(count), 1) for task, count in sorted(found.items())}
-
-    def _divide(self, some: _Some, weights: np.ndarray) -> tuple[list[_Part], list[int]]:
-        """The parts of all strata, in the order of their lengths, and where each ends in a window, in 1 / 2^32 draws.
-
-        Classes that would get less than one draw in a window are joined with the next in length.
-        """
-        shares = np.maximum(weights * self.window, 1.0)
-        for _ in range(len(shares)):  # at least one draw for each stratum
-            over = shares > 1
-            shares[over] *= max(self.window - (~over).sum(), 1) / shares[over].sum()
-            shares = np.maximum(shares, 1.0)
-        parts: list[_Part] = []
-        for number, of in enumerate(self._samples):
-            counts, mean = of.counts.sum(1), some.means(number)
-            rate = counts / counts.sum() * shares[number]
-            mine: list[_Part] = []
-            waiting: list[int] = []
-            for kind in sorted(np.flatnonzero(counts).tolist(), key=lambda k: (mean[k], k)):
-                waiting.append(kind)
-                if rate[waiting].sum() >= 1 + 1e-6:
-                    mine.append(_Part.of(number, waiting, rate, mean))
-                    waiting = []
-            if waiting:
-                waiting = [*(mine.pop().kinds if mine else ()), *waiting]
-                mine.append(_Part.of(number, waiting, rate, mean))
-            parts += mine
-        rates = [max(round(p.rate * _ONE), _ONE) for p in parts]
-        rates[int(np.argmax(rates))] += self.window * _ONE - sum(rates)
-        order = sorted(range(len(parts)), key=lambda k: (parts[k].mean, parts[k].stratum, k))
-        # a stream counts its parts as they come here
-        ends = np.cumsum(np.array([rates[k] for k in order], object)).tolist()
-        return [parts[k] for k in order], [int(e) for e in ends]
-
-
-@dataclass(frozen=True)
-class _Part:
-    """Classes of a stratum that are drawn alike: their draws in a window, and their mean length."""
-
-    stratum: int
-    kinds: tuple[int, ...]
-    rate: float
-    mean: float
-
-    @classmethod
-    def of(cls, stratum: int, kinds: list[int], rate: np.ndarray, mean: np.ndarray) -> _Part:
-        total = float(rate[kinds].sum())
-        return cls(stratum, tuple(kinds), total, float((rate[kinds] * mean[kinds]).sum()) / total)
-
-
-@dataclass(frozen=True)
-class _Some:
-    """Some samples of all strata, which stand for all.
-
-    `weight`: of each, what it stands for of all that is drawn; `stands`: of how many samples it is one.
-    """
-
-    rows: Rows
-    stratum: np.ndarray
-    weight: np.ndarray
-    stands: np.ndarray
-    classes: int
-
-    @classmethod
-    def of(cls, samples: list[Classed], weights: np.ndarray) -> _Some:
-        found, stratum, weight, stands = [], [], [], []
-        for number, each in enumerate(samples):
-            totals, groups = each.counts.sum(1), each.counts.shape[1]
-            number_of = min(max(int(_ROWS / each.sizes.mean()), 1), groups)
-            chosen = set(np.unique(np.linspace(0, groups - 1, number_of).astype(int)).tolist())
-            seen = each.counts[:, sorted(chosen)].sum(1)
-            chosen |= set(each.counts[(totals > 0) & (seen == 0)].argmax(1).tolist())
-            entries = sorted(chosen)
-            seen = each.counts[:, entries].sum(1)
-            for entry in entries:
-                rows = each.rows(entry)
-                found.append(rows)
-                stands.append(totals[rows.kind] / seen[rows.kind])
-                weight.append(stands[-1] / totals.sum() * weights[number])
-                stratum.append(np.full(len(rows.kind), number))
-        rows = Rows(*(np.concatenate(column) for column in zip(*(vars(f).values() for f in found), strict=True)))
-        mine, stand, each_weight = (np.concatenate(column) for column in (stratum, stands, weight))
-        return cls(rows, mine, each_weight, stand, len(samples[0].counts))
-
-    def mean_of(self, stratum: int, dropout: float) -> float:
-        """Mean length of a stratum's samples, to six digits: not to hang on the last bit of a sum."""
-        values, weight = self.lengths(self.stratum == stratum, dropout)
-        return float(f"{np.average(values, weights=weight):.6g}")
-
-    def weighted(self, weights: np.ndarray) -> _Some:
-        """The same samples, for strata of these weights."""
-        total = np.bincount(self.stratum, self.weight)
-        return replace(self, weight=self.weight * (weights / total)[self.stratum])
-
-    def margin(self, fit: Fit, budget: int, dropout: float) -> int:
-        """Tokens by which the texts of a mean pack may be longer than they are estimated."""
-        mean = float(np.average(self.rows.shown, weights=self.weight))
-        text = float(np.average(np.maximum(self.rows.text, 4.0), weights=self.weight)) * (1 - dropout)
-        return int(np.ceil(MARGIN * fit.spread * np.sqrt(text * max(budget / mean, 1.0))))
-
-    def lengths(self, of: np.ndarray, dropout: float) -> tuple[np.ndarray, np.ndarray]:
-        """Lengths in order, and how often each comes, of the chosen samples."""
-        drop = np.where(self.rows.drawn, dropout, 0.0)[of] * self.weight[of]
-        values = np.concatenate([self.rows.shown[of], self.rows.bare[of]])
-        weight = np.concatenate([self.weight[of] - drop, drop])
-        found, places = np.unique(values, return_inverse=True)
-        return found, np.bincount(places, weight)
-
-    def means(self, stratum: int) -> np.ndarray:
-        """Mean length of each class of a stratum; 0 where there is none."""
-        mine = self.stratum == stratum
-        kind = self.rows.kind[mine]
-        number = np.bincount(kind, minlength=self.classes)
-        return np.asarray(np.bincount(kind, self.rows.shown[mine], self.classes) / np.maximum(number, 1))
-
-    def spread(self, of: np.ndarray) -> float:
-        """Standard deviation of the length of a draw within its class."""
-        name = self.stratum[of].astype(np.int64) * self.classes + self.rows.kind[of]
-        weight, shown = self.weight[of], self.rows.shown[of].astype(float)
-        total = np.maximum(np.bincount(name, weight), 1e-300)
-        mean = np.bincount(name, weight * shown) / total
-        return float(np.sqrt(np.average((shown - mean[name]) ** 2, weights=weight)))
-
-
-@dataclass(frozen=True)
-class _Epoch:
-    """The order of a stratum's row groups in one epoch: for each part where they end, and where its runs do."""
-
-    order: np.ndarray
-    ends: np.ndarray  # [parts, row groups]
-    runs: np.ndarray  # [parts, runs + 1]
-
-
-class _Stream:
-    """One stratum's samples, epoch after epoch, each part for itself and all through the same row groups."""
-
-    def __init__(
-        self,
-        samples: Classed,
-        parts: list[tuple[int, ...]],
-        key: tuple[int | str, ...],
-        share: int,
-        span: int,
-        memory: int,
-    ) -> None:
-        self._samples, self._key, self._share, self._span = samples, key, share, span
-        self._counts = np.stack([samples.counts[list(kinds)].sum(0) for kinds in parts])
-        self._sizes = self._counts.sum(1).tolist()
-        self._part_of = np.zeros(len(samples.counts), np.int64)
-        for number, kinds in enumerate(parts):
-            self._part_of[list(kinds)] = number
-        self._epoch = lru_cache(maxsize=3)(self._ordered)
-        self._kept: Kept[Rows] = Kept(memory)
-
-    def at(self, wanted: list[tuple[int, int, int]]) -> Rows:
-        """The samples at positions of parts: of each part, so many from a first on."""
-        pieces = [piece for part, first, count in wanted for piece in self._pieces(part, first, count)]
-        repeats = [count for *_, count in pieces]
-        places = np.concatenate([np.arange(first, first + count) for *_, first, count in pieces])
-        widths = np.repeat([end - begin for _, _, _, begin, end, _, _ in pieces], repeats)
-        keys = np.array([round_keys(*self._key, part, number, run) for part, number, run, *_ in pieces], np.uint64)
-        places = permuted_all(places, widths, np.repeat(keys, repeats, 0))
-        entries, ranks, at = [], [], 0
-        for part, number, _, begin, _, _, count in pieces:
-            epoch, place = self._epoch(number), places[at : at + count] + begin
-            found = epoch.ends[part].searchsorted(place, "right")
-            entries.append(epoch.order[found])
-            ranks.append(place - epoch.ends[part][found] + self._counts[part, entries[-1]])
-            at += count
-        return self._taken(np.concatenate(entries), np.repeat([p for p, *_ in pieces], repeats), np.concatenate(ranks))
-
-    def _pieces(self, part: int, first: int, count: int) -> list[tuple[int, int, int, int, int, int, int]]:
-        """Positions by run: part, epoch, run, where the run begins and ends, the first place in it, how many."""
-        out = []
-        while count:
-            number, place = divmod(first, self._sizes[part])
-            runs = self._epoch(number).runs[part]
-            run = int(runs.searchsorted(place, "right")) - 1
-            begin, end = int(runs[run]), int(runs[run + 1])
-            here = min(count, end - place)
-            out.append((part, number, run, begin, end, place - begin, here))
-            first, count = first + here, count - here
-        return out
-
-    def _taken(self, entries: np.ndarray, parts: np.ndarray, ranks: np.ndarray) -> Rows:
-        order = np.argsort(entries, kind="stable")
-        ends = np.flatnonzero(np.diff(entries[order], append=-1)) + 1
-        found, begin = [], 0
-        for end in ends.tolist():
-            mine = order[begin:end]
-            rows, firsts = self._rows(int(entries[mine[0]]))
-            found.append(rows[firsts[parts[mine]] + ranks[mine]])
-            begin = end
-        back = np.empty(len(order), np.int64)
-        back[order] = np.arange(len(order))
-        return Rows(*(np.concatenate(c)[back] for c in zip(*(vars(f).values() for f in found), strict=True)))
-
-    def _rows(self, entry: int) -> tuple[Rows, np.ndarray]:
-        """A row group's samples, in order of their parts, and where each part begins."""
-        counts = self._counts[:, entry]
-        return self._kept.get(entry, lambda: self._sorted(entry)), np.cumsum(counts) - counts
-
-    def _sorted(self, entry: int) -> Rows:
-        rows = self._samples.rows(entry)
-        return rows[np.argsort(self._part_of[rows.kind], kind="stable")]
-
-    def _ordered(self, number: int) -> _Epoch:
-        counts, sizes = self._counts.sum(0), self._samples.sizes
-        order = generator("plan/groups/1", *self._key, number).permutation(len(sizes))
-        cuts, samples, rows = [], 0, 0
-        for place, (count, size) in enumerate(zip(counts[order].tolist(), sizes[order].tolist(), strict=True)):
-            samples, rows = samples + count, rows + size
-            if samples >= self._share or rows >= self._span or place == len(order) - 1:
-                cuts.append(place)
-                samples = rows = 0
-        ends = np.cumsum(self._counts[:, order], 1)
-        return _Epoch(order, ends, np.concatenate([np.zeros((len(ends), 1), np.int64), ends[:, cuts]], 1))
 
 
 def _fitted(home: np.ndarray, count: int, tokens: np.ndarray, packs: int) -> np.ndarray:
@@ -524,3 +311,7 @@ def _over(tokens: np.ndarray, home: np.ndarray, packs: int, limit: int) -> np.nd
 
 def _size(of: Classed, rows: Rows, place: int) -> tuple[int, int] | None:
     return None if rows.size[place] < 0 else of.boxes[int(rows.size[place])]
+
+
+#: What any stage may be planned by.
+Plan = StagePlan | BucketPlan | PackPlan

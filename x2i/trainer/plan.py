@@ -71,6 +71,22 @@ class Draw:
     part: int | None = None
 
 
+class Plan(Protocol):
+    """The stream of a stage. `key` (seed and stage) seeds all that is random in it; `strata` are what it deals."""
+
+    key: tuple[int, str]
+    strata: list[str]
+
+    def step(self, number: int) -> list[Draw]:
+        """The draws of step `number` (from 0), in order: the global batch, to be split by rank."""
+
+    def draw(self, index: int) -> Draw:
+        """The draw of this number."""
+
+    def spare(self, draw: Draw, attempt: int) -> Draw:
+        """What stands in for a damaged sample: the `attempt`-th choice (from 1), of the same stratum."""
+
+
 class Stratum(Protocol):
     """Samples to be drawn alike, as `x2i.trainer.table.Samples`: counted by row group, found when asked for."""
 

@@ -99,14 +99,14 @@ def picture_rows(setup: Setup, batches: list[Batch]) -> list[Row]:
         pictures = [] if isinstance(batch, ChatBatch) else batch.examples[: len(batch.t)]
         for place, example in enumerate(pictures):
             assert not isinstance(batch, ChatBatch)
-            noise, data, t = (found[place : place + 1] for found in (batch.noise, batch.data, batch.t))
-            pair = [torch.stack(list(found)) for found in (noise, data)]
-            noisy = to_images(setup.vae.decode(flow.interpolate(*pair, t)))[0]
+            t = batch.t[place : place + 1]
+            noisy = flow.interpolate(batch.noise[place][None], batch.data[place][None], t)
             drop = batch.dropped[place]
             label = f"{example.task} · t = {float(t):.3f}" + (" · condition dropped" if drop else "")
             inputs = () if drop else example.inputs
             words = "" if drop else example.instruction
-            rows.append((example.draw, Row(label, words, inputs, noisy, example.output, "noisy")))
+            shown = to_images(setup.vae.decode(noisy))[0]
+            rows.append((example.draw, Row(label, words, inputs, shown, example.output, "noisy")))
         for example in batch.examples[len(pictures) :]:
             question = " ".join(m.text for m in example.messages[:-1]).replace("<image>", "").strip()
             answer = example.messages[-1].text

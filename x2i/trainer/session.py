@@ -261,6 +261,7 @@ class Session:
             return {name: functools.partial(weights.save, held) for name, held in found.items() if held is not None}
         found = {checkpoint.ADAPTER: copied, checkpoint.EMA_ADAPTER: averaged}
         config, base = self._run.model.lora, self._setup.weights
+        assert config is not None
         return {
             name: functools.partial(lora.write_adapter, held, config, base=base)
             for name, held in found.items()

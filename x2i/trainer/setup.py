@@ -27,7 +27,8 @@ from x2i.trainer.config import RunConfig, Stage
 from x2i.trainer.course import Origin
 from x2i.trainer.data import DamagedSample, Example, SampleReader
 from x2i.trainer.measuring import lengths_of
-from x2i.trainer.mixture import Plan, held_out_of, plan_of, table_of, tasks_of
+from x2i.trainer.mixture import held_out_of, plan_of, table_of, tasks_of
+from x2i.trainer.plan import Plan
 
 
 class Setup:

@@ -11,19 +11,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from x2i import corpus
 from x2i.base.errors import RecipeError
 from x2i.trainer import turns
-from x2i.trainer.config import RunConfig, Stage, load_run
+from x2i.trainer.config import Decode, RunConfig, Stage, load_run
 from x2i.trainer.data import Example, SampleReader
 from x2i.trainer.loader import Loader
 from x2i.trainer.mixture import plan_of, table_of
 from x2i.trainer.run import LOGS
 
-#: Steps from whose rates a training step's seconds are taken, and what the trainer calls these rates.
-_STEPS, _RATE = 200, "train/samples_per_second"
+#: Steps from which a training step's seconds are taken, and what the trainer calls their parts.
+_STEPS, _PARTS = 200, ("seconds/encoding", "seconds/compute")
 
 #: Seconds between two looks at the memory.
 _EVERY = 0.2
@@ -75,7 +75,8 @@ def measure(run: str | Path | RunConfig, stage: str | None = None, steps: int = 
     table = table_of([corpus.open(path) for path in config.corpora], [chosen], config.held_out)
     plan, reading = plan_of(table, chosen, config.seed), config.reading
     found = []
-    for what in ("full", "reduced", "none"):
+    ways: tuple[Decode | Literal["none"], ...] = ("full", "reduced", "none")
+    for what in ways:
         given: dict[str, Any] = {"verify": reading.verify, "open_files": reading.open_files}
         reader = Undecoded(table, **given) if what == "none" else SampleReader(table, 0, what, **given)
         try:
@@ -107,13 +108,13 @@ def trained(run: str | Path | RunConfig, stage: str | None = None) -> float | No
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(logs), size_guidance={"scalars": 0}).Reload()
-    if _RATE not in events.Tags()["scalars"]:
+    if not set(_PARTS) <= set(events.Tags()["scalars"]):
         return None
     place = config.stages.index(chosen)
-    before = sum(s.steps for s in config.stages[:place])
-    there = range(before + 1, before + chosen.steps + 1)  # steps are counted from 1
-    rates = [e.value for e in events.Scalars(_RATE) if e.step in there and e.value > 0][-_STEPS:]
-    return chosen.batch / statistics.median(rates) if rates else None
+    there = range(config.first(place) + 1, config.end(place) + 1)  # steps are counted from 1
+    parts = [[e.value for e in events.Scalars(name) if e.step in there][-_STEPS:] for name in _PARTS]
+    seconds = [sum(each) for each in zip(*parts, strict=False)]
+    return statistics.median(seconds) if seconds else None
 
 
 def _stage(run: str | Path | RunConfig, stage: str | None) -> tuple[RunConfig, Stage]:

@@ -119,6 +119,7 @@ class SampleTable:
         self._groups = np.concatenate([[0], np.cumsum([len(s) for s in sizes])])  # first row group of each corpus
         self.cells = [Cell(place, *name) for place, f in enumerate(found) for name in f.names]
         self._codes = {cell: code for code, cell in enumerate(self.cells)}
+        self._cells_of: dict[tuple[int, int], np.ndarray] = {}
         before = np.cumsum([0] + [len(f.names) for f in found])
         self._group = np.concatenate([f.group + first for f, first in zip(found, self._groups, strict=False)])
         cell = np.concatenate([f.cell + first for f, first in zip(found, before, strict=False)])
@@ -232,9 +233,12 @@ class SampleTable:
     def _parsed(self, group: int) -> _Group:
         place = self._place(group)
         kinds, own, others = self._readers[place].kinds_and_split(group - int(self._groups[place]))
-        kind = np.min_scalar_type(3 * len(self.cells) + 2)
-        cells = np.array([3 * self._codes.get(Cell(place, *name), 0) for name in kinds.names], kind)
-        return _Group(cells[kinds.codes] + split_sides(own, others, self._below))
+        names = place, id(kinds.names)  # the reader keeps its lists of names
+        if names not in self._cells_of:
+            kind = np.min_scalar_type(3 * len(self.cells) + 2)
+            found = [3 * self._codes.get(Cell(place, *name), 0) for name in kinds.names]
+            self._cells_of[names] = np.array(found, kind)
+        return _Group(self._cells_of[names][kinds.codes] + split_sides(own, others, self._below))
 
     def _block(self, group: int, code: int) -> _Block:
         rows = np.flatnonzero(self._blocked[self._group_of(group).kinds // 3] == code)

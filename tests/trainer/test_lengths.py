@@ -1,0 +1,78 @@
+"""What packing is made of: lengths as a model has them, classes of them, bins, permutations of many places."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from tests.trainer.test_packing import row, stage
+from x2i.corpus.manifest import MADE
+from x2i.trainer.bins import balanced, best_fit, filled, most, packed, repair
+from x2i.trainer.classes import segments
+from x2i.trainer.lengths import Fit, Lengths, Measure, calibrate
+from x2i.trainer.plan import permuted, permuted_all, round_keys
+
+
+def test_calibration_finds_what_a_tokenizer_makes_of_the_estimate() -> None:
+    random = np.random.default_rng(0)
+    estimate = random.integers(5, 400, 600).astype(float)
+    real = np.rint(1.2 * estimate + 3 + random.normal(0, 0.8, 600) * np.sqrt(estimate))
+    fit = calibrate(list(zip(estimate, real, strict=True)))
+    assert fit.slope == pytest.approx(1.2, abs=0.02)
+    assert fit.intercept == pytest.approx(3, abs=1)
+    assert fit.spread == pytest.approx(0.8, rel=0.1)
+    assert calibrate([]) == calibrate([(5, 9)] * 7) == Fit()
+    assert calibrate([(10, 15)] * 20) == Fit(1.5, 0, 0)
+    falling = calibrate([(n, 100 - n) for n in range(1, 50)])
+    assert falling.slope > 0 and falling.intercept == 0
+
+
+def test_lengths_are_those_of_the_model() -> None:
+    rows = [row(1, "t2i", 10), row(2, "few", 20, [(9, 9), (9, 9)]), row(3, "chat", 30, [(1200, 600), (100, 50)], None)]
+    of = stage(resolution=256, chat_resolution=300)
+    lengths = Lengths(Fit(2, 1), lambda width, height, chat: 7 if not chat else width + height, 5, 3, 11, 1)
+    found = Measure(of, lengths)(pa.Table.from_pylist(rows, MADE))
+    chat = 11 + 61 + (600 + 300 + 5) + (100 + 50 + 5)
+    assert found.shown.tolist() == [11 + 21 + 7 + 3, 11 + 41 + 7 + 3 + 2 * (7 + 5), chat]
+    assert found.bare.tolist() == [11 + 1 + 7 + 3, 11 + 1 + 7 + 3, chat]
+
+
+def test_many_permutations_at_once_are_those_of_one_at_a_time() -> None:
+    sizes = np.repeat([1, 2, 7, 64, 1000, 70_001], 64)
+    places = np.concatenate([np.random.default_rng(0).integers(0, n, 64) for n in (1, 2, 7, 64, 1000, 70_001)])
+    names = [("a", place % 5) for place in range(len(sizes))]
+    keys = np.array([round_keys(*name) for name in names], np.uint64)
+    found = permuted_all(places, sizes, keys)
+    assert found.tolist() == [permuted(int(p), int(n), *k) for p, n, k in zip(places, sizes, names, strict=True)]
+
+
+def test_segments_leave_the_least_spread() -> None:
+    assert segments(np.array([1, 1, 2, 9, 10, 50]), 3) == (2, 10)
+    assert segments(np.array([4.0, 4.0]), 3) == ()
+    values = np.random.default_rng(0).lognormal(3, 1, 20_000)
+    cuts = segments(values, 8)
+    assert len(cuts) == 7 and list(cuts) == sorted(cuts)
+
+    def spread(ends: Sequence[float]) -> float:
+        place = np.searchsorted(ends, values)
+        mean = np.bincount(place, values) / np.bincount(place)
+        return float(((values - mean[place]) ** 2).sum())
+
+    assert spread(cuts) < 0.4 * spread(np.quantile(values, np.arange(1, 8) / 8).tolist())
+
+
+def test_bins_are_mended_by_exchanges() -> None:
+    random = np.random.default_rng(0)
+    lengths = random.integers(266, 377, 620)
+    for home in (balanced(lengths, 100), best_fit(lengths, 100, 2048), filled(lengths, 100, 2048)):
+        assert repair(lengths, home, 100, 2048)
+        assert np.bincount(home, lengths, 100).max() <= 2048 and len(home) == 620
+    wild, fits = packed(lengths, 100, 2048, random.integers(0, 100, 620))
+    assert fits and np.bincount(wild, lengths, 100).max() <= 2048
+    assert not repair(np.full(8, 300), balanced(np.full(8, 300), 1), 1, 2048)
+    fixed = most(lambda count, _: np.full(count, 288), 50, 2048, 288.0, random)
+    assert len(fixed) == 7 * 50 and np.bincount(fixed).tolist() == [7] * 50
+    assert not len(most(lambda count, _: np.full(count, 3000), 5, 2048, 3000.0, random))
