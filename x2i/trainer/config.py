@@ -120,6 +120,9 @@ class PartTraining(Config):
     lr: float | None = Field(
         None, gt=0, description="learning rate of this part after the warm-up; default: the stage's"
     )
+    lora: LoRAConfig | None = Field(
+        None, description="train adapters on the part's layers, merged into them at the stage's end; the part is frozen"
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -200,7 +203,7 @@ class Stage(Config):
     train: dict[str, PartTraining] | None = Field(
         None,
         description="parts of the model that learn, as [refiner, decoder], or with learning rates of their own, as "
-        "{adapter: 1e-3, llm: 1e-5}; the others are frozen. Default: all",
+        "{adapter: 1e-3, llm: 1e-5}, or by adapters, as {llm: {lora: {rank: 16}}}; the others are frozen. Default: all",
     )
     edit_loss: EditLoss | None = Field(None, description="weight the velocity's error by what an edit changes")
     answer_weight: float = Field(
@@ -410,6 +413,10 @@ class RunConfig(Config):
             if stage.start in names[place:]:
                 known = ", ".join(names[:place]) or "none"
                 raise ValueError(f"stages.{place}.start: {stage.start!r} is no earlier stage; those are: {known}")
+            if self.model.lora is not None and any(part.lora for part in (stage.train or {}).values()):
+                raise ValueError(
+                    f"stages.{place}.train: with model.lora adapters are all that learns: give one of them"
+                )
             if stage.start is not None and stage.start not in names and self.model.lora is not None:
                 raise ValueError(f"stages.{place}.start: with model.lora a stage begins with the end of an earlier one")
         return self
