@@ -117,6 +117,8 @@ def test_the_stages_rate_may_be_left_out(corpus: Path, tmp_path: Path) -> None:
     content = corpora.run_content(corpus, tmp_path)
     content["stages"] = [{k: v for k, v in STAGE.items() if k != "lr"} | {"name": "a", "train": {"head": 1e-3}}]
     assert parse_config(RunConfig, content, "run.yaml").stages[0].lr == 1e-3
+    content["stages"][0]["train"] = yaml.safe_load("{head: 1e-3, trunk: {lr: 5e-4}}")  # words to YAML, without a dot
+    assert parse_config(RunConfig, content, "run.yaml").stages[0].lr == 1e-3
     content["stages"][0]["train"] = {"head": 1e-3, "trunk": None}
     with pytest.raises(RecipeError, match=r"stages\.0\.lr: required"):
         parse_config(RunConfig, content, "run.yaml")

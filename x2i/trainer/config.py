@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -248,7 +249,10 @@ class Stage(Config):
         if not isinstance(value, dict) or "lr" in value or not isinstance(value.get("train"), dict):
             return value
         rates = [part.get("lr") if isinstance(part, dict) else part for part in value["train"].values()]
-        known = [float(r) for r in rates if isinstance(r, int | float)]
+        known = []
+        for rate in rates:
+            with contextlib.suppress(TypeError, ValueError):  # YAML reads 1e-3 as a word
+                known.append(float(rate))
         return value | {"lr": max(known)} if known and len(known) == len(rates) else value
 
     @field_validator("train", mode="before")

@@ -36,12 +36,12 @@ class Trained:
     count: int
 
     @property
-    def names(self) -> set[str]:
+    def names(self) -> frozenset[str]:
         """The parameters that learn, once the adapters are there."""
         return self.full | {f"{layer}.lora_{which}.weight" for layer in self.adapted for which in "AB"}
 
     @property
-    def changed(self) -> set[str]:
+    def changed(self) -> frozenset[str]:
         """The weights that the stage changes: what is averaged."""
         return self.full | {f"{layer}.weight" for layer in self.adapted}
 
