@@ -21,9 +21,7 @@ import datetime
 import json
 import os
 import platform
-import shutil
 import statistics
-import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -32,6 +30,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import check
+import environment
 import meter
 import photographs
 import typer
@@ -166,22 +165,9 @@ def _recipe(folder: Path, work: Path) -> dict[str, Any]:
 def _environment() -> Path:
     """The Python of the peers' own environment, made the first time. Raises X2IError."""
     folder, pins = BENCH / "environment", HERE / "peers.txt"
-    python, ready = folder / "bin" / "python", folder / "ready.txt"
-    if ready.is_file() and ready.read_bytes() == pins.read_bytes():
-        return python
-    console.print(f"· making the peers' environment in {folder}")
-    remove(folder)
-    uv = [sys.executable, "-m", "uv"]
-    for command in (
-        [*uv, "venv", "--quiet", "--python", sys.executable, str(folder)],
-        # --python by its full path: uv would else take the environment that it runs in itself
-        [*uv, "pip", "install", "--quiet", "--python", str(python), "--requirement", str(pins)],
-    ):
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise X2IError(f"the peers' environment could not be made:\n{done.stderr.strip()[-1500:]}")
-    shutil.copyfile(pins, ready)
-    return python
+    if not environment.ready(folder, pins):
+        console.print(f"· making the peers' environment in {folder}")
+    return environment.python_of(folder, pins)
 
 
 def _warm_up(chosen: list[str], workers: int) -> None:

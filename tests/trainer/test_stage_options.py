@@ -373,3 +373,15 @@ def test_adapters_of_the_run_and_of_a_stage_exclude_each_other(corpus: Path, tmp
     model = {"weights": "w", "lora": {"rank": 2}}
     with pytest.raises(RecipeError, match=r"stages\.0\.train: with model\.lora adapters are all that learns"):
         config(corpus, tmp_path, {"train": {"trunk": {"lora": LOW_RANK}}}, model=model, tokenizer=None, vae=None)
+
+
+def test_explain_counts_what_adapters_learn(corpus: Path, tmp_path: Path) -> None:
+    from x2i.trainer.explain import explain
+
+    told = explain(config(corpus, tmp_path / "run", *ADAPTED)).stages
+    head, both = told[0].trained, told[1].trained
+    width, middle = 32, 48  # of the model's states and of its feed-forward layers
+    low = 2 * (width + 3 * width) + 2 * (middle + width)
+    assert both == head + low and told[1].trains == {"head": head, "trunk": low}
+    whole = explain(config(corpus, tmp_path / "run", {"steps": 6})).stages[0]
+    assert told[1].flops < 0.8 * whole.flops and told[1].memory.optimiser == 8 * both / 8  # of eight ranks

@@ -1,57 +1,39 @@
-"""The published stages as files in configs/train: each runs from its first stage to its last, at tiny scale."""
+"""The published stages as files in configs/train: each runs from its first stage to its last with `scale: tiny`."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-import yaml
 from safetensors.torch import load_file
 
 from tests.trainer import corpora
-from x2i.base.config import parse_config
+from x2i.base.errors import RecipeError
 from x2i.model import registry
 from x2i.trainer import checkpoint
-from x2i.trainer.config import RunConfig
+from x2i.trainer.config import RunConfig, load_run
 from x2i.trainer.run import train
+from x2i.trainer.scale import BATCH, SIDE, STEPS, TOKEN
 
 CONFIGS = Path(__file__).parents[2] / "configs/train"
 PUBLISHED = {"omnigen": 5, "ovis_u1": 6, "ovis2": 5, "mini_gemini": 2}
-TINY = {
-    "omnigen": {"preset": "omnigen-tiny", "hidden_size": 32, "layers": 1, "heads": 2, "kv_heads": 2, "text_head": True},
-    "ovis_u1": {"preset": "ovis-u1-tiny"},
-    "ovis2": {"preset": "ovis2-tiny"},
-    "mini_gemini": {"preset": "mini-gemini-tiny"},
-}
-#: What the test's corpus has, for each task that the files name.
-DRAWN, ANSWERED = "deblur", "describe"
 
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    made = [*corpora.samples(12), *corpora.chats(12)]
+    """Pictures to draw, conversations, and (for the preferences of Ovis2's last stage) diagnoses."""
+    chats = list(corpora.chats(12))
+    told = [replace(c, sample=replace(c.sample, key=f"{c.sample.key}-d", task_type="diagnose")) for c in chats]
+    made = [*corpora.samples(12), *chats, *told]
     return corpora.write(tmp_path_factory.mktemp("stages") / "corpus", made)
 
 
-def tiny(name: str, corpus: Path, output: Path) -> RunConfig:
-    """The file, with a tiny model, few steps, small pictures, and the tasks that the corpus has."""
-    content: dict[str, Any] = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())
-    understanding = {"describe", "locate", "count", "read", "classify", "diagnose"}
-    for stage in content["stages"]:
-        tasks = set(stage["mixture"])
-        named = {ANSWERED: 1.0} if tasks & understanding else {}
-        stage["mixture"] = named | ({DRAWN: 1.0} if tasks - understanding else {})
-        stage |= {"steps": 2, "batch": 4, "resolution": 32, "warmup": 0, "lr": 1e-3}
-        if "buckets" in stage:
-            stage["buckets"] = [[32, 32], [48, 32]]
-        if "tiles" in stage.get("inputs", {}):
-            stage["inputs"] = {"tiles": {"single": 1}}
-    content |= {"corpora": [str(corpus)], "output": str(output), "model": TINY[name], "precision": "float32"}
-    content |= {"tokenizer": {"train": {"vocab_size": 320}}, "vae": {"kind": "pixels", "factor": 4}, "cpu_threads": 1}
-    content |= {"preview": {"per_task": 1, "steps": 1, "answer_tokens": 2}, "held_out_samples": 1, "device": "cpu"}
-    return parse_config(RunConfig, content, name)
+def tiny(name: str, corpus: Path, output: Path, *changes: str) -> RunConfig:
+    """The file as `x2i train` reads it."""
+    given = ["scale=tiny", f"corpora=[{corpus}]", f"output={output}", *changes]
+    return load_run(CONFIGS / f"{name}.yaml", given)
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -71,9 +53,68 @@ def test_every_stage_trains_its_parts_and_no_other(name: str, corpus: Path, tmp_
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
+def test_tiny_keeps_what_is_learned_and_how(name: str, corpus: Path, tmp_path: Path) -> None:
+    whole, small = load_run(CONFIGS / f"{name}.yaml"), tiny(name, corpus, tmp_path)
+    for stage, shrunk in zip(whole.stages, small.stages, strict=True):
+        for kept in (
+            "name",
+            "train",
+            "lr",
+            "schedule",
+            "edit_loss",
+            "preference",
+            "plain_captions",
+            "condition_dropout",
+        ):
+            assert getattr(shrunk, kept) == getattr(stage, kept)
+        assert shrunk.mixture.items() <= stage.mixture.items()
+        assert shrunk.steps == STEPS and shrunk.batch == BATCH
+        assert shrunk.resolution <= SIDE * TOKEN and shrunk.resolution % TOKEN == 0
+    assert (
+        max(max(s.resolution, *sum(s.buckets, ())) if s.buckets else s.resolution for s in small.stages) == SIDE * TOKEN
+    )
+    assert small.device == "cpu" and small.model.weights is None and not small.model.pretrained
+
+
+def test_sizes_shrink_in_proportion(corpus: Path, tmp_path: Path) -> None:
+    run = tiny("omnigen", corpus, tmp_path)
+    assert [stage.resolution // TOKEN for stage in run.stages] == [2, 2, 4, 8, 4]
+    assert (32, 32) in run.stages[-1].buckets and (40, 16) in run.stages[-1].buckets
+
+
+def test_a_stage_of_which_the_corpora_have_nothing_is_refused(corpus: Path, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"stage 1a draws locate, and the corpora have none.*describe"):
+        tiny("ovis2", corpus, tmp_path, "stages.1a.mixture={locate: 1}")
+
+
+def test_keys_are_set_by_the_names_of_stages(corpus: Path, tmp_path: Path) -> None:
+    given = ["stages.512.steps=7", "stages.0.lr=0.5", "model.hidden_size=64", "output=elsewhere"]
+    run = load_run(CONFIGS / "omnigen.yaml", given)
+    assert [s.steps for s in run.stages[:2]] == [500_000, 7]
+    assert run.stages[0].lr == 0.5 and run.stages[1].lr == 1e-4
+    assert run.model.preset == "omnigen-3.8b" and run.model.changes == {"hidden_size": 64}
+    assert run.output == Path("elsewhere")
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ("stages.512.stepz=7", "unknown key; did you mean 'steps'"),
+        ("stage.512.steps=7", "unknown key; did you mean 'stages'"),
+        ("stages.mixd.steps=7", "has no entry 'mixd'; did you mean 'mixed'"),
+        ("model.hidden=7", "hidden: unknown key; did you mean 'hidden_size'"),
+        ("seed", "expected KEY=VALUE"),
+        ("scale=small", "Input should be 'full' or 'tiny'"),
+    ],
+)
+def test_a_wrong_key_is_refused_with_the_right_one(given: str, told: str) -> None:
+    with pytest.raises(RecipeError, match=told):
+        load_run(CONFIGS / "omnigen.yaml", [given])
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
 def test_the_files_name_published_models(name: str) -> None:
-    content = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())
-    run = parse_config(RunConfig, content, name)
+    run = load_run(CONFIGS / f"{name}.yaml")
     config = run.model.config(None)
     assert config is not None and config.architecture == name
     with torch.device("meta"):

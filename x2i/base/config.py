@@ -57,6 +57,8 @@ def load_config(model: type[C], path: str | Path) -> C:
 def change(data: Any, assignments: Sequence[str], where: str) -> Any:
     """`data` with keys set as `a.b.0.c=VALUE` says; VALUE is YAML. Mappings that are not there are made.
 
+    An entry of a list is called by its number or, where it has one, by its `name`; the name goes first.
+
     Raises:
         RecipeError: an assignment cannot be read, or leads through something that has no keys.
     """
@@ -71,9 +73,12 @@ def change(data: Any, assignments: Sequence[str], where: str) -> Any:
             last = i == len(keys) - 1
             place: Any = key
             if isinstance(at, list):
-                if not key.isdigit() or int(key) >= len(at):
-                    raise RecipeError(f"--set {assignment}: {'.'.join(keys[:i])} of {where} has no entry {key!r}")
-                place = int(key)
+                place = _entry(at, key)
+                if place is None:
+                    names = [str(e["name"]) for e in at if isinstance(e, dict) and "name" in e]
+                    near = difflib.get_close_matches(key, names, n=1)
+                    hint = f"; did you mean {near[0]!r}?" if near else f"; it has {', '.join(names)}" if names else ""
+                    raise RecipeError(f"--set {assignment}: {'.'.join(keys[:i])} of {where} has no entry {key!r}{hint}")
             elif not isinstance(at, dict):
                 raise RecipeError(f"--set {assignment}: {'.'.join(keys[:i])} of {where} has no keys")
             if last:
@@ -82,6 +87,14 @@ def change(data: Any, assignments: Sequence[str], where: str) -> Any:
                 at[place] = {}
             at = at[place]
     return data
+
+
+def _entry(entries: list[Any], key: str) -> int | None:
+    """The place of the entry of this name, or of this number; None if there is none."""
+    for place, entry in enumerate(entries):
+        if isinstance(entry, dict) and str(entry.get("name")) == key:
+            return place
+    return int(key) if key.isdigit() and int(key) < len(entries) else None
 
 
 def _value(assignment: str, text: str) -> Any:

@@ -1,7 +1,7 @@
 """Classes of samples by length: those of one class have about as many pictures, and about as much text.
 
 Packed stages draw each class at its share, so that every window of steps has the same lengths (`x2i.trainer.packing`).
-A class does not depend on the stage's resolution nor on the model: it is a cell of a grid of picture amounts and text.
+A class does not depend on the stage's resolution nor on the model: it is a cell of a grid of numbers of pictures and tokens of text.
 The grid's lines are chosen from some of the manifests' row groups, where they leave the least spread within the classes.
 """
 
@@ -13,34 +13,42 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from x2i.trainer.lengths import picture_amounts, texts
+from x2i.trainer.lengths import picture_counts, texts, whole_texts
 
 #: Cells of the grid along pictures and along text. Each costs memory by row group and task.
-PICTURES, TEXT = 6, 8
+PICTURES, TEXT = 6, 12
 
 _BINS = 384
 
 
 @dataclass(frozen=True)
 class Classes:
-    """A grid: the upper ends of all its columns and rows but the last."""
+    """A grid: the upper ends of all its columns (pictures) and rows (tokens of text) but the last."""
 
-    pictures: tuple[float, ...] = ()
-    text: tuple[float, ...] = ()
+    pictures: tuple[int, ...] = ()
+    text: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return (len(self.pictures) + 1) * (len(self.text) + 1)
 
     def of(self, rows: pa.Table) -> np.ndarray:
         """The class of each row, int64."""
-        across = np.searchsorted(self.pictures, picture_amounts(rows))
-        return np.asarray(across * (len(self.text) + 1) + np.searchsorted(self.text, texts(rows)))
+        across, down = _place(picture_counts(rows), self.pictures), _place(whole_texts(rows), self.text)
+        return across * (len(self.text) + 1) + down
 
 
 def classes_of(rows: Sequence[pa.Table]) -> Classes:
     """The grid for manifests of which these are some rows."""
-    values = [np.concatenate([of(part) for part in rows] or [np.zeros(0)]) for of in (picture_amounts, texts)]
-    return Classes(segments(values[0], PICTURES), segments(values[1], TEXT))
+    pictures, text = (np.concatenate([of(part) for part in rows] or [np.zeros(1)]) for of in (picture_counts, texts))
+    # roots: long conversations are not to take all the lines from short instructions
+    roots = segments(np.sqrt(np.floor(text)), TEXT)
+    return Classes(tuple(int(p) for p in segments(pictures, PICTURES)), tuple(round(root**2) for root in roots))
+
+
+def _place(values: np.ndarray, ends: tuple[int, ...]) -> np.ndarray:
+    """The interval of each value; by a table, which is faster than to search."""
+    table = np.searchsorted(ends, np.arange(max(ends, default=0) + 2))
+    return np.asarray(table[np.minimum(values, len(table) - 1)])
 
 
 def segments(values: np.ndarray, count: int) -> tuple[float, ...]:

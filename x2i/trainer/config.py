@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from x2i.base.config import Config, load_config
+from x2i.base.config import Config, change, load_yaml, parse_config
 from x2i.base.errors import RecipeError
 from x2i.base.seeds import digest
 from x2i.model import registry
@@ -369,6 +370,10 @@ class RunConfig(Config):
     seed: int = Field(0, ge=0, description="of initial weights, order, noise")
     ema: float | None = Field(None, gt=0, lt=1, description="decay of the averaged weights that are drawn with")
     precision: Literal["float32", "bfloat16"] = Field("float32", description="of the forward and backward pass")
+    scale: Literal["full", "tiny"] = Field(
+        "full",
+        description="tiny: the same stages at a size that a CPU takes in a minute, to try a run file (`x2i.trainer.scale`)",
+    )
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1 …")
     cpu_threads: int | None = Field(
         None,
@@ -480,6 +485,30 @@ class RunConfig(Config):
         return digest("run/1", self.identity())
 
 
-def load_run(path: str | Path) -> RunConfig:
-    """Read a run file. Raises RecipeError with file, key and remedy."""
-    return load_config(RunConfig, path)
+def load_run(path: str | Path, changes: Sequence[str] = ()) -> RunConfig:
+    """Read a run file, as it is to run: at the size that its `scale` says.
+
+    Args:
+        path: the file.
+        changes: keys to set, as `stages.high.steps=10`; a stage is called by its name or its number.
+
+    Raises:
+        RecipeError: with file, key and remedy.
+    """
+    content = load_yaml(path)
+    if changes:
+        content = change(_spread(content), changes, str(path))
+    run = parse_config(RunConfig, content, str(path))
+    if run.scale == "full":
+        return run
+    from x2i.trainer.scale import tiny
+
+    return tiny(run)
+
+
+def _spread(content: Any) -> Any:
+    """The content with its short forms written out, so that keys within them can be set."""
+    forms = {"model": "preset", "tokenizer": "path"}
+    if not isinstance(content, dict):
+        return content
+    return {k: {forms[k]: v} if k in forms and isinstance(v, str) else v for k, v in content.items()}

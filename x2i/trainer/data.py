@@ -218,7 +218,7 @@ class SampleReader:
         ref = self.table[form.sample] if due is None else due.ref
         example = self._decode(ref, form, self._members(ref, due))
         with self._lock:
-            if form not in self._cache and example.nbytes <= self._limit:
+            if form not in self._cache and 0 < example.nbytes <= self._limit:  # texts alone are quickly read again
                 self._cache[form] = example
                 self._held += example.nbytes
             while self._held > self._limit:

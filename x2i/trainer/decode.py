@@ -129,6 +129,7 @@ def _scaled(pixels: np.ndarray, across: float, down: float, width: int, height: 
     right = math.ceil(left + (before_x + width + 2) * step_x) + 1  # as far as the filter reaches
     bottom = math.ceil(top + (before_y + height + 2) * step_y) + 1
     window = torch.from_numpy(pixels)[top:bottom, left:right].permute(2, 0, 1)[None]
+    window = window.contiguous(memory_format=torch.channels_last)  # so the result is, and PyTorch does without copies
     size = [before_y + height, before_x + width]
     # what torch.nn.functional.interpolate(mode="bicubic", antialias=True) calls; it takes a size or a scale, not both
     scaled = torch.ops.aten._upsample_bicubic2d_aa(window, size, False, 1 / step_y, 1 / step_x)

@@ -26,6 +26,7 @@ from x2i.corpus.corpus import Corpus
 from x2i.corpus.manifest import SPLIT, split_columns
 from x2i.trainer.buckets import COLUMNS, Size, nearest, sizes_of
 from x2i.trainer.classes import Classes
+from x2i.trainer.lengths import COLUMNS as LENGTHS
 from x2i.trainer.lengths import columns_of
 
 #: The sides of the split, as numbers of a row.
@@ -89,6 +90,7 @@ class ManifestReader:
         self._estimated = self._has_estimates()
         self.derived = not set(SPLIT.names) <= self._columns
         self._computed: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        self._names: dict[tuple[tuple[str, ...], tuple[str, ...]], list[Kind]] = {}
 
     def read(self, group: int, columns: list[str]) -> pa.Table:
         """Columns of one row group."""
@@ -106,6 +108,7 @@ class ManifestReader:
     def count(self, below: int) -> Counted:
         """One pass over the manifest: samples are held out whose image's split point lies `below`."""
         codes: dict[Kind, int] = {}
+        known: dict[int, np.ndarray] = {}  # of each list of names the codes, -1 before they are needed
         parts: list[tuple[int, np.ndarray, np.ndarray]] = []
         chats = set[str]()
         least, most = 2**32, -1
@@ -115,8 +118,11 @@ class ManifestReader:
             sides = split_sides(own, others, below)
             found = np.bincount(kinds.codes * 3 + sides, minlength=3 * len(kinds.names)).reshape(-1, 3)
             there = np.flatnonzero(found.any(1))
-            cells = np.array([codes.setdefault(kinds.names[i], len(codes)) for i in there.tolist()], np.int32)
-            parts.append((group, cells, found[there]))
+            mine = known.setdefault(id(kinds.names), np.full(len(kinds.names), -1, np.int32))
+            for i in there[mine[there] < 0].tolist():
+                mine[i] = codes.setdefault(kinds.names[i], len(codes))
+            cells = mine[there]
+            parts.append((group, cells, found[there].astype(np.int32)))
             least, most = min(least, int(own.min())), max(most, int(own.max()))
             if without:
                 totals = dict.fromkeys((kinds.names[i][0] for i in there), 0)
@@ -134,7 +140,7 @@ class ManifestReader:
             names,
             np.concatenate([np.full(len(c), g, np.int32) for g, c, _ in parts] or [empty]),
             new[np.concatenate([c for _, c, _ in parts] or [empty])],
-            np.concatenate([n for _, _, n in parts] or [np.empty((0, 3))]).astype(np.int64),
+            np.concatenate([n for _, _, n in parts] or [np.empty((0, 3), np.int32)]),
             least if parts else None,
             most if parts else None,
             chats,
@@ -144,8 +150,19 @@ class ManifestReader:
     def _narrow(self) -> list[str]:
         derived = [n for n in ("image_id", "images") if n in self._columns]
         names = [*_KINDS, *(derived if self.derived else SPLIT.names), *(COLUMNS if self._buckets else ())]
-        lengths = columns_of(self._columns, self._estimated) if self.classes else ()
+        lengths: Sequence[str] = ()
+        if self.classes:
+            lengths = columns_of(self._columns, self._estimated)
+            if lengths == LENGTHS and not self._buckets:
+                lengths = self._counting
         return list(dict.fromkeys([*names, *lengths]))
+
+    @cached_property
+    def _counting(self) -> list[str]:
+        """What tells the class of a length: of the pictures' sizes only as much as is needed to count them."""
+        schema = self._file.schema
+        paths = [schema.column(place).path for place in range(len(schema))]
+        return ["text_tokens", *(next(p for p in paths if p.startswith(f"{n}.")) for n in COLUMNS)]
 
     def _has_estimates(self) -> bool:
         """Whether every sample has an estimate of its text, by the file's statistics."""
@@ -170,12 +187,13 @@ class ManifestReader:
         yield from _in_order(read, range(len(self.sizes)))
 
     def _parsed(self, group: int, table: pa.Table) -> tuple[Kinds, np.ndarray, np.ndarray]:
-        task, source = (_encoded(table[name]) for name in _KINDS)
-        sources = source.dictionary.to_pylist()
-        codes = task.indices.to_numpy().astype(np.int64) * len(sources) + source.indices.to_numpy()
+        (tasks, task), (sources, source) = (_sorted(_encoded(table[name])) for name in _KINDS)
         shape, shapes = self._shapes(table)
-        codes = codes * len(shapes) + shape
-        kinds = [(t, s, *p) for t in task.dictionary.to_pylist() for s in sources for p in shapes]
+        codes = (task * len(sources) + source) * len(shapes) + shape
+        with self._lock:
+            if (tasks, sources) not in self._names:  # long where there are classes, and mostly that of other row groups
+                self._names[tasks, sources] = [(t, s, *p) for t in tasks for s in sources for p in shapes]
+            kinds = self._names[tasks, sources]
         if not self.derived:
             return Kinds(codes, kinds), _plain(table["split"]), _plain(table["split_others"])
         if group not in self._computed:
@@ -232,6 +250,15 @@ def _encoded(column: pa.ChunkedArray) -> pa.DictionaryArray:
     if pa.types.is_dictionary(column.type):
         return column.unify_dictionaries().combine_chunks()
     return column.combine_chunks().dictionary_encode()
+
+
+def _sorted(column: pa.DictionaryArray) -> tuple[tuple[str, ...], np.ndarray]:
+    """The values that occur, sorted, and for each row the place of its own."""
+    values = column.dictionary.to_pylist()
+    order = sorted(range(len(values)), key=values.__getitem__)
+    places = np.empty(len(values), np.int64)
+    places[order] = np.arange(len(values))
+    return tuple(values[place] for place in order), places[column.indices.to_numpy()]
 
 
 def _plain(column: pa.Array | pa.ChunkedArray) -> np.ndarray:

@@ -140,9 +140,13 @@ class Learner:
         parameters = dict(model.named_parameters())
         self.ema = {n: parameters[n].detach().clone() for n in sorted(ever)} if run.ema else None
 
-    def trained(self, place: int) -> Trained:
+    def what(self, place: int) -> Trained:
         """What the stage at `place` trains."""
         return self._trained[place]
+
+    def trained(self, place: int) -> list[str]:
+        """Names of the parameters that the stage at `place` trains, its adapters' among them."""
+        return sorted(self._trained[place].names)
 
     def start_stage(self, place: int) -> None:
         """A fresh optimiser over what the stage trains: stages share weights, nothing else. Adapters are put on."""

@@ -38,7 +38,7 @@ class Fit:
 
     slope: float = 1.0
     intercept: float = 0.0
-    spread: float = 1.0
+    spread: float = 0.7
 
 
 def calibrate(pairs: Sequence[tuple[float, float]]) -> Fit:
@@ -184,6 +184,13 @@ def texts(rows: pa.Table) -> np.ndarray:
     return np.asarray(found)
 
 
+def whole_texts(rows: pa.Table) -> np.ndarray:
+    """As `texts`, rounded down to whole numbers."""
+    if "text_tokens" in rows.column_names and not rows["text_tokens"].null_count:
+        return np.asarray(rows["text_tokens"].to_numpy())
+    return texts(rows).astype(np.int64)
+
+
 def columns_of(there: Container[str], complete: bool = True) -> list[str]:
     """What to read of a manifest with these columns, in which the text's estimate is `complete` or not."""
     if "text_tokens" not in there:
@@ -200,8 +207,7 @@ def _pictures(rows: pa.Table) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.nd
     return drawn, pc.list_parent_indices(sizes).to_numpy(False), width, height
 
 
-def picture_amounts(rows: pa.Table) -> np.ndarray:
-    """How much the pictures of each sample take, in squares of the stage's sides, float64."""
-    drawn, parents, width, height = _pictures(rows)
-    longer = np.maximum(width, height) / np.maximum(np.minimum(width, height), 1)
-    return np.asarray(np.bincount(parents, np.where(drawn[parents], 1, longer), len(rows)) + drawn)
+def picture_counts(rows: pa.Table) -> np.ndarray:
+    """Pictures of each sample, shown and drawn, int64."""
+    inputs = pc.list_value_length(rows["input_sizes"].combine_chunks()).to_numpy(False)
+    return np.asarray(inputs.astype(np.int64) + rows["output_size"].combine_chunks().is_valid().to_numpy(False))

@@ -15,7 +15,7 @@ As all plans, a pure function of the manifests, the mixture, the seed, the stage
 - What is planned is somewhat less than the budget, by what the text's estimate may be wrong (`MARGIN`), for real texts
   are longer or shorter. Now and then a pack is too long all the same: then its last samples have to be left out.
 
-Samples longer than the budget are never drawn. Which samples are shown without their condition is planned too, for they
+Samples longer than the budget are never drawn. A draw that no exchange makes room for is left out, until the next epoch. Which samples are shown without their condition is planned too, for they
 are short.
 """
 
@@ -29,7 +29,7 @@ import numpy as np
 
 from x2i.base.errors import RecipeError
 from x2i.base.seeds import digest, generator
-from x2i.trainer.bins import most, repair
+from x2i.trainer.bins import most, packed
 from x2i.trainer.config import Pack
 from x2i.trainer.kept import Kept
 from x2i.trainer.lengths import Fit
@@ -40,13 +40,13 @@ from x2i.trainer.plan import OPEN, SPAN, Draw, permuted_all, round_keys
 WINDOW = 4096
 
 #: Standard deviations by which the texts of a mean pack may be longer than estimated.
-MARGIN = 3.0
+MARGIN = 2.5
 
 #: Of the budget, left for windows that are longer than the mean one.
 _RESERVE = 0.002
 
-#: Row groups of each stratum from which the lengths within its classes are taken.
-_GROUPS = 8
+#: Rows of the manifest from which the lengths within a stratum's classes are taken: those of row groups evenly spaced.
+_ROWS = 1 << 18
 
 #: Bytes of all strata's samples, by row group, that are kept.
 _MEMORY = 128 << 20
@@ -133,15 +133,18 @@ class PackPlan:
         wanted = min(window, max(epoch, 512))
         self.steps = max(round(wanted * mean / (self.limit * pack.packs)), 1)
         self.packs, packs = pack.packs, pack.packs * self.steps
-        spread = some.spread(fits) * np.sqrt(packs * self.limit / mean)
-        limit = int(self.limit * (1 - _RESERVE) - 2.5 * spread / packs)
+        draws = packs * self.limit / mean
+        # of all samples of an epoch the sum is fixed; of some it is not
+        spread = some.spread(fits) * np.sqrt(draws * max(1 - draws / epoch, 0.25))
+        limit = int(self.limit * (1 - _RESERVE) - 2 * spread / packs)
         ends = np.cumsum(shares) / shares.sum()
 
-        def profile(count: int) -> np.ndarray:
-            """The lengths of so many draws, in order, as they come on average."""
-            return np.asarray(values[np.searchsorted(ends, (np.arange(count) + 0.5) / count)])
+        def profile(count: int, places: np.ndarray | float = 0.5) -> np.ndarray:
+            """The lengths of so many draws, in order, as they come on average, or elsewhere in their ranks."""
+            ranks = np.searchsorted(ends, (np.arange(count) + places) / count)
+            return np.asarray(values[np.minimum(ranks, len(values) - 1)])
 
-        self._home = most(profile, packs, limit, mean)
+        self._home = most(profile, packs, limit, mean, generator("plan/pattern/1", *self.key))
         if not len(self._home):  # nothing is left by the reserve: packs of one
             self._home = np.arange(packs)
         self._home = self._home[np.argsort(profile(len(self._home)), kind="stable")]
@@ -232,8 +235,11 @@ class PackPlan:
         mixed = random.permutation(np.flatnonzero(rows.shown <= self.limit))  # equal lengths lie anyhow
         mixed = mixed[np.argsort(tokens[mixed], kind="stable")]
         packs = self.packs * self.steps
-        home = _fitted(self._home, len(mixed), tokens[mixed], packs)
-        repair(tokens[mixed], home, packs, self.limit)
+        start = _fitted(self._home, len(mixed), tokens[mixed], packs)
+        home, fits = packed(tokens[mixed], packs, self.limit, start)
+        if not fits:
+            kept = ~_over(tokens[mixed], home, packs, self.limit)
+            mixed, home = mixed[kept], home[kept]
         home = random.permutation(packs)[home]
         order = np.lexsort((random.random(len(mixed)), home))
         mixed, home = mixed[order], home[order]
@@ -337,7 +343,8 @@ class _Some:
         found, stratum, weight, stands = [], [], [], []
         for number, each in enumerate(samples):
             totals, groups = each.counts.sum(1), each.counts.shape[1]
-            chosen = set(np.unique(np.linspace(0, groups - 1, min(_GROUPS, groups)).astype(int)).tolist())
+            number_of = min(max(int(_ROWS / each.sizes.mean()), 1), groups)
+            chosen = set(np.unique(np.linspace(0, groups - 1, number_of).astype(int)).tolist())
             seen = each.counts[:, sorted(chosen)].sum(1)
             chosen |= set(each.counts[(totals > 0) & (seen == 0)].argmax(1).tolist())
             entries = sorted(chosen)
@@ -498,6 +505,20 @@ def _fitted(home: np.ndarray, count: int, tokens: np.ndarray, packs: int) -> np.
     for item in np.flatnonzero(out < 0)[::-1].tolist():
         out[item] = int(loads.argmin())
         loads[out[item]] += tokens[item]
+    return out
+
+
+def _over(tokens: np.ndarray, home: np.ndarray, packs: int, limit: int) -> np.ndarray:
+    """Which draws have to be left out for packs to fit: of each the shortest that is enough, or the longest."""
+    out = np.zeros(len(home), bool)
+    loads = np.bincount(home, tokens, packs)
+    for number in np.flatnonzero(loads > limit).tolist():
+        mine = np.flatnonzero(home == number)
+        while (excess := tokens[mine].sum() - limit) > 0:
+            enough = np.flatnonzero(tokens[mine] >= excess)
+            gone = int(enough[tokens[mine][enough].argmin()] if len(enough) else tokens[mine].argmax())
+            out[mine[gone]] = True
+            mine = np.delete(mine, gone)
     return out
 
 

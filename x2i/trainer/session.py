@@ -291,7 +291,7 @@ class Session:
             if self._run.stages[place].preference is not None:
                 self._setup.load_origin(self._begun)
             self._begin(place)
-            if self._run.stages[place].preference is not None or self._learner.trained(place).adapted:
+            if self._run.stages[place].preference is not None or self._learner.what(place).adapted:
                 self._setup.load(path)  # over those of the beginning, and into the adapters
             assert self._learner.optimizer is not None
             restore(self._learner.model, self._learner.optimizer, path)
@@ -360,7 +360,7 @@ class Session:
                 "recipe writes them into the manifest"
             )
         for place, stage in enumerate(self._run.stages):
-            trained = self._learner.trained(place).count
+            trained = self._learner.what(place).count
             if trained < parameters:
                 what = "adapters" if self._run.model.lora else ", ".join(stage.train or ())
                 self._progress.note(f"stage {stage.name} trains {trained:,} of {parameters:,} parameters: {what}")

@@ -54,7 +54,7 @@ class Speed:
     peak_mb: float
 
 
-class _Undecoded(SampleReader):
+class Undecoded(SampleReader):
     """Reads and checks, and leaves the pictures as they are."""
 
     def _decode(self, ref: Any, form: Any, members: Any) -> Example:
@@ -77,7 +77,7 @@ def measure(run: str | Path | RunConfig, stage: str | None = None, steps: int = 
     found = []
     for what in ("full", "reduced", "none"):
         given: dict[str, Any] = {"verify": reading.verify, "open_files": reading.open_files}
-        reader = _Undecoded(table, **given) if what == "none" else SampleReader(table, 0, what, **given)
+        reader = Undecoded(table, **given) if what == "none" else SampleReader(table, 0, what, **given)
         try:
             with _peak() as peak:
                 cpu, began = time.process_time(), time.monotonic()

@@ -46,7 +46,8 @@ def hybrid_mask(valid_BL: Tensor, blocks_BL: Tensor, noisy: int) -> Tensor:
 def additive(allowed: Tensor, like: Tensor) -> Tensor:
     """0 where allowed, the type's lowest number elsewhere, in the type in which the attention computes."""
     device = like.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else like.dtype
+    cast = not like.is_meta and torch.is_autocast_enabled(device)  # of the meta device it cannot be asked
+    dtype = torch.get_autocast_dtype(device) if cast else like.dtype
     zeros = torch.zeros(allowed.shape, dtype=dtype, device=like.device)
     return zeros.masked_fill(~allowed, torch.finfo(dtype).min)
 

@@ -1,0 +1,415 @@
+"""Packs: full, within their budget by the model's own lengths, in the mixture's shares, and any step at once."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import skimage.filters
+import skimage.measure
+import skimage.transform
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+
+from tests.trainer.test_table import rows_of
+from tests.trainer.test_table import write as write_rows
+from x2i import corpus
+from x2i.base.config import parse_config
+from x2i.base.errors import RecipeError
+from x2i.corpus.manifest import MADE, ManifestWriter
+from x2i.corpus.text import text_tokens
+from x2i.trainer.bins import balanced, best_fit, filled, most, packed, repair
+from x2i.trainer.classes import segments
+from x2i.trainer.config import Pack, Stage
+from x2i.trainer.index import TRAIN
+from x2i.trainer.lengths import Fit, Lengths, Measure, calibrate
+from x2i.trainer.measured import Rows
+from x2i.trainer.mixture import plan_of, table_of
+from x2i.trainer.packing import PackPlan
+from x2i.trainer.plan import Draw, StagePlan, permuted, permuted_all, round_keys
+from x2i.trainer.table import SampleTable
+
+Shape = tuple[int, int]
+
+
+def row(number: int, task: str, text: int, inputs: Sequence[Shape] = (), output: Shape | None = (640, 480)) -> Any:
+    image = hashlib.sha256(b"%d" % number).hexdigest()
+    sides = [{"width": w, "height": h} for w, h in (*inputs, *([output] if output else []))]
+    return {
+        **dict.fromkeys(("shard", "sha256", "row_id", "source", "location"), "here"),
+        "key": f"{image[:12]}-{number}",
+        "task_type": task,
+        "offset": 0,
+        "size": 9,
+        "scores": [],
+        "members": [],
+        "instruction_chars": 4 * text,
+        "text_tokens": text,
+        "image_id": image,
+        "images": [image],
+        "input_sizes": sides[: len(inputs)],
+        "output_size": sides[-1] if output else None,
+    }
+
+
+def write(folder: Path, rows: list[dict[str, Any]], row_group: int = 400) -> corpus.Corpus:
+    folder.mkdir(parents=True)
+    with ManifestWriter(folder / "manifest.parquet", row_group) as manifest:
+        manifest.write(pa.Table.from_pylist(rows, MADE))
+    (folder / "corpus.json").write_text(json.dumps({"format": 1, "digest": "0", "name": folder.name}))
+    return corpus.open(folder)
+
+
+def drawings(random: np.random.Generator, count: int) -> list[dict[str, Any]]:
+    shapes = [(640, 480), (480, 640), (512, 512)]
+    return [row(n, "t2i", int(random.integers(10, 121)), output=shapes[n % 3]) for n in range(count)]
+
+
+def sequences(random: np.random.Generator, count: int) -> list[dict[str, Any]]:
+    images = random.integers(1, 6, count)
+    return [row(n + 10**6, "few", int(random.integers(20, 80)), [(512, 512)] * int(k)) for n, k in enumerate(images)]
+
+
+def conversations(random: np.random.Generator, count: int) -> list[dict[str, Any]]:
+    words = np.minimum(random.lognormal(5, 0.8, count), 1200).astype(int) + 1
+    shown = random.integers(200, 900, (count, 2)).tolist()
+    return [
+        row(n + 2 * 10**6, "chat", int(w), [tuple(s)], None) for n, (w, s) in enumerate(zip(words, shown, strict=True))
+    ]
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory: pytest.TempPathFactory) -> corpus.Corpus:
+    """10,500 samples of three tasks; their lengths drift from the first to the last, as sources do."""
+    random = np.random.default_rng(0)
+    rows = drawings(random, 5000) + sequences(random, 1500) + conversations(random, 4000)
+    rows[:2000] = sorted(rows[:2000], key=lambda r: int(r["text_tokens"]))
+    rows[6500:] = sorted(rows[6500:], key=lambda r: int(r["text_tokens"]))
+    return write(tmp_path_factory.mktemp("mixed") / "corpus", rows)
+
+
+def stage(tokens: int = 4096, packs: int = 4, **changes: Any) -> Stage:
+    given = {"name": "one", "resolution": 256, "steps": 9, "lr": 1, "mixture": {"t2i": 2, "few": 1, "chat": 1}}
+    given |= {"pack": {"tokens": tokens, "packs": packs}, "condition_dropout": 0.1}
+    return Stage.model_validate(given | changes)
+
+
+def planned(opened: corpus.Corpus, of: Stage, seed: int = 0, lengths: Lengths | None = None) -> PackPlan:
+    plan = plan_of(table_of([opened], [of], 0), of, seed, lengths)
+    assert isinstance(plan, PackPlan)
+    return plan
+
+
+def loads_of(steps: list[list[Draw]], lengths: np.ndarray, bare: np.ndarray, packs: int) -> np.ndarray:
+    """Tokens of each pack of each step."""
+    out = np.zeros((len(steps), packs))
+    for number, draws in enumerate(steps):
+        for draw in draws:
+            assert draw.pack is not None
+            out[number, draw.pack] += (bare if draw.dropped else lengths)[draw.sample]
+    return out
+
+
+@pytest.mark.parametrize(
+    ("mixture", "tokens", "changes"),
+    [
+        ({"t2i": 1}, 2048, {}),
+        ({"t2i": 1}, 32768, {}),
+        ({"t2i": 3, "few": 1}, 2048, {"resolution": 128}),
+        ({"t2i": 3, "few": 1}, 8192, {"condition_dropout": 0}),
+        ({"few": 1}, 4096, {}),
+        ({"t2i": 2, "few": 1, "chat": 1}, 4096, {}),
+        ({"t2i": 2, "few": 1, "chat": 1}, 32768, {"mixture_unit": "tokens"}),
+        ({"chat": 1}, 4096, {"chat_resolution": 160}),
+        ({"t2i": 2, "few": 1, "chat": 1}, 8192, {"buckets": [[256, 256], [320, 192], [192, 320]]}),
+    ],
+)
+def test_packs_are_full_and_none_is_over_full(
+    mixed: corpus.Corpus, mixture: dict[str, float], tokens: int, changes: dict[str, Any]
+) -> None:
+    of = stage(tokens, mixture=mixture, **changes)
+    plan = planned(mixed, of)
+    found = Measure(of)(mixed.manifest)
+    steps = [plan.step(n) for n in range(2 * plan.steps)]
+    loads = loads_of(steps, found.shown, found.bare, 4)
+    assert loads.max() <= plan.limit < tokens
+    assert loads.mean() / tokens >= 0.97 and loads.mean() / tokens == pytest.approx(plan.fill, abs=0.004)
+    assert np.mean([len(s) for s in steps]) == pytest.approx(plan.batch, rel=0.01)
+    for draws in steps:
+        assert [d.pack for d in draws] == sorted(d.pack or 0 for d in draws)
+        assert all(d.tokens == (found.bare if d.dropped else found.shown)[d.sample] for d in draws)
+    indices = [draw.index for draws in steps for draw in draws]
+    assert indices == sorted(set(indices))
+
+
+def test_packs_hold_by_the_counts_of_a_real_tokenizer(tmp_path: Path) -> None:
+    """Texts are pieces of scikit-image's documentation, and a BPE that is trained on others of them counts them."""
+    modules = (skimage.filters, skimage.measure, skimage.transform)
+    words = " ".join(getattr(m, name).__doc__ or "" for m in modules for name in m.__all__).split()
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel()
+    lines = [" ".join(words[n : n + 40]) for n in range(0, len(words) // 2, 40)]
+    tokenizer.train_from_iterator(lines, trainers.BpeTrainer(vocab_size=6000, show_progress=False))
+    random = np.random.default_rng(0)
+    texts = [" ".join(words[b : b + n]) for b, n in random.integers((0, 8), (len(words), 80), (4000, 2)).tolist()]
+    estimates, real = [text_tokens(t) for t in texts], [len(e.ids) for e in tokenizer.encode_batch(texts)]
+    rows = [row(n, "t2i", e) for n, e in enumerate(estimates)]
+    of = stage(16384, mixture={"t2i": 1}, condition_dropout=0)
+    fit = calibrate(list(zip(estimates, real, strict=True))[::13])
+    assert abs(np.mean(real) / np.mean(estimates) - 1) > 0.03  # what the estimate alone would miss
+    opened = write(tmp_path / "corpus", rows)
+    plan = planned(opened, of, lengths=Lengths(fit, per_document=3, per_output=1))
+    lengths = np.array(real) + 256 + 4
+    loads = loads_of([plan.step(n) for n in range(plan.steps)], lengths, lengths, 4)
+    assert loads.mean() / 16384 >= 0.97 and np.mean(loads > 16384) <= 0.01
+
+
+def test_any_step_can_be_had_alone(mixed: corpus.Corpus) -> None:
+    of = stage(packs=3)
+    plan = planned(mixed, of)
+    steps = {n: plan.step(n) for n in range(3 * plan.steps)}
+    for n in np.random.default_rng(0).permutation(len(steps)).tolist()[:3]:
+        assert planned(mixed, of).step(n) == steps[n]
+    draw = steps[7][4]
+    assert plan.draw(draw.index) == draw
+    far = planned(mixed, of).step(1_000_000)
+    assert far == plan.step(1_000_000) and far[0].index // plan.window == 1_000_000 // plan.steps
+    assert planned(mixed, of, seed=1).step(0) != steps[0]
+    assert planned(mixed, stage(packs=3, name="two")).step(0) != steps[0]
+
+
+def test_the_mixture_holds_and_every_sample_comes_once_in_an_epoch(mixed: corpus.Corpus) -> None:
+    of = stage(mixture={"t2i": 5, "few": 2, "chat": 1.001})
+    plan = planned(mixed, of)
+    draws = [d for n in range(8 * plan.steps) for d in plan.step(n)]
+    dealt = Counter(d.stratum for d in draws)
+    parts = Counter(stratum for stratum, _ in {(d.stratum, d.part) for d in draws})
+    for name, weight in of.mixture.items():
+        assert abs(dealt[name] - len(draws) * weight / 8.001) <= parts[name]
+    by_task = SampleTable([mixed], 0).train
+    for name in of.mixture:
+        mine = [d for d in draws if d.stratum == name]
+        counts = Counter(d.sample for d in mine)
+        epochs = len(mine) / len(by_task[name])
+        assert epochs < 1 or counts.keys() == set(by_task[name])
+        assert max(counts.values()) <= epochs + 2
+        for part in {d.part for d in mine}:
+            inside = Counter(d.sample for d in mine if d.part == part).values()
+            assert max(inside) - (min(inside) if epochs > 1 else 0) <= 1
+    dropped = Counter(d.stratum for d in draws if d.dropped)
+    assert dropped["chat"] == 0
+    for name in ("t2i", "few"):
+        assert dropped[name] / dealt[name] == pytest.approx(0.1, abs=0.01)
+
+
+def test_steps_are_like_each_other_in_tasks(mixed: corpus.Corpus) -> None:
+    plan = planned(mixed, stage(16384, 8))
+    shares = [np.mean([d.stratum == "t2i" for d in plan.step(n)]) for n in range(plan.steps * 2)]
+    assert np.std(shares) < 0.08
+
+
+def test_a_spare_fits_and_is_of_the_same_stratum(mixed: corpus.Corpus) -> None:
+    of = stage()
+    plan = planned(mixed, of)
+    found = Measure(of)(mixed.manifest)
+    for number in range(6):
+        draws = plan.step(number)
+        loads = loads_of([draws], found.shown, found.bare, 4)[0]
+        for draw in draws[::5]:
+            assert draw.tokens is not None and draw.pack is not None
+            spares = [plan.spare(draw, attempt) for attempt in range(1, 6)]
+            for spare in spares:
+                assert (spare.index, spare.stratum, spare.pack) == (draw.index, draw.stratum, draw.pack)
+                assert spare.tokens == (found.bare if spare.dropped else found.shown)[spare.sample]
+                assert loads[draw.pack] - draw.tokens + (spare.tokens or 0) <= plan.limit
+            assert len({s.sample for s in (draw, *spares)}) == 6
+            assert (
+                plan.spare(draw, 2) == planned(mixed, of).spare(draw, 2) if number == 0 and draw is draws[0] else True
+            )
+
+
+def test_each_sample_has_the_size_of_its_own_bucket_and_conversations_none(mixed: corpus.Corpus) -> None:
+    of = stage(buckets=[[256, 256], [320, 192], [192, 320]])
+    plan = planned(mixed, of)
+    shapes = [r["output_size"] for r in mixed.manifest.to_pylist()]
+    draws = plan.step(0) + plan.step(1)
+    for draw in draws:
+        shape = shapes[draw.sample]
+        wide = None if shape is None else np.sign(shape["width"] - shape["height"])
+        assert draw.size == {None: None, 0: (256, 256), 1: (320, 192), -1: (192, 320)}[wide]
+    assert len({d.size for d in draws if d.pack == 0}) == 4
+
+
+def test_other_row_groups_make_another_order_and_nothing_else(mixed: corpus.Corpus, tmp_path: Path) -> None:
+    other = write(tmp_path / "other", mixed.manifest.select(MADE.names).to_pylist(), row_group=977)
+    of = stage(mixture={"t2i": 1, "chat": 1})
+    plans = [planned(c, of) for c in (mixed, other)]
+    steps = [[plan.step(n) for n in range(plan.steps)] for plan in plans]
+    assert steps[0] != steps[1]
+    assert plans[0].fill == pytest.approx(plans[1].fill, abs=0.004)
+    shares = [Counter(d.stratum for s in each for d in s) for each in steps]
+    assert shares[0]["chat"] / shares[0].total() == pytest.approx(shares[1]["chat"] / shares[1].total(), abs=0.005)
+
+
+def test_samples_that_no_pack_holds_are_left_out_and_counted(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    rows = drawings(random, 900) + [
+        row(10**7 + n, "chat", 30 if n % 4 else 5000, [(256, 256)], None) for n in range(400)
+    ]
+    opened = write(tmp_path / "long", rows)
+    plan = planned(opened, stage(2048, mixture={"t2i": 1, "chat": 1}, resolution=256))
+    assert plan.too_long == {"chat": 100}
+    drawn = {d.sample for n in range(5 * plan.steps) for d in plan.step(n)}
+    long = {n for n, r in enumerate(rows) if r["text_tokens"] == 5000}
+    assert not drawn & long and drawn == set(range(1300)) - long
+    with pytest.raises(RecipeError, match=r"stages\.one\.pack: no sample of t2i fits into \d+ tokens"):
+        planned(opened, stage(250, mixture={"t2i": 1}, condition_dropout=0))
+    with pytest.raises(RecipeError, match="no training samples of sea; they have chat, t2i"):
+        planned(opened, stage(mixture={"sea": 1}))
+
+
+def test_corpora_without_the_estimate_are_packed_by_characters_and_bytes(tmp_path: Path) -> None:
+    opened = write_rows(tmp_path / "earlier", rows_of(range(600)))
+    of = stage(1024, 2, mixture={"deblur": 3, "describe": 1}, resolution=64)
+    assert opened.manifest["text_tokens"].null_count == len(opened)
+    plan = planned(opened, of)
+    found = Measure(of)(opened.manifest)
+    loads = loads_of([plan.step(n) for n in range(plan.steps)], found.shown, found.bare, 2)
+    assert loads.max() <= 1024 and loads.mean() / 1024 >= 0.95
+
+
+def test_stages_with_packs_and_without_share_a_table(mixed: corpus.Corpus) -> None:
+    packed, plain = stage(), stage(pack=None, batch=8)
+    table = table_of([mixed], [packed, plain], 0.1)
+    alone = table_of([mixed], [plain], 0.1)
+    assert len(table.cells) > len(alone.cells)
+    one, other = plan_of(table, plain, 0), plan_of(alone, plain, 0)
+    assert isinstance(one, StagePlan) and all(one.step(n) == other.step(n) for n in range(20))
+    assert {k: list(v) for k, v in table.train.items()} == {k: list(v) for k, v in alone.train.items()}
+    held = {s for part in table.held_out.values() for s in part}
+    plan = plan_of(table, packed, 0)
+    assert held and not held & {d.sample for n in range(100) for d in plan.step(n)}
+
+
+def test_a_stage_has_a_batch_or_packs(tmp_path: Path) -> None:
+    given = {"name": "one", "resolution": 16, "steps": 1, "lr": 1, "mixture": {"a": 1}}
+    for changes in ({}, {"batch": 4, "pack": {"tokens": 100}}):
+        with pytest.raises(RecipeError, match="give either batch"):
+            parse_config(Stage, given | changes, "test")
+    assert parse_config(Stage, {**given, "pack": {"tokens": 100, "packs": 2}}, "test").batch is None
+
+
+@dataclass
+class Many:
+    """500 row groups of 100 samples in four classes, which are not everywhere; `read` has those that were read."""
+
+    counts: np.ndarray
+    read: list[int] = field(default_factory=list)
+    tasks: Sequence[str] = ("t",)
+    boxes: Sequence[Shape] = ()
+
+    @property
+    def sizes(self) -> np.ndarray:
+        return np.full(self.counts.shape[1], 100)
+
+    def rows(self, entry: int) -> Rows:
+        self.read.append(entry)
+        kind = np.repeat(np.arange(4), self.counts[:, entry])
+        length = 200 + 60 * kind + np.arange(100) % 50
+        zero = np.zeros(100, np.int64)
+        return Rows(entry * 100 + np.arange(100), kind, zero, zero - 1, length, length, zero > 0, length * 0.1)
+
+
+def test_the_parts_of_a_stratum_go_through_the_row_groups_together() -> None:
+    random = np.random.default_rng(0)
+    counts = random.multinomial(100, [0.4, 0.3, 0.2, 0.1], 500).T
+    counts[:, ::5] = np.array([0, 0, 0, 100])[:, None]  # long ones have row groups of their own
+    samples = Many(counts)
+    plan = PackPlan({"s": samples}, {"s": 1}, Pack(tokens=4096, packs=2), 0, "one", window=512, open_samples=1000)
+    samples.read.clear()
+    windows = []
+    drawn = []
+    for window in range(20):
+        draws = [d for n in range(plan.steps) for d in plan.step(window * plan.steps + n)]
+        windows.append({d.sample // 100 for d in draws})
+        drawn += [d.sample for d in draws]
+    assert len(drawn) == len(set(drawn))
+    # 512 samples lie in 5 row groups at least, and are shuffled among those of a run, 10
+    assert np.mean([len(groups) for groups in windows]) < 40
+    assert len(samples.read) < 1.2 * len(set(samples.read))  # what was read is still there for the next
+
+
+def test_calibration_finds_what_a_tokenizer_makes_of_the_estimate() -> None:
+    random = np.random.default_rng(0)
+    estimate = random.integers(5, 400, 600).astype(float)
+    real = np.rint(1.2 * estimate + 3 + random.normal(0, 0.8, 600) * np.sqrt(estimate))
+    fit = calibrate(list(zip(estimate, real, strict=True)))
+    assert fit.slope == pytest.approx(1.2, abs=0.02)
+    assert fit.intercept == pytest.approx(3, abs=1)
+    assert fit.spread == pytest.approx(0.8, rel=0.1)
+    assert calibrate([]) == calibrate([(5, 9)] * 7) == Fit()
+    assert calibrate([(10, 15)] * 20) == Fit(1.5, 0, 0)
+    falling = calibrate([(n, 100 - n) for n in range(1, 50)])
+    assert falling.slope > 0 and falling.intercept == 0
+
+
+def test_lengths_are_those_of_the_model() -> None:
+    rows = [row(1, "t2i", 10), row(2, "few", 20, [(9, 9), (9, 9)]), row(3, "chat", 30, [(1200, 600), (100, 50)], None)]
+    of = stage(resolution=256, chat_resolution=300)
+    lengths = Lengths(Fit(2, 1), lambda width, height, chat: 7 if not chat else width + height, 5, 3, 11, 1)
+    found = Measure(of, lengths)(pa.Table.from_pylist(rows, MADE))
+    chat = 11 + 61 + (600 + 300 + 5) + (100 + 50 + 5)
+    assert found.shown.tolist() == [11 + 21 + 7 + 3, 11 + 41 + 7 + 3 + 2 * (7 + 5), chat]
+    assert found.bare.tolist() == [11 + 1 + 7 + 3, 11 + 1 + 7 + 3, chat]
+
+
+def test_many_permutations_at_once_are_those_of_one_at_a_time() -> None:
+    sizes = np.repeat([1, 2, 7, 64, 1000, 70_001], 64)
+    places = np.concatenate([np.random.default_rng(0).integers(0, n, 64) for n in (1, 2, 7, 64, 1000, 70_001)])
+    names = [("a", place % 5) for place in range(len(sizes))]
+    keys = np.array([round_keys(*name) for name in names], np.uint64)
+    found = permuted_all(places, sizes, keys)
+    assert found.tolist() == [permuted(int(p), int(n), *k) for p, n, k in zip(places, sizes, names, strict=True)]
+
+
+def test_segments_leave_the_least_spread() -> None:
+    assert segments(np.array([1, 1, 2, 9, 10, 50]), 3) == (2, 10)
+    assert segments(np.array([4.0, 4.0]), 3) == ()
+    values = np.random.default_rng(0).lognormal(3, 1, 20_000)
+    cuts = segments(values, 8)
+    assert len(cuts) == 7 and list(cuts) == sorted(cuts)
+
+    def spread(ends: Sequence[float]) -> float:
+        place = np.searchsorted(ends, values)
+        mean = np.bincount(place, values) / np.bincount(place)
+        return float(((values - mean[place]) ** 2).sum())
+
+    assert spread(cuts) < 0.4 * spread(np.quantile(values, np.arange(1, 8) / 8).tolist())
+
+
+def test_bins_are_mended_by_exchanges() -> None:
+    random = np.random.default_rng(0)
+    lengths = random.integers(266, 377, 620)
+    for home in (balanced(lengths, 100), best_fit(lengths, 100, 2048), filled(lengths, 100, 2048)):
+        assert repair(lengths, home, 100, 2048)
+        assert np.bincount(home, lengths, 100).max() <= 2048 and len(home) == 620
+    wild, fits = packed(lengths, 100, 2048, random.integers(0, 100, 620))
+    assert fits and np.bincount(wild, lengths, 100).max() <= 2048
+    assert not repair(np.full(8, 300), balanced(np.full(8, 300), 1), 1, 2048)
+    fixed = most(lambda count, _: np.full(count, 288), 50, 2048, 288.0, random)
+    assert len(fixed) == 7 * 50 and np.bincount(fixed).tolist() == [7] * 50
+    assert not len(most(lambda count, _: np.full(count, 3000), 5, 2048, 3000.0, random))
+
+
+def test_the_side_is_that_of_training(mixed: corpus.Corpus) -> None:
+    table = table_of([mixed], [stage()], 0.3)
+    plan = plan_of(table, stage(), 0)
+    trained = {s for part in table.samples(TRAIN).values() for s in part}
+    assert {d.sample for n in range(50) for d in plan.step(n)} <= trained
