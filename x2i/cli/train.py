@@ -90,11 +90,15 @@ def train(
     A second call goes on from the newest checkpoint, with exactly the samples that were due, also on another number of
     devices. A finished run computes nothing. Ctrl-C finishes the step and writes a checkpoint.
 
-    Examples: x2i train configs/train/quickstart.yaml
-              x2i train configs/train/omnigen.yaml --explain --devices 104 --device-name a100
-              x2i train configs/train/omnigen.yaml --set scale=tiny --set output=runs/omnigen_tiny
-              torchrun --nproc-per-node 8 -m x2i train configs/train/omnigen.yaml
-              x2i train configs/train/omnigen.yaml --workers 16 --address auto
+    Example: x2i train configs/train/quickstart.yaml
+
+    Example: x2i train configs/train/omnigen.yaml --explain --devices 104 --device-name a100
+
+    Example: x2i train configs/train/omnigen.yaml --set scale=tiny --set output=runs/omnigen_tiny
+
+    Example: torchrun --nproc-per-node 8 -m x2i train configs/train/omnigen.yaml
+
+    Example: x2i train configs/train/omnigen.yaml --workers 16 --address auto
     """
     from x2i.trainer.config import load_run
 

@@ -158,6 +158,9 @@ class _Sent:
     def step(self, stage: str, done: int, loss: float, by_task: dict[str, float]) -> None:
         self._mailbox.tell.remote("step", stage, done, loss, by_task)
 
+    def speed(self, text: str) -> None:
+        self._mailbox.tell.remote("speed", text)
+
     def note(self, message: str) -> None:
         self._mailbox.tell.remote("note", message)
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import time
+from collections import deque
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from x2i.base.seeds import digest
 from x2i.trainer.config import RunConfig, WandB
 from x2i.trainer.evaluation import HeldOutLoss, timestep_bin
 from x2i.trainer.learner import RowReport, StepReport
+from x2i.trainer.peak import mfu
 from x2i.trainer.record import LOGS
 
 if TYPE_CHECKING:
@@ -17,14 +20,35 @@ if TYPE_CHECKING:
 #: Share of the old value in the losses that are shown.
 _SMOOTH = 0.95
 
+#: Steps whose speed is shown on the console.
+_LAST = 20
+
+#: What a step consists of; evaluation, previews and checkpoints stand between steps.
+_STEP = ("data", "encoding", "compute")
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a step holds on all ranks: FLOPs that it needs (`x2i.trainer.flops`), and tokens without padding."""
+
+    flops: float
+    tokens: float
+
 
 class Meter:
-    """Measures steps. `smoothed` has the losses of the last steps by task, and of all under ""."""
+    """Measures steps. `smoothed` has the losses of the last steps by task, and of all under "".
 
-    def __init__(self) -> None:
+    Args:
+        devices: on which the steps are computed.
+        peak: FLOP/s of each, if known.
+    """
+
+    def __init__(self, devices: int = 1, peak: float | None = None) -> None:
         self.smoothed: dict[str, float] = {}
+        self._devices, self._peak = devices, peak
         self._laps: dict[str, float] = {}
         self._began = time.monotonic()
+        self._last: deque[tuple[float, float, int, Work]] = deque(maxlen=_LAST)
 
     def start(self) -> None:
         """The clock runs from here."""
@@ -36,17 +60,15 @@ class Meter:
         self._laps[what] = self._laps.get(what, 0.0) + now - self._began
         self._began = now
 
-    def step(self, report: StepReport) -> None:
-        """A step is done."""
-        for task, value in {"": report.loss, **report.mean(lambda row: row.task)}.items():
-            self.smoothed[task] = _SMOOTH * self.smoothed.get(task, value) + (1 - _SMOOTH) * value
-
-    def scalars(self, report: StepReport) -> dict[str, float]:
-        """Everything that is told of a step, by name. The laps begin anew."""
+    def step(self, report: StepReport, work: Work) -> dict[str, float]:
+        """A step is done: everything that is told of it, by name. The laps begin anew."""
         tasks, times = report.mean(lambda row: row.task), report.mean(_bin)
+        for task, value in {"": report.loss, **tasks}.items():
+            self.smoothed[task] = _SMOOTH * self.smoothed.get(task, value) + (1 - _SMOOTH) * value
         laps, self._laps = self._laps, {}
-        whole = max(sum(laps.get(what, 0.0) for what in ("data", "encoding", "compute")), 1e-9)
-        learned = sum(row.tokens or 0 for row in report.rows)
+        whole = max(sum(laps.get(what, 0.0) for what in _STEP), 1e-9)
+        self._last.append((whole, laps.get("data", 0.0), len(report.rows), work))
+        share = mfu(work.flops, whole, self._devices, self._peak)
         return {
             "train/loss": report.loss,
             **{f"train/loss/{task}": value for task, value in tasks.items()},
@@ -56,10 +78,23 @@ class Meter:
             **{f"train/lr/{part}": rate for part, rate in report.rates.items()},
             "train/samples_per_second": len(report.rows) / whole,
             "train/images_per_second": sum(row.t is not None for row in report.rows) / whole,
-            "train/learned_tokens_per_second": learned / whole,
+            "train/tokens_per_second": work.tokens / whole,
+            "train/tflops_per_second": work.flops / whole / 1e12,
+            **({} if share is None else {"train/mfu": share}),
             **({} if report.fill is None else {"train/fill": report.fill, "train/left_out": len(report.left_out)}),
             **{f"seconds/{what}": seconds for what, seconds in laps.items()},
         }
+
+    @property
+    def speed(self) -> str:
+        """The last steps in a few words."""
+        seconds = sum(s for s, *_ in self._last) or 1e-9
+        waited = sum(w for _, w, *_ in self._last) / seconds
+        rows = sum(r for *_, r, _ in self._last) / seconds
+        flops, tokens = (sum(getattr(work, n) for *_, work in self._last) for n in ("flops", "tokens"))
+        share = mfu(flops, seconds, self._devices, self._peak)
+        told = [f"{rows:,.1f} samples/s", f"{tokens / seconds:,.0f} tokens/s"]
+        return " · ".join([*told, *([] if share is None else [f"MFU {share:.0%}"]), f"data {waited:.0%}"])
 
 
 def _bin(row: RowReport) -> str | None:

@@ -8,6 +8,10 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 
+#: Columns of a terminal that has room for the losses of tasks.
+_WIDE = 140
+
+
 class Progress(Protocol):
     """What `train` calls while it works."""
 
@@ -16,6 +20,9 @@ class Progress(Protocol):
 
     def step(self, stage: str, done: int, loss: float, by_task: dict[str, float]) -> None:
         """A step is done: `done` steps of all; smoothed losses."""
+
+    def speed(self, text: str) -> None:
+        """How fast the last steps were."""
 
     def note(self, message: str) -> None:
         """Something that a person would like to know."""
@@ -30,6 +37,8 @@ class Silent:
     def start(self, total: int, done: int) -> None: ...
 
     def step(self, stage: str, done: int, loss: float, by_task: dict[str, float]) -> None: ...
+
+    def speed(self, text: str) -> None: ...
 
     def note(self, message: str) -> None: ...
 
@@ -46,24 +55,29 @@ class Bar:
         self._console = console or Console(stderr=True)
         self._bar = progress.Progress(
             progress.TextColumn("[bold]{task.description}"),
-            progress.BarColumn(bar_width=24),
+            progress.BarColumn(bar_width=24 if self._console.width >= _WIDE else 8),
             progress.MofNCompleteColumn(),
             progress.TextColumn("{task.fields[losses]}"),
-            progress.TimeElapsedColumn(),
+            progress.TextColumn("[dim]{task.fields[speed]}"),
             progress.TimeRemainingColumn(),
             console=self._console,
         )
         self._task: progress.TaskID | None = None
 
     def start(self, total: int, done: int) -> None:
-        self._task = self._bar.add_task("training", total=total, completed=done, losses="")
+        self._task = self._bar.add_task("training", total=total, completed=done, losses="", speed="")
         self._bar.start()
 
     def step(self, stage: str, done: int, loss: float, by_task: dict[str, float]) -> None:
         if self._task is not None:
             worst = sorted(by_task.items(), key=lambda item: -item[1])[:2]
-            shown = f"loss {loss:.3f}" + "".join(f"  {task} {value:.2f}" for task, value in worst)
+            tasks = "".join(f"  {task} {value:.2f}" for task, value in worst)
+            shown = f"loss {loss:.3f}" + (tasks if self._console.width >= _WIDE else "")
             self._bar.update(self._task, completed=done, description=f"stage {stage}", losses=shown)
+
+    def speed(self, text: str) -> None:
+        if self._task is not None:
+            self._bar.update(self._task, speed=text)
 
     def note(self, message: str) -> None:
         self._console.print(message, highlight=False, markup=False)

@@ -30,10 +30,12 @@ from x2i.trainer.config import RunConfig, Stage
 from x2i.trainer.course import Course, Origin
 from x2i.trainer.data import Example
 from x2i.trainer.evaluation import HeldOutLoss, held_out
+from x2i.trainer.flops import StageFlops
 from x2i.trainer.learner import Learner, StepReport, Totals
 from x2i.trainer.ledger import Entry, Ledger
 from x2i.trainer.loader import Loader
-from x2i.trainer.meter import Logs, Meter
+from x2i.trainer.meter import Logs, Meter, Work
+from x2i.trainer.peak import peak
 from x2i.trainer.progress import Progress
 from x2i.trainer.run import Result, result_of
 from x2i.trainer.saver import Saver, restore, state_of
@@ -68,7 +70,8 @@ class Session:
         self._saver = Saver(world)
         if newest is not None:
             self._restore(newest.path)
-        self._meter = Meter()
+        self._meter = Meter(world.size, peak(self._setup.device))
+        self._flops = functools.lru_cache(self._flops_of)
         self._asked = 0  # the signal by which this rank was asked to stop
         self._stop = 0  # the one on which all ranks have agreed
 
@@ -126,12 +129,12 @@ class Session:
         self._meter.start()
         for number, examples in enumerate(loader, start):
             self._meter.lap("data")
-            batches, totals = self._prepared(place, number, examples)
+            batches, totals, work = self._prepared(place, number, examples)
             self._meter.lap("encoding")
             report = self._learner.step(batches, stage, number, self._step, totals)
             self._step += 1
             self._meter.lap("compute")
-            self._note(stage, report)
+            self._note(stage, report, work)
             if self._world.size == 1:
                 self._stop = self._asked
             last = number + 1 == stage.steps
@@ -145,7 +148,7 @@ class Session:
             if self._stop:
                 return
 
-    def _prepared(self, place: int, number: int, examples: list[Example]) -> tuple[list[Batch], Totals]:
+    def _prepared(self, place: int, number: int, examples: list[Example]) -> tuple[list[Batch], Totals, Work]:
         """This rank's batches of a step, and what all ranks have.
 
         Here the ranks agree: on going on at all, and on stopping after this step.
@@ -162,17 +165,24 @@ class Session:
                 examples, self._run.seed, stage, owned, {d.index: d for d in draws}
             )
             found = Totals.of(batches)
+            work = Work(self._flops(place).step(batches), self._flops(place).tokens(batches))
         except X2IError as error:
-            fault, found = error, Totals(0, 0, 0)
+            fault, found, work = error, Totals(0, 0, 0), Work(0, 0)
         told = [found.rows, found.chats, found.tokens, self._asked > 0, fault is not None, self._saver.failed]
-        rows, chats, tokens, stop, faults, unwritten = self._world.sum(told)
+        totals = self._world.sum([*told, work.flops, work.tokens])
+        rows, chats, tokens, stop, faults, unwritten, *done = totals
         if stop:
             self._stop = self._asked or signal.SIGTERM
         if unwritten:
             self._saver.wait()
         if faults:
             raise fault or ElsewhereError("another rank cannot prepare its samples: its message says why")
-        return batches, Totals(rows, chats, tokens)
+        return batches, Totals(rows, chats, tokens), Work(*done)
+
+    def _flops_of(self, place: int) -> StageFlops:
+        run, stage = self._run, self._run.stages[place]
+        config, learning = self._setup.processors[place].config, self._learner.trained(place)
+        return StageFlops(config, learning, lora=run.model.lora, preference=stage.preference is not None)
 
     def _checkpoint(self, place: int, stage_step: int, full: bool) -> None:
         """Begin to write a checkpoint; a full one has held-out losses and a preview. All ranks do it together."""
@@ -321,17 +331,18 @@ class Session:
             self._logs.picture("preview", picture, self._step)
         return buffer.getvalue()
 
-    def _note(self, stage: Stage, report: StepReport) -> None:
+    def _note(self, stage: Stage, report: StepReport, work: Work) -> None:
         """Tell the ledger, the logs and the console of a step."""
-        self._meter.step(report)
+        scalars = self._meter.step(report, work)
         if report.left_out:
             log.info("step %d: no room was left in their packs for %s", self._step, ", ".join(report.left_out))
         if self._ledger is not None:
             self._ledger.add(self._entries(stage, report))
         if self._logs is not None:
-            self._logs.step(self._meter.scalars(report), self._step)
+            self._logs.step(scalars, self._step)
         by_task = {t: v for t, v in self._meter.smoothed.items() if t}
         self._progress.step(stage.name, self._step, self._meter.smoothed[""], by_task)
+        self._progress.speed(self._meter.speed)
 
     def _entries(self, stage: Stage, report: StepReport) -> Iterator[Entry]:
         for row in report.rows:
