@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 import types
@@ -351,6 +352,18 @@ def test_adapters_of_two_ranks_continued_on_one_are_those_of_one(corpus: Path, t
             many, one = (load_file(r / f"step-{step:06d}/{name}.safetensors") for r in (run.output, alone.output))
             assert one.keys() == many.keys()
             assert all(torch.allclose(one[n], many[n], atol=1e-5) for n in one), (step, name)
+
+
+def test_adapters_learn_preferences_and_resume_exactly(tmp_path: Path) -> None:
+    chats = corpora.write(tmp_path / "chats", list(corpora.chats(12)))
+    stage = {"mixture": {"describe": 1}, "preference": {"beta": 0.1}, "steps": 4}
+    stages = ({"mixture": {"describe": 1}}, stage | {"train": {"trunk": {"lr": 1e-2, "lora": LOW_RANK}}})
+    made = train(config(chats, tmp_path / "straight", *stages))
+    run = config(chats, tmp_path / "run", *stages, checkpoint_every=3)
+    with pytest.raises(MemoryError):
+        train(run, progress=CutAfter(5))
+    assert same(train(run).checkpoint, made.checkpoint)
+    assert scalars(made.output, "train/loss")[2] == pytest.approx(math.log(2))  # as good as the reference
 
 
 @pytest.mark.parametrize(

@@ -249,7 +249,7 @@ class Stage(Config):
         """The stage's own rate, where only its parts have one."""
         if not isinstance(value, dict) or "lr" in value or not isinstance(value.get("train"), dict):
             return value
-        rates = [part.get("lr") if isinstance(part, dict) else part for part in value["train"].values()]
+        rates: list[Any] = [part.get("lr") if isinstance(part, dict) else part for part in value["train"].values()]
         known = []
         for rate in rates:
             with contextlib.suppress(TypeError, ValueError):  # YAML reads 1e-3 as a word

@@ -182,7 +182,8 @@ class Session:
     def _flops_of(self, place: int) -> StageFlops:
         run, stage = self._run, self._run.stages[place]
         config, learning = self._setup.processors[place].config, self._learner.trained(place)
-        return StageFlops(config, learning, lora=run.model.lora, preference=stage.preference is not None)
+        adapted, preference = self._learner.what(place).adapted, stage.preference is not None
+        return StageFlops(config, learning, lora=run.model.lora, adapted=adapted, preference=preference)
 
     def _checkpoint(self, place: int, stage_step: int, full: bool) -> None:
         """Begin to write a checkpoint; a full one has held-out losses and a preview. All ranks do it together."""
