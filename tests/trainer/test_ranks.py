@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import yaml
 from safetensors.torch import load_file
+from torch import nn
 
 from tests.trainer import corpora
 from x2i import corpus
@@ -156,3 +157,20 @@ def test_recomputed_activations_give_the_same_weights(mixed: Path, straight: Pat
 def test_shards_that_do_not_divide_the_ranks_are_refused(mixed: Path, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"compute\.shards: 2 does not divide the 1 ranks"):
         train(parse_config(RunConfig, content(mixed, tmp_path / "run", compute={"shards": 2}), "test"))
+
+
+def test_compiled_blocks_give_the_same_weights(
+    mixed: Path, straight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled, exact = [], nn.Module.compile
+
+    def traced(self: nn.Module, **_: Any) -> None:
+        compiled.append(self)
+        exact(self, backend="aot_eager")  # the whole way but for the code that is made of it, which takes a minute
+
+    monkeypatch.setattr(nn.Module, "compile", traced)
+    run = content(mixed, tmp_path / "run", compute={"compile": True, "checkpointing": True})
+    train(parse_config(RunConfig, run, "test"))
+    assert len(compiled) == 2
+    assert consumed(tmp_path / "run") == consumed(straight)
+    assert differences(tmp_path / "run", straight) < 1e-4

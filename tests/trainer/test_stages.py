@@ -76,6 +76,13 @@ def test_tiny_keeps_what_is_learned_and_how(name: str, corpus: Path, tmp_path: P
     assert small.device == "cpu" and small.model.weights is None and not small.model.pretrained
 
 
+def test_tiny_stages_begin_with_each_other_and_not_with_weights(corpus: Path, tmp_path: Path) -> None:
+    given = ["stages.1024.start=256", "stages.2240.start=org/weights", "wandb={project: trials}"]
+    run = tiny("omnigen", corpus, tmp_path, *(g.replace("=256", "='256'") for g in given))
+    assert [stage.start for stage in run.stages] == [None, None, "256", None, None]
+    assert run.wandb is None
+
+
 def test_sizes_shrink_in_proportion(corpus: Path, tmp_path: Path) -> None:
     run = tiny("omnigen", corpus, tmp_path)
     assert [stage.resolution // TOKEN for stage in run.stages] == [2, 2, 4, 8, 4]

@@ -19,11 +19,12 @@ _WIDEST = 100
 def show(told: Explained) -> None:
     """Print what `x2i.trainer.explain.explain` found."""
     width = min(console.width, _WIDEST)
-    console.print(_stages(told), width=width)
-    console.print(_memory(told), width=width)
-    for by in ("task", "corpus"):
-        if any(_of(stage, by) for stage in told.stages):
-            console.print(_drawn(told, by), width=width)
+    shown = [_stages(told), _memory(told)]
+    shown += [_drawn(told, by) for by in ("task", "corpus") if any(_of(stage, by) for stage in told.stages)]
+    for out in shown:  # a title of its own may be wider than the table
+        console.print(str(out.title), style="bold", markup=False, highlight=False, width=width)
+        out.title = None
+        console.print(out, width=width)
     devices = told.devices
     speed = f"time: at {devices.mfu:.0%} of the peak of {devices.count:,} {devices.name} (assumed: --mfu, --devices, "
     speed += "--device-name), without evaluation and checkpoints"
@@ -43,10 +44,11 @@ def _plain(title: str, told: Explained, last: str | None) -> Table:
 
 
 def _stages(told: Explained) -> Table:
-    out = _plain(f"{told.model}: {big(told.parameters)} parameters", told, "all")
+    many = len(told.stages) > 1
+    out = _plain(f"{told.model}: {big(told.parameters)} parameters", told, "all" if many else None)
 
     def row(name: str, of: Callable[[StageTold], str], total: str = "") -> None:
-        out.add_row(name, *(of(stage) for stage in told.stages), total)
+        out.add_row(name, *(of(stage) for stage in told.stages), *([total] if many else []))
 
     def total(name: str) -> str:
         found = told.total(name)
@@ -99,10 +101,11 @@ def _drawn(told: Explained, by: str) -> Table:
     """Share of the stage's samples, and how often each is seen."""
     known = any(d.epochs is not None for stage in told.stages for d in _of(stage, by).values())
     means = "share of the samples" + (", and how often each is seen" if known else "")
-    out = _plain(f"By {by}: {means}", told, "in all" if known else None)
+    total = known and len(told.stages) > 1
+    out = _plain(f"By {by}: {means}", told, "in all" if total else None)
     for name in dict.fromkeys(name for stage in told.stages for name in _of(stage, by)):
         each = [_of(stage, by).get(name) for stage in told.stages]
-        out.add_row(name, *map(_cell, each), *([_times(each)] if known else []))
+        out.add_row(name, *map(_cell, each), *([_times(each)] if total else []))
     return out
 
 

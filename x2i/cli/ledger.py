@@ -11,6 +11,7 @@ from x2i.cli.console import console, print_json, table
 
 if TYPE_CHECKING:
     import duckdb
+    from rich.table import Table
 
 _BY = ("task", "source", "stage", "corpus")
 
@@ -58,10 +59,26 @@ def ledger(
     if not rows:
         console.print("nothing")
         return
-    shown = table(title, *rows[0])
-    for row in rows:
-        shown.add_row(*(_text(v) for v in row.values()))
-    console.print(shown)
+    console.print(_table(title, rows))
+
+
+#: Of the totals: what stands above their columns.
+_HEADS = {"different": "keys", "repeated": "each", "tokens_learned": "tokens", "replaced": "spares"}
+
+
+def _table(title: str, rows: list[dict[str, Any]]) -> Table:
+    told = [{name: _text(value) for name, value in row.items()} for row in rows]
+    for row in told:
+        if "loss_at_the_end" in row:  # fewer columns: a terminal is narrow
+            end = row.pop("loss_at_the_end")
+            row["loss, at the end"] = row.pop("mean_loss") + (f", {end}" if end else "")
+            row["steps"] = f"{row.pop('first_step')}–{row.pop('last_step')}"
+            del row["images"]
+    shown = table(title, *(_HEADS.get(name, name.replace("_", " ")) for name in told[0]))
+    shown.columns[0].no_wrap = True
+    for row in told:
+        shown.add_row(*row.values())
+    return shown
 
 
 def _totals(connection: duckdb.DuckDBPyConnection, by: str) -> list[dict[str, Any]]:

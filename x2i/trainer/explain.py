@@ -16,7 +16,7 @@ from x2i import corpus
 from x2i.base.errors import RecipeError, X2IError
 from x2i.model import registry
 from x2i.model.base import Model
-from x2i.model.config import ModelConfig, PixelsConfig
+from x2i.model.config import ModelConfig, ModelFile, PixelsConfig, VAEConfig
 from x2i.model.lora_config import LoRAConfig
 from x2i.trainer import checkpoint, parts
 from x2i.trainer.config import RunConfig, Stage
@@ -45,9 +45,11 @@ def explain(run: RunConfig, devices: Devices | None = None) -> Explained:
     devices, notes = devices or Devices(), list[str]()
     if devices.flops is None:
         notes.append(f"no time: the peak of {devices.name!r} is not known")
-    config = _numbers(run)
+    beside = _beside(run.model.weights)
+    config = _numbers(run, beside)
+    vae = run.vae or (beside.vae if beside else None) or (None if run.model.weights else PixelsConfig())
     model = on_meta(config, run.model.lora)
-    shrink, table = _shrink(run, notes) if model.draws else 1, _table(run, notes)
+    shrink, table = _shrink(vae, notes) if model.draws else 1, _table(run, notes)
     strata = []
     for place, stage in enumerate(run.stages):
         reading = registry.read_as(config, stage.inputs, f"stages.{place}.inputs")
@@ -73,7 +75,7 @@ def explain(run: RunConfig, devices: Devices | None = None) -> Explained:
         "activations: of what a device computes at once, a pack or `micro_batch` samples (default: all of its share of a "
         f"step), {how} checkpointing (`compute`); estimated"
     )
-    if not isinstance(run.vae, PixelsConfig) and model.draws:
+    if not isinstance(vae, PixelsConfig) and model.draws:
         notes.append("FLOPs and memory are those of the model; the frozen autoencoder's encoding comes on top")
     parameters = sum(p.numel() for p in model.parameters())
     return Explained(run.model.preset or config.architecture, parameters, devices, told, list(dict.fromkeys(notes)))
@@ -171,12 +173,15 @@ def _recomputed(model: Model[Any], mean: Mean, width: int) -> float:
     return mean.kept / len(blocks) + mean.tokens * len(blocks) * inputs
 
 
-def _numbers(run: RunConfig) -> ModelConfig:
-    """The model's numbers, with the words and latents of the run's tokenizer and autoencoder."""
-    config = run.model.config(None)
+def _numbers(run: RunConfig, beside: ModelFile | None) -> ModelConfig:
+    """The model's numbers, with the words and latents of the run's tokenizer and autoencoder. Raises RecipeError."""
+    known = None if beside is None else registry.config_of(beside.architecture, beside.model, str(run.model.weights))
+    config = run.model.config(known)
     if config is None:
-        config = run.model.config(_beside(str(run.model.weights)))
-    assert config is not None
+        raise RecipeError(
+            f"model.weights: {run.model.weights} is not here, or not in x2i's layout, and only it says which model it is: "
+            "give `preset` too"
+        )
     words, channels = config.vocabulary, 0
     if run.tokenizer is not None and run.tokenizer.train is not None:
         words = run.tokenizer.train.vocab_size
@@ -187,24 +192,18 @@ def _numbers(run: RunConfig) -> ModelConfig:
     return config.adapted(vocab_size=words, latent_channels=channels)
 
 
-def _beside(weights: str) -> ModelConfig:
-    """The numbers that lie beside weights of ours on this machine. Raises RecipeError."""
-    if Path(weights).exists():
-        base = checkpoint.fetched(checkpoint.pinned(weights))
-        if (base / checkpoint.CONFIG).is_file():
-            file = checkpoint.describe(base)
-            return registry.config_of(file.architecture, file.model, str(base))
-    raise RecipeError(
-        f"model.weights: {weights} is not here, or not in x2i's layout, and only it says which model it is: give `preset` too"
-    )
+def _beside(weights: str | None) -> ModelFile | None:
+    """What lies beside weights of ours on this machine."""
+    if weights is None or not Path(weights).exists():
+        return None
+    base = checkpoint.fetched(checkpoint.pinned(weights))
+    return checkpoint.describe(base) if (base / checkpoint.CONFIG).is_file() else None
 
 
-def _shrink(run: RunConfig, notes: list[str]) -> int:
+def _shrink(vae: VAEConfig | None, notes: list[str]) -> int:
     """Pixels per side of a latent."""
-    if run.vae is None and run.model.weights is None:
-        return PixelsConfig().factor
-    if isinstance(run.vae, PixelsConfig):
-        return run.vae.factor
+    if isinstance(vae, PixelsConfig):
+        return vae.factor
     notes.append("the autoencoder is not opened: 8 pixels a latent's side are assumed, as SDXL's")
     return 8
 

@@ -39,6 +39,9 @@ from x2i.model.lora_config import LoRAConfig
 from x2i.trainer.batch import Batch, DrawBatch, PackBatch
 from x2i.trainer.counting import Call, Known, latents_of, run
 
+#: Shapes of operators' results: stages of one model have most of them in common.
+_KNOWN: Known = {}
+
 
 @dataclass(frozen=True)
 class Pass:
@@ -185,8 +188,7 @@ class StageFlops:
 
     def _measured(self, drawn: bool) -> Pass:
         probes = self._lengths.probes(self._config, drawn)
-        known: Known = {}
-        runs = [run(self.model, self._lengths.example(self._config, p, "meta"), p, known) for p in probes]
+        runs = [run(self.model, self._lengths.example(self._config, p, "meta"), p, _KNOWN) for p in probes]
         features = np.array([probe.features for probe in probes], float)
         features[:, 1:] *= features[:, 1:].std(axis=0) > 0  # what no probe varies has no part in the work
         linear = _solved(features, np.array([(r.forward, r.backward) for r in runs], float))

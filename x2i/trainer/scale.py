@@ -3,7 +3,7 @@
 What stays as it is written: which stages there are, which parts learn in each, with which losses, rates, schedules and
 mixture. What shrinks:
 
-- the model: the -tiny preset of its architecture, from nothing (no weights, no pretrained parts); of the numbers that
+- the model: the -tiny preset of its architecture, from nothing (no weights, no pretrained parts, in no stage); of the numbers that
   the file changes those stay that say what kind the model is, and not how large
 - the autoencoder: pixels; the tokenizer: trained on the corpora
 - sizes: the largest of any stage becomes `SIDE` tokens, the others in proportion, at least two tokens
@@ -52,6 +52,7 @@ def tiny(run: RunConfig) -> RunConfig:
     config = _preset(run)
     largest = max(max(_sides(stage)) for stage in run.stages)
     content = run.model_dump(exclude_unset=True, exclude={"stages", "model", "vae", "tokenizer"})
+    names = {stage.name for stage in run.stages}
     there = {by: _names(run, by) for by in {stage.mixture_by for stage in run.stages}}
     return parse_config(
         RunConfig,
@@ -60,12 +61,13 @@ def tiny(run: RunConfig) -> RunConfig:
             "model": config[0] | {"changes": _kinds(run.model.changes)},
             "vae": {"kind": "pixels", "factor": FACTOR},
             "tokenizer": {"train": {"vocab_size": WORDS}},
-            "stages": [_stage(stage, largest, config[1], there[stage.mixture_by]) for stage in run.stages],
+            "stages": [_stage(s, names, largest, config[1], there[s.mixture_by]) for s in run.stages],
             "precision": "float32",
             "device": "cpu",
             "cpu_threads": run.cpu_threads or 1,
             "compute": run.compute.model_dump() | {"compile": False, "shards": None},
             "held_out_samples": 1,
+            "wandb": None,
             "preview": run.preview.model_dump() | {"per_task": 1, "steps": 1, "answer_tokens": 4},
         },
         "scale: tiny",
@@ -96,7 +98,9 @@ def _sides(stage: Stage) -> list[int]:
     return [*given, *(side for size in stage.buckets for side in size)]
 
 
-def _stage(stage: Stage, largest: int, config: ModelConfig, there: Collection[str] | None) -> dict[str, Any]:
+def _stage(
+    stage: Stage, stages: Collection[str], largest: int, config: ModelConfig, there: Collection[str] | None
+) -> dict[str, Any]:
     """One stage, small."""
 
     def side(pixels: int) -> int:
@@ -109,6 +113,8 @@ def _stage(stage: Stage, largest: int, config: ModelConfig, there: Collection[st
         "resolution": side(stage.resolution),
         "inputs": _at_most(stage.inputs, config.model_dump()),
     }
+    if stage.start not in stages:  # weights, of a model of another size
+        content["start"] = None
     if stage.batch is not None:
         content["batch"] = min(stage.batch, BATCH)
     if stage.micro_batch is not None:
