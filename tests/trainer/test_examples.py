@@ -15,7 +15,7 @@ from x2i.model.base import Model
 from x2i.pipelines import recipe
 from x2i.pipelines.recipe import Recipe
 from x2i.trainer.config import RunConfig, load_run
-from x2i.trainer.learner import learning
+from x2i.trainer.parts import learning
 
 ROOT = Path(__file__).parents[2]
 RUNS = sorted((ROOT / "configs/train").glob("*.yaml"))

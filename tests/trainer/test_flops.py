@@ -20,7 +20,8 @@ from x2i.model.lora_config import LoRAConfig
 from x2i.trainer.batch import Batch, ChatBatch, DrawBatch
 from x2i.trainer.config import RunConfig
 from x2i.trainer.flops import StageFlops, on_meta
-from x2i.trainer.learner import Learner, learning
+from x2i.trainer.learner import Learner
+from x2i.trainer.parts import learning
 from x2i.trainer.peak import mfu, peak
 from x2i.trainer.setup import Setup
 

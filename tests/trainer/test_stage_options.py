@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import math
+import subprocess
 import sys
 import types
 from importlib.machinery import ModuleSpec
@@ -11,6 +14,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -88,7 +92,7 @@ def test_equal_rates_are_one_rate_and_resume_exactly(corpus: Path, tmp_path: Pat
 
 def test_the_inner_part_decides(corpus: Path) -> None:
     from x2i.model import registry
-    from x2i.trainer.learner import part_of
+    from x2i.trainer.parts import part_of
 
     with torch.device("meta"):
         model = registry.build(registry.preset("ovis2-tiny"))
@@ -113,6 +117,8 @@ def test_wrong_parts_are_named(stage: dict[str, Any], told: str, corpus: Path, t
 def test_the_stages_rate_may_be_left_out(corpus: Path, tmp_path: Path) -> None:
     content = corpora.run_content(corpus, tmp_path)
     content["stages"] = [{k: v for k, v in STAGE.items() if k != "lr"} | {"name": "a", "train": {"head": 1e-3}}]
+    assert parse_config(RunConfig, content, "run.yaml").stages[0].lr == 1e-3
+    content["stages"][0]["train"] = yaml.safe_load("{head: 1e-3, trunk: {lr: 5e-4}}")  # words to YAML, without a dot
     assert parse_config(RunConfig, content, "run.yaml").stages[0].lr == 1e-3
     content["stages"][0]["train"] = {"head": 1e-3, "trunk": None}
     with pytest.raises(RecipeError, match=r"stages\.0\.lr: required"):
@@ -266,3 +272,129 @@ def test_an_origin_that_cannot_be_is_refused(corpus: Path, tmp_path: Path, whole
     words = config(corpus, tmp_path / "words", {}, {"start": str(whole.output)})
     with pytest.raises(X2IError, match="another tokenizer"):
         train(words)
+
+
+LOW_RANK = {"rank": 2, "alpha": 4, "targets": ["qkv_proj", "down_proj"], "dropout": 0.1}
+ADAPTED = (
+    {"steps": 2, "train": ["head"]},
+    {"steps": 6, "train": {"head": None, "trunk": {"lr": 1e-2, "lora": LOW_RANK}}},
+    {"steps": 2},
+)
+
+
+@pytest.fixture(scope="module")
+def adapted(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Result:
+    return train(config(corpus, tmp_path_factory.mktemp("adapted") / "run", *ADAPTED))
+
+
+def test_a_stages_adapters_are_merged_at_its_end(adapted: Result) -> None:
+    before, after = (load_file(adapted.output / f"step-{n:06d}/model.safetensors") for n in (2, 8))
+    assert before.keys() == after.keys()  # plain weights in the published names
+    assert not (adapted.output / "step-000008/adapted.safetensors").exists()
+    moved = {n for n in before if not torch.equal(before[n], after[n])}
+    low = {n for n in moved if n.startswith("llm.")}
+    assert low == {f"llm.layers.0.{n}.weight" for n in ("self_attn.qkv_proj", "mlp.down_proj")}
+    assert moved - low and all(n.startswith("final_layer.") for n in moved - low)
+    for name in low:
+        values = torch.linalg.svdvals((after[name] - before[name]).double())
+        assert values[1] > 1e-4 and values[2] < 1e-5 * values[0]
+
+
+def test_a_run_that_was_cut_among_adapters_goes_on_exactly(corpus: Path, tmp_path: Path, adapted: Result) -> None:
+    run = config(corpus, tmp_path / "run", *ADAPTED, checkpoint_every=5, keep=9)
+    with pytest.raises(MemoryError):
+        train(run, progress=CutAfter(6))
+    within = run.output / "step-000005"
+    beside = load_file(within / "adapted.safetensors")
+    merged, layer = load_file(within / "model.safetensors"), "llm.layers.0.mlp.down_proj"
+    update = beside[f"{layer}.lora_B.weight"] @ beside[f"{layer}.lora_A.weight"]
+    assert update.any()
+    assert torch.allclose(merged[f"{layer}.weight"], beside[f"{layer}.weight"] + 2 * update)
+    # whoever opens it sees weights like any other, the averaged ones
+    opened = checkpoint.load_model(within).model.state_dict()
+    averaged = load_file(within / "ema.safetensors")
+    assert averaged.keys() == merged.keys() <= opened.keys()
+    assert torch.equal(opened[f"{layer}.weight"], averaged[f"{layer}.weight"])
+    assert not torch.equal(averaged[f"{layer}.weight"], beside[f"{layer}.weight"])
+    made = train(run)
+    assert same(made.checkpoint, adapted.checkpoint) and made.held_out == adapted.held_out
+    assert same(run.output / "step-000008", adapted.output / "step-000008")
+
+
+def test_the_averages_are_those_of_the_merged_weights(corpus: Path, tmp_path: Path) -> None:
+    part = {"train": {"trunk": {"lr": 1e-2, "lora": LOW_RANK}}, "steps": 2}
+    made = train(config(corpus, tmp_path / "run", part, ema=0.2, checkpoint_every=1, keep=9))
+    name = "llm.layers.0.mlp.down_proj.weight"
+    first, second = (made.output / f"step-{n:06d}" for n in (1, 2))
+    base = load_file(first / "adapted.safetensors")[name]
+    # decay is min(0.2, (1 + step) / (10 + step)), step being the number of steps done
+    wanted = base
+    for place, step in ((first, 1), (second, 2)):
+        wanted = wanted.lerp(load_file(place / "model.safetensors")[name], 1 - min(0.2, (1 + step) / (10 + step)))
+        assert torch.allclose(load_file(place / "ema.safetensors")[name], wanted, atol=1e-6)
+
+
+def test_adapters_of_two_ranks_continued_on_one_are_those_of_one(corpus: Path, tmp_path: Path) -> None:
+    stages = [*ADAPTED]
+    # what is dropped depends on how the rows are divided
+    stages[1] = {"steps": 6, "train": {"head": None, "trunk": {"lr": 1e-2, "lora": LOW_RANK | {"dropout": 0.0}}}}
+    run = config(corpus, tmp_path / "run", *stages, checkpoint_every=5, keep=9)
+    alone = train(run.model_copy(update={"output": tmp_path / "alone"}))
+    content = run.model_dump(mode="json", exclude={"output"}) | {"output": str(run.output)}
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(content))
+    command = [sys.executable, "-m", "tests.trainer.ranks", str(tmp_path / "run.yaml"), "2,6:1:stop"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    told = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    assert [t["codes"] for t in told] == [[3, 3]], done.stdout + done.stderr
+    train(run)
+    for step, names in ((5, ("model", "ema", "adapted")), (8, ("model", "ema")), (10, ("model", "ema"))):
+        for name in names:
+            many, one = (load_file(r / f"step-{step:06d}/{name}.safetensors") for r in (run.output, alone.output))
+            assert one.keys() == many.keys()
+            assert all(torch.allclose(one[n], many[n], atol=1e-5) for n in one), (step, name)
+
+
+def test_adapters_learn_preferences_and_resume_exactly(tmp_path: Path) -> None:
+    chats = corpora.write(tmp_path / "chats", list(corpora.chats(12)))
+    stage = {"mixture": {"describe": 1}, "preference": {"beta": 0.1}, "steps": 4}
+    stages = ({"mixture": {"describe": 1}}, stage | {"train": {"trunk": {"lr": 1e-2, "lora": LOW_RANK}}})
+    made = train(config(chats, tmp_path / "straight", *stages))
+    run = config(chats, tmp_path / "run", *stages, checkpoint_every=3)
+    with pytest.raises(MemoryError):
+        train(run, progress=CutAfter(5))
+    assert same(train(run).checkpoint, made.checkpoint)
+    assert scalars(made.output, "train/loss")[2] == pytest.approx(math.log(2))  # as good as the reference
+
+
+@pytest.mark.parametrize(
+    ("part", "told"),
+    [
+        (
+            {"lora": {"targets": ["q_proj"]}},
+            r"stages\.0\.train\.trunk\.lora: no linear layer is called 'q_proj'; it has",
+        ),
+        ({"lora": {"targets": ["linear"]}}, r"stages\.0\.train\.trunk\.lora: no linear layer of this part is among"),
+        ({"lora": {"rank": 0}}, r"stages\.0\.train\.trunk\.lora\.rank: .*greater than 0"),
+    ],
+)
+def test_adapters_that_cannot_be_are_refused(part: dict[str, Any], told: str, corpus: Path, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=told):
+        train(config(corpus, tmp_path / "run", {"train": {"trunk": part}}))
+
+
+def test_adapters_of_the_run_and_of_a_stage_exclude_each_other(corpus: Path, tmp_path: Path) -> None:
+    model = {"weights": "w", "lora": {"rank": 2}}
+    with pytest.raises(RecipeError, match=r"stages\.0\.train: with model\.lora adapters are all that learns"):
+        config(corpus, tmp_path, {"train": {"trunk": {"lora": LOW_RANK}}}, model=model, tokenizer=None, vae=None)
+
+
+def test_explain_counts_what_adapters_learn(corpus: Path, tmp_path: Path) -> None:
+    from x2i.trainer.explain import explain
+
+    told = explain(config(corpus, tmp_path / "run", *ADAPTED)).stages
+    head, both = told[0].trained, told[1].trained
+    width, middle = 32, 48  # of the model's states and of its feed-forward layers
+    low = 2 * (width + 3 * width) + 2 * (middle + width)
+    assert both == head + low and told[1].trains == {"head": head, "trunk": low}
+    whole = explain(config(corpus, tmp_path / "run", {"steps": 6})).stages[0]
+    assert told[1].flops < 0.8 * whole.flops and told[1].memory.optimiser == 8 * both / 8  # of eight ranks

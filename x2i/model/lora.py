@@ -94,6 +94,13 @@ def attach(model: nn.Module, config: LoRAConfig, seed: int = 0) -> list[str]:
     Raises:
         X2IError: a target fits no linear layer (near names are given), or the model has adapters already.
     """
+    names = matching(model, config)
+    attach_to(model, dict.fromkeys(names, config), seed)
+    return names
+
+
+def matching(model: nn.Module, config: LoRAConfig) -> list[str]:
+    """Names of the linear layers that `config` names, in the model's order. Raises X2IError, as `attach`."""
     if adapters(model):
         raise X2IError("the model has adapters already: merge them or detach them first")
     linear = _linear(model)
@@ -102,9 +109,18 @@ def attach(model: nn.Module, config: LoRAConfig, seed: int = 0) -> list[str]:
         if not names:
             raise X2IError(f"lora: no linear layer is called {target!r}; {_near(target, linear)}")
     chosen = {name for names in found.values() for name in names}
-    names = [name for name in linear if name in chosen]
-    _attach(model, names, config, seed)
-    return names
+    return [name for name in linear if name in chosen]
+
+
+def attach_to(model: nn.Module, layers: Mapping[str, LoRAConfig], *seed: Any) -> None:
+    """Put adapters on these linear layers, as `attach` does: each with numbers of its own."""
+    model.requires_grad_(False)
+    for name, config in layers.items():
+        base = model.get_submodule(name)
+        assert isinstance(base, nn.Linear)
+        layer = LoRALinear(base, config)
+        layer.initialise(*seed, name)
+        model.set_submodule(name, layer)
 
 
 def adapters(model: nn.Module) -> dict[str, LoRALinear]:
@@ -198,22 +214,12 @@ def load_adapter(model: nn.Module, folder: Path) -> LoRAConfig:
                 f"{list(wanted[1])}: an adapter of another model, or of more than one rank"
             )
     detach(model)
-    _attach(model, list(pairs), config, seed=0)
+    attach_to(model, dict.fromkeys(pairs, config), 0)
     with torch.no_grad():
         for name, layer in adapters(model).items():
             layer.lora_A.weight.copy_(pairs[name][0])
             layer.lora_B.weight.copy_(pairs[name][1])
     return config
-
-
-def _attach(model: nn.Module, names: list[str], config: LoRAConfig, seed: int) -> None:
-    model.requires_grad_(False)
-    for name in names:
-        base = model.get_submodule(name)
-        assert isinstance(base, nn.Linear)
-        layer = LoRALinear(base, config)
-        layer.initialise(seed, name)
-        model.set_submodule(name, layer)
 
 
 def _linear(model: nn.Module) -> dict[str, nn.Linear]:

@@ -30,11 +30,11 @@ def remember(output: Path, table: SampleTable) -> None:
         return
     described = []
     for place, corpus in enumerate(table.corpora):
-        counts: dict[tuple[str, str], int] = {}
+        codes: dict[tuple[str, str], list[int]] = {}
         for code, cell in enumerate(table.cells):
             if cell.corpus == place:
-                found = sum(len(Samples(table, [code], side)) for side in range(3))
-                counts[cell.task, cell.source] = counts.get((cell.task, cell.source), 0) + found
+                codes.setdefault((cell.task, cell.source), []).append(code)
+        counts = {kind: sum(len(Samples(table, each, side)) for side in range(3)) for kind, each in codes.items()}
         described.append(_described(corpus, counts))
     write_text(output / FILE, json.dumps({"format": 1, "corpora": described}, ensure_ascii=False) + "\n")
 

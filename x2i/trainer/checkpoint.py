@@ -4,6 +4,7 @@ model.safetensors    the weights, in the published names
 ema.safetensors      the averaged weights, if the run keeps them: what is drawn with
 adapter/             with adapters instead of the two: their weights alone, as the library peft lays them out
 ema_adapter/         the averaged ones, if the run keeps them
+adapted.safetensors  within a stage that trains adapters: they, and the weights that they are merged into in the two
 vae/                 the autoencoder, where `x2i convert` has put it beside the weights
 config.json          the model's and the autoencoder's configuration, the resolution
 tokenizer.json       the tokenizer
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
 MODEL, EMA, OPTIMIZER = "model.safetensors", "ema.safetensors", "optimizer"
 ADAPTER, EMA_ADAPTER, VAE_FOLDER = "adapter", "ema_adapter", "vae"
+ADAPTED = "adapted.safetensors"
 CONFIG, TRAINER, PREVIEW = "config.json", "trainer.json", "preview.png"
 _NAME = re.compile(r"step-(\d{6,})")
 

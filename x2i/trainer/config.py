@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -121,6 +122,9 @@ class PartTraining(Config):
     lr: float | None = Field(
         None, gt=0, description="learning rate of this part after the warm-up; default: the stage's"
     )
+    lora: LoRAConfig | None = Field(
+        None, description="train adapters on the part's layers, merged into them at the stage's end; the part is frozen"
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -201,7 +205,7 @@ class Stage(Config):
     train: dict[str, PartTraining] | None = Field(
         None,
         description="parts of the model that learn, as [refiner, decoder], or with learning rates of their own, as "
-        "{adapter: 1e-3, llm: 1e-5}; the others are frozen. Default: all",
+        "{adapter: 1e-3, llm: 1e-5}, or by adapters, as {llm: {lora: {rank: 16}}}; the others are frozen. Default: all",
     )
     edit_loss: EditLoss | None = Field(None, description="weight the velocity's error by what an edit changes")
     answer_weight: float = Field(
@@ -245,8 +249,11 @@ class Stage(Config):
         """The stage's own rate, where only its parts have one."""
         if not isinstance(value, dict) or "lr" in value or not isinstance(value.get("train"), dict):
             return value
-        rates = [part.get("lr") if isinstance(part, dict) else part for part in value["train"].values()]
-        known = [float(r) for r in rates if isinstance(r, int | float)]
+        rates: list[Any] = [part.get("lr") if isinstance(part, dict) else part for part in value["train"].values()]
+        known = []
+        for rate in rates:
+            with contextlib.suppress(TypeError, ValueError):  # YAML reads 1e-3 as a word
+                known.append(float(rate))
         return value | {"lr": max(known)} if known and len(known) == len(rates) else value
 
     @field_validator("train", mode="before")
@@ -415,6 +422,10 @@ class RunConfig(Config):
             if stage.start in names[place:]:
                 known = ", ".join(names[:place]) or "none"
                 raise ValueError(f"stages.{place}.start: {stage.start!r} is no earlier stage; those are: {known}")
+            if self.model.lora is not None and any(part.lora for part in (stage.train or {}).values()):
+                raise ValueError(
+                    f"stages.{place}.train: with model.lora adapters are all that learns: give one of them"
+                )
             if stage.start is not None and stage.start not in names and self.model.lora is not None:
                 raise ValueError(f"stages.{place}.start: with model.lora a stage begins with the end of an earlier one")
         return self

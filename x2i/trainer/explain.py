@@ -17,12 +17,13 @@ from x2i.base.errors import RecipeError, X2IError
 from x2i.model import registry
 from x2i.model.base import Model
 from x2i.model.config import ModelConfig, ModelFile, PixelsConfig, VAEConfig
-from x2i.trainer import checkpoint
+from x2i.model.lora_config import LoRAConfig
+from x2i.trainer import checkpoint, parts
 from x2i.trainer.config import RunConfig, Stage
 from x2i.trainer.counting import latents_of
 from x2i.trainer.flops import StageFlops, on_meta
-from x2i.trainer.learner import learning
 from x2i.trainer.mixture import table_of
+from x2i.trainer.parts import Trained
 from x2i.trainer.samples import Mean, Shapes, Stratum, assumed, of_manifest
 from x2i.trainer.table import SampleTable
 from x2i.trainer.told import Devices, Drawn, Explained, Memory, StageTold
@@ -57,16 +58,18 @@ def explain(run: RunConfig, devices: Devices | None = None) -> Explained:
         if not found:
             raise RecipeError(f"stages.{stage.name}.mixture: the corpora have no training samples of any of it")
         strata.append(found)
-    may = {n for n, p in model.named_parameters() if p.requires_grad}
-    trained = [frozenset(learning(model, s.train, f"stages.{i}")) & may for i, s in enumerate(run.stages)]
-    known: dict[tuple[frozenset[str], bool], StageFlops] = {}
+    trained = [parts.trained(model, s, f"stages.{i}") for i, s in enumerate(run.stages)]
+    ever = frozenset[str]().union(*(t.changed for t in trained))
+    known: dict[tuple[frozenset[str], bool, tuple[LoRAConfig, ...]], StageFlops] = {}
     told = []
     dtype = torch.bfloat16 if run.precision == "bfloat16" else torch.float32
-    for stage, names, found in zip(run.stages, trained, strata, strict=True):
-        key = names, stage.preference is not None
+    for stage, what, found in zip(run.stages, trained, strata, strict=True):
+        key = what.names, stage.preference is not None, tuple(what.adapted.values())
         if key not in known:
-            known[key] = StageFlops(config, names, lora=run.model.lora, preference=key[1], dtype=dtype)
-        told.append(_stage(run, stage, model, names, frozenset().union(*trained), found, known[key], devices))
+            known[key] = StageFlops(
+                *(config, what.names), lora=run.model.lora, adapted=what.adapted, preference=key[1], dtype=dtype
+            )
+        told.append(_stage(run, stage, model, what, ever, found, known[key], devices))
     how = "with" if run.compute.checkpointing else "without"
     notes.append(
         "activations: of what a device computes at once, a pack or `micro_batch` samples (default: all of its share of a "
@@ -82,7 +85,7 @@ def _stage(
     run: RunConfig,
     stage: Stage,
     model: Model[Any],
-    names: frozenset[str],
+    what: Trained,
     ever: frozenset[str],
     strata: Sequence[Stratum],
     flops: StageFlops,
@@ -95,12 +98,17 @@ def _stage(
     samples = stage.steps * batch
     needed = samples * mean.flops
     sizes = {n: p.numel() for n, p in model.named_parameters()}
-    parts = {p: [n for n in names if n.startswith(tuple(model.parts[p]))] for p in stage.train or model.parts}
-    count, ever_trained, trained = sum(sizes.values()), sum(sizes[n] for n in ever), sum(sizes[n] for n in names)
+    count, ever_trained = sum(sizes.values()), sum(sizes[n] for n in ever)
+    trained = what.count
+    for layer, config in what.adapted.items():
+        outputs, inputs = model.get_parameter(f"{layer}.weight").shape
+        sizes |= {f"{layer}.lora_A.weight": config.rank * inputs, f"{layer}.lora_B.weight": config.rank * outputs}
+        count += config.rank * (inputs + outputs)
+    names = {p: [n for n in what.names if n.startswith(tuple(model.parts[p]))] for p in stage.train or model.parts}
     return StageTold(
         name=stage.name,
         trains={
-            p: sum(sizes[n] for n in inside) for p, inside in parts.items() if inside and (stage.train or p != "all")
+            p: sum(sizes[n] for n in inside) for p, inside in names.items() if inside and (stage.train or p != "all")
         },
         trained=trained,
         resolution=", ".join(f"{w}x{h}" for w, h in stage.buckets) or str(stage.resolution),

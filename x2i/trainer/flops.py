@@ -22,7 +22,7 @@ forward and backward pass run there with a few short samples. All work but atten
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,12 +55,16 @@ class Pass:
     kept: np.ndarray  # [features]
 
 
-def on_meta(config: ModelConfig, lora: LoRAConfig | None = None) -> Model[Any]:
-    """The model without memory or weights, with its adapters. Raises X2IError if they fit no layer."""
+def on_meta(
+    config: ModelConfig, lora: LoRAConfig | None = None, adapted: Mapping[str, LoRAConfig] | None = None
+) -> Model[Any]:
+    """The model without memory or weights, with its adapters, or those of a stage. Raises X2IError if they fit no layer."""
     with torch.device("meta"):
         model = registry.build(config)
         if lora is not None:
             adapters.attach(model, lora)
+        if adapted:
+            adapters.attach_to(model, adapted, 0)
     return model
 
 
@@ -69,8 +73,9 @@ class StageFlops:
 
     Args:
         config: the model's numbers.
-        learning: names of the parameters that the stage trains (`x2i.trainer.learner.learning`).
-        lora: its adapters, if it has any.
+        learning: names of the parameters that the stage trains (`x2i.trainer.parts.trained`).
+        lora: the run's adapters, if it has any.
+        adapted: those of the stage, by layer.
         preference: each conversation is passed twice (chosen and rejected), and twice more through the frozen
             reference, forward only (DPO).
         dtype: of the computation; it decides the activations' memory alone.
@@ -85,12 +90,13 @@ class StageFlops:
         learning: Collection[str],
         *,
         lora: LoRAConfig | None = None,
+        adapted: Mapping[str, LoRAConfig] | None = None,
         preference: bool = False,
         dtype: torch.dtype = torch.bfloat16,
     ) -> None:
         self._config, self._preference = config, preference
         self._lengths = lengths_of(config)
-        self.model = on_meta(config, lora).to(dtype).train()
+        self.model = on_meta(config, lora, adapted).to(dtype).train()
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(name in learning)
         self._passes: dict[bool, Pass] = {}

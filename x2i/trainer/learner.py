@@ -6,7 +6,7 @@ import contextlib
 import copy
 import logging
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
@@ -17,12 +17,14 @@ from torch import Tensor
 
 from x2i.base.errors import RecipeError, X2IError
 from x2i.base.seeds import digest
-from x2i.model import flow
+from x2i.model import flow, lora
 from x2i.model.base import Model
+from x2i.model.lora_config import LoRAConfig
 from x2i.trainer import losses, parallel
 from x2i.trainer.batch import Batch, ChatBatch, DrawBatch, PackBatch
 from x2i.trainer.config import RunConfig, Stage
 from x2i.trainer.data import Example
+from x2i.trainer.parts import Trained, fold, merged, part_of, trained
 from x2i.trainer.world import World
 
 log = logging.getLogger(__name__)
@@ -98,32 +100,6 @@ def learning_rate(stage: Stage, step: int, peak: float | None = None) -> float:
     return peak * shape[stage.schedule]
 
 
-def learning(model: Model[Any], parts: Iterable[str] | None, where: str) -> list[str]:
-    """Names of the parameters that a stage trains: those of the parts, or all that may learn at all.
-
-    Raises:
-        RecipeError: the model has no part of that name.
-    """
-    names = [n for n, _ in model.named_parameters()]
-    if parts is None:
-        return names
-    if unknown := [p for p in parts if p not in model.parts]:
-        raise RecipeError(
-            f"{where}.train: no part {unknown[0]!r}; {model.config.architecture} has {', '.join(model.parts)}"
-        )
-    prefixes = tuple(prefix for part in parts for prefix in model.parts[part])
-    return [n for n in names if n.startswith(prefixes)]
-
-
-def part_of(model: Model[Any], parts: Iterable[str], name: str) -> str:
-    """Which of these parts a parameter belongs to, or (an adapter) the layer that it stands beside.
-
-    Parts may lie within each other, as the head within all: then it is the inner one.
-    """
-    lengths = {part: max((len(p) for p in model.parts[part] if name.startswith(p)), default=-1) for part in parts}
-    return max(lengths, key=lambda part: lengths[part])
-
-
 class Learner:
     """The mutable state of a run. Everything else in a run is a pure function of its configuration and step.
 
@@ -147,44 +123,73 @@ class Learner:
             model: on the CPU, with the weights to start from.
             device: where to compute.
             world: the ranks; default: this process alone.
-            build: makes a model of the same numbers, whatever its weights; of ranks that keep a reference.
+            build: makes a model of the same numbers, whatever its weights; of ranks that keep a reference, or adapters.
         """
         self.run = run
         self.world = world or World(alone=True)
         self._build = build
         self.tied = parallel.tied_names(model)
         _check_tau(run, model)
-        self._may_learn = {n for n, p in model.named_parameters() if p.requires_grad}  # with adapters: they alone
-        self.model = model
-        self._trained = [sorted(self._of(s, f"stages.{i}")) for i, s in enumerate(run.stages)]
+        self._trained = [trained(model, s, f"stages.{i}") for i, s in enumerate(run.stages)]
         self.model = parallel.prepare(model, run, self.world, device)
         self.device = device
         self.optimizer: torch.optim.AdamW | None = None
         self.reference: Model[Any] | None = None  # of a preference stage: the model as it was when the stage began
         self._told: set[tuple[str, str]] = set()
-        ever = {name for names in self._trained for name in names}
+        ever = {name for stage in self._trained for name in stage.changed}
         parameters = dict(model.named_parameters())
         self.ema = {n: parameters[n].detach().clone() for n in sorted(ever)} if run.ema else None
 
-    def _of(self, stage: Stage, where: str) -> set[str]:
-        found = set(learning(self.model, stage.train, where)) & self._may_learn
-        if not found and self._may_learn:
-            raise RecipeError(f"{where}.train: none of these parts has a parameter that may learn")
-        return found
-
-    def trained(self, place: int) -> list[str]:
-        """Names of the parameters that the stage at `place` trains."""
+    def what(self, place: int) -> Trained:
+        """What the stage at `place` trains."""
         return self._trained[place]
 
+    def trained(self, place: int) -> list[str]:
+        """Names of the parameters that the stage at `place` trains, its adapters' among them."""
+        return sorted(self._trained[place].names)
+
     def start_stage(self, place: int) -> None:
-        """A fresh optimiser over what the stage trains: stages share weights, nothing else."""
-        stage, names = self.run.stages[place], set(self._trained[place])
+        """A fresh optimiser over what the stage trains: stages share weights, nothing else. Adapters are put on."""
+        stage, what = self.run.stages[place], self._trained[place]
+        if what.adapted:
+            self._reshape(what.adapted, ("stage", self.run.seed, stage.name))
+        names = what.names
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(name in names)
         self.optimizer = torch.optim.AdamW(
             self._groups(stage), lr=stage.lr, betas=stage.betas, weight_decay=stage.weight_decay, fused=True
         )
         self.reference = None
+
+    def end_stage(self) -> None:
+        """Merge the stage's adapters, if it has any, into the weights, and take them away."""
+        if self._stage_adapters():
+            fold(self.model)
+            self.optimizer = None
+            self._reshape({}, ())
+
+    def _reshape(self, adapted: Mapping[str, LoRAConfig], seed: tuple[Any, ...]) -> None:
+        """Put these adapters on the model, or take all away. FSDP's modules are fixed: then the model is made anew."""
+        if parallel.is_divided(self.model):
+            self.model = self._twin(adapted, seed)
+        elif adapted:
+            lora.attach_to(self.model, adapted, *seed)
+        else:
+            lora.detach(self.model)
+
+    def _twin(self, adapted: Mapping[str, LoRAConfig], seed: tuple[Any, ...]) -> Model[Any]:
+        """A divided model of the same weights, with these adapters."""
+        assert self._build is not None
+        twin = self._build()
+        if adapted:
+            lora.attach_to(twin, adapted, *seed)
+        twin = parallel.prepare(twin, self.run, self.world, self.device)
+        mine = self.model.state_dict()
+        with torch.no_grad():
+            for name, tensor in twin.state_dict().items():
+                if name in mine:
+                    parallel.local(tensor).copy_(parallel.local(mine[name]))
+        return twin
 
     def _groups(self, stage: Stage) -> list[dict[str, Any]]:
         """What learns, by its rate: `peak` is that after the warm-up, `part` the part that has it for its own."""
@@ -205,12 +210,7 @@ class Learner:
         if not parallel.is_divided(self.model):
             self.reference = copy.deepcopy(self.model).requires_grad_(False).eval()
             return
-        assert self._build is not None
-        twin = parallel.prepare(self._build(), self.run, self.world, self.device)
-        with torch.no_grad():
-            for mine, theirs in zip(twin.state_dict().values(), self.model.state_dict().values(), strict=True):
-                parallel.local(mine).copy_(parallel.local(theirs))
-        self.reference = twin.requires_grad_(False).eval()
+        self.reference = self._twin({}, ()).requires_grad_(False).eval()
 
     def step(
         self,
@@ -373,9 +373,14 @@ class Learner:
             yield
             return
         parameters = {n: parallel.local(p.detach()) for n, p in self.model.named_parameters() if n in self.ema}
+        updates = {n: parallel.local(b.lora_B.weight.detach()) for n, b in self._stage_adapters().items()}
+        parameters |= updates  # they are in the averages already
         kept = {n: p.clone() for n, p in parameters.items()}
         for name, parameter in parameters.items():
-            parameter.copy_(parallel.local(self.ema[name]))
+            if name in updates:
+                parameter.zero_()
+            else:
+                parameter.copy_(parallel.local(self.ema[name]))
         try:
             yield
         finally:
@@ -390,8 +395,18 @@ class Learner:
             return
         decay = min(self.run.ema, (1 + step) / (10 + step))  # the first weights are soon forgotten
         parameters = dict(self.model.named_parameters())
-        theirs = [parallel.local(parameters[n].detach()) for n in self.ema]
-        torch._foreach_lerp_([parallel.local(t) for t in self.ema.values()], theirs, 1 - decay)
+        adapted = {f"{name}.weight": layer for name, layer in self._stage_adapters().items()}
+        names = [name for name in self.ema if name not in adapted]
+        theirs = [parallel.local(parameters[n].detach()) for n in names]
+        if names:
+            torch._foreach_lerp_([parallel.local(self.ema[n]) for n in names], theirs, 1 - decay)
+        with torch.no_grad():
+            for name, layer in adapted.items():
+                parallel.local(self.ema[name]).lerp_(merged(layer), 1 - decay)
+
+    def _stage_adapters(self) -> dict[str, lora.LoRALinear]:
+        """The adapters of the stage at hand, by layer: not those of a run that trains adapters alone."""
+        return {} if self.run.model.lora is not None else lora.adapters(self.model)
 
     @torch.no_grad()
     def renew_averages(self) -> None:

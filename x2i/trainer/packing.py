@@ -33,10 +33,10 @@ from x2i.trainer.bins import most, packed
 from x2i.trainer.config import Pack
 from x2i.trainer.lengths import Fit
 from x2i.trainer.measured import Classed, Rows
-from x2i.trainer.parts import ONE, divide
 from x2i.trainer.plan import OPEN, SPAN, BucketPlan, Draw, StagePlan
 from x2i.trainer.streams import PartStream
 from x2i.trainer.survey import Survey
+from x2i.trainer.window import ONE, divide
 
 #: Draws in a window, about; fewer where an epoch is shorter.
 WINDOW = 4096

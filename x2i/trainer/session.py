@@ -23,7 +23,7 @@ from x2i.corpus.corpus import Corpus
 from x2i.model import lora, weights
 from x2i.model.config import ModelFile
 from x2i.model.sampling import Painter
-from x2i.trainer import changes, checkpoint, parallel, preview, tokens
+from x2i.trainer import changes, checkpoint, parallel, parts, preview, tokens
 from x2i.trainer.batch import Batch
 from x2i.trainer.checkpoint import Checkpoint
 from x2i.trainer.config import RunConfig, Stage
@@ -138,6 +138,9 @@ class Session:
             if self._world.size == 1:
                 self._stop = self._asked
             last = number + 1 == stage.steps
+            if last:
+                self._learner.end_stage()
+                self._setup.model = self._learner.model
             if last or self._step % run.checkpoint_every == 0:
                 self._checkpoint(place, number + 1, full=True)
             elif self._stop:
@@ -179,7 +182,8 @@ class Session:
     def _flops_of(self, place: int) -> StageFlops:
         run, stage = self._run, self._run.stages[place]
         config, learning = self._setup.processors[place].config, self._learner.trained(place)
-        return StageFlops(config, learning, lora=run.model.lora, preference=stage.preference is not None)
+        adapted, preference = self._learner.what(place).adapted, stage.preference is not None
+        return StageFlops(config, learning, lora=run.model.lora, adapted=adapted, preference=preference)
 
     def _checkpoint(self, place: int, stage_step: int, full: bool) -> None:
         """Begin to write a checkpoint; a full one has held-out losses and a preview. All ranks do it together."""
@@ -255,9 +259,13 @@ class Session:
         lora_only = self._run.model.lora is not None
         state = lora.adapter_state(model) if lora_only else model.state_dict()
         copied = parallel.gathered(state, self._learner.tied, first)
+        of_stage = {} if lora_only else lora.adapters(model)
+        beside = {name: copied[name] for name in parts.resumable(model)} if of_stage and first else None
+        if of_stage and first:
+            copied = parts.plain(copied, {name: layer.config for name, layer in of_stage.items()})
         averaged = None if ema is None else copied | parallel.gathered(ema, {}, first)
         if not lora_only:
-            found = {checkpoint.MODEL: copied, checkpoint.EMA: averaged}
+            found = {checkpoint.MODEL: copied, checkpoint.EMA: averaged, checkpoint.ADAPTED: beside}
             return {name: functools.partial(weights.save, held) for name, held in found.items() if held is not None}
         found = {checkpoint.ADAPTER: copied, checkpoint.EMA_ADAPTER: averaged}
         config, base = self._run.model.lora, self._setup.weights
@@ -271,6 +279,7 @@ class Session:
     def _begin(self, place: int) -> None:
         """Begin a stage, now or (after a resume) with the weights that it began with already at hand."""
         self._learner.start_stage(place)
+        self._setup.model = self._learner.model
         if self._run.stages[place].preference is not None:
             self._learner.keep_reference()
 
@@ -294,8 +303,8 @@ class Session:
             if self._run.stages[place].preference is not None:
                 self._setup.load_origin(self._begun)
             self._begin(place)
-            if self._run.stages[place].preference is not None:
-                self._setup.load(path)  # over those of the beginning
+            if self._run.stages[place].preference is not None or self._learner.what(place).adapted:
+                self._setup.load(path)  # over those of the beginning, and into the adapters
             assert self._learner.optimizer is not None
             restore(self._learner.model, self._learner.optimizer, path)
         self._restore_averages(path)
@@ -347,7 +356,6 @@ class Session:
 
     def _announce(self) -> None:
         parameters = sum(p.numel() for p in self._setup.model.parameters())
-        learn = {n: p.numel() for n, p in self._setup.model.named_parameters()}
         training = sum(len(v) for v in self._setup.table.train.values())
         held = sum(len(v) for v in self._setup.table.held_out.values())
         where = f"goes on at step {self._step}" if self._step else "starts"
@@ -365,7 +373,7 @@ class Session:
                 "recipe writes them into the manifest"
             )
         for place, stage in enumerate(self._run.stages):
-            trained = sum(learn[n] for n in self._learner.trained(place))
+            trained = self._learner.what(place).count
             if trained < parameters:
                 what = "adapters" if self._run.model.lora else ", ".join(stage.train or ())
                 self._progress.note(f"stage {stage.name} trains {trained:,} of {parameters:,} parameters: {what}")

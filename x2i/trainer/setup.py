@@ -20,7 +20,7 @@ from x2i.model.base import Model, Processor
 from x2i.model.config import AutoencoderKLConfig, ModelConfig, PixelsConfig, VAEConfig
 from x2i.model.folders import Held
 from x2i.model.layouts import Opened
-from x2i.trainer import checkpoint, preview, tokens
+from x2i.trainer import checkpoint, parts, preview, tokens
 from x2i.trainer.batch import Batch, Batcher
 from x2i.trainer.checkpoint import Checkpoint
 from x2i.trainer.config import RunConfig, Stage
@@ -103,8 +103,12 @@ class Setup:
         return self.batchers[place].training(examples, self.run.seed, stage, draws=draws)
 
     def load(self, place: Path) -> None:
-        """Read the weights of a checkpoint of this run into the model."""
-        if self.run.model.lora is None:
+        """Read the weights of a checkpoint of this run into the model, and the adapters that its stage has put on."""
+        if self.run.model.lora is None and (adapted := parts.resumable(self.model)):
+            rest = {n: t for n, t in self.model.state_dict().items() if n not in adapted}
+            weights.fill(rest, place)
+            weights.fill(adapted, place / checkpoint.ADAPTED)
+        elif self.run.model.lora is None:
             weights.load(self.model, place)
         else:
             state = {lora.PREFIX + n: t for n, t in lora.adapter_state(self.model).items()}
