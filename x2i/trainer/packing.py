@@ -33,7 +33,7 @@ from x2i.trainer.bins import most, packed
 from x2i.trainer.config import Pack
 from x2i.trainer.lengths import Fit
 from x2i.trainer.measured import Classed, Rows
-from x2i.trainer.plan import OPEN, SPAN, BucketPlan, Draw, StagePlan
+from x2i.trainer.plan import OPEN, SPAN, Draw
 from x2i.trainer.streams import PartStream
 from x2i.trainer.survey import Survey
 from x2i.trainer.window import ONE, divide
@@ -311,7 +311,3 @@ def _over(tokens: np.ndarray, home: np.ndarray, packs: int, limit: int) -> np.nd
 
 def _size(of: Classed, rows: Rows, place: int) -> tuple[int, int] | None:
     return None if rows.size[place] < 0 else of.boxes[int(rows.size[place])]
-
-
-#: What any stage may be planned by.
-Plan = StagePlan | BucketPlan | PackPlan
