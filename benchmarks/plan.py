@@ -6,7 +6,7 @@ The manifest has all columns, with hashes that do not compress; 20 tasks of unev
 another, a tenth of the samples with a second image. It is written once (180 bytes a row), and kept with --keep. What is
 measured runs in a process of its own: seconds and CPU seconds until the first draw can be asked for, then the draws of
 1,000 steps, the same with every sample looked up in the manifest (as readers do, in threads), and a jump to step
-1,000,000. Memory is the peak of the resident set after each (Linux only).
+1,000,000. Memory is the peak of the resident set after each (Linux only). With --pack the samples are packed.
 """
 
 from __future__ import annotations
