@@ -22,11 +22,11 @@ from x2i.trainer.learner import Learner
 from x2i.trainer.run import Result, train
 from x2i.trainer.setup import Setup
 
-BUDGET = 2048
+BUDGET = 4096
 
 
 def content(corpus: Path, output: Path, **changes: Any) -> dict[str, Any]:
-    stage = {"lr": 0.004, "condition_dropout": 0.2, "min_crop": 0.5, "pack": {"tokens": BUDGET, "packs": 3}}
+    stage = {"lr": 0.004, "condition_dropout": 0.2, "min_crop": 0.5, "pack": {"tokens": BUDGET, "packs": 2}}
     mixture = {"text_to_image": 1, "deblur": 1, "describe": 1}
     stages = [
         {**stage, "name": "low", "resolution": 8, "steps": 3, "buckets": [[8, 8], [12, 8]], "mixture": mixture},
@@ -74,10 +74,10 @@ def test_a_sample_is_learned_in_a_pack_as_alone(setup: Setup) -> None:
     learner = Learner(setup.run, setup.model, torch.device("cpu"))
     learner.model.eval()
     processor = setup.processors[0]
-    batch = setup.batches(0, 1)[1]
+    made = [batch for step in range(3) for batch in setup.batches(0, step)]
+    batch = next(b for b in made if any(b.dropped) and len(b.dropped) < len(b.examples))
     drawn, sums, counts = (found.detach() for found in learner.pack_losses(batch))
     chats = 0
-    assert any(batch.dropped) and len(drawn) and len(sums)
     for place, example in enumerate(batch.examples):
         if example.output is None:
             inputs = processor.chats([Chat(example.messages, example.inputs)], labels=True)

@@ -77,7 +77,7 @@ class Lengths:
     """What a model makes of samples, in tokens.
 
     Attributes:
-        text: of the sample's text.
+        text: of the text of a sample to be drawn; `said`: of a conversation's.
         picture: of a picture of this width and height in pixels, as it is shown; and whether in a conversation.
         per_image: besides, for each picture that is shown; `per_output`: for the one that is drawn.
         per_document: besides, for each sample.
@@ -85,6 +85,7 @@ class Lengths:
     """
 
     text: Fit = Fit()
+    said: Fit = Fit()
     picture: Callable[[int, int, bool], int] = _squares
     per_image: int = 0
     per_output: int = 0
@@ -120,7 +121,10 @@ class Measure:
         of = self.lengths
         drawn, parents, widths, heights = _pictures(rows)
         estimate = texts(rows)
-        text = np.rint(of.text.slope * estimate + of.text.intercept).astype(np.int64)
+        slope, intercept = (
+            np.where(drawn, getattr(of.text, name), getattr(of.said, name)) for name in ("slope", "intercept")
+        )
+        text = np.rint(slope * estimate + intercept).astype(np.int64)
         size, square = self._drawn(rows, drawn)
         inputs = np.where(drawn[parents], square[parents], 0)
         asked = ~drawn[parents]

@@ -6,8 +6,6 @@ estimate makes of them is fitted to that.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -17,12 +15,8 @@ from x2i.model.base import Chat, Message, Processor, Request
 from x2i.model.placeholders import MARK, image_only
 from x2i.trainer.config import Stage
 from x2i.trainer.data import DamagedSample, SampleReader
-from x2i.trainer.lengths import Lengths, calibrate, texts
-from x2i.trainer.mixture import training_of
-from x2i.trainer.table import Samples
-
-#: Row groups of each task, and samples of each, whose texts are read.
-_GROUPS, _SAMPLES = 4, 24
+from x2i.trainer.lengths import Lengths
+from x2i.trainer.mixture import calibrated, training_of
 
 
 def lengths_of(processor: Processor[Any], reader: SampleReader, stage: Stage) -> Lengths:
@@ -33,16 +27,23 @@ def lengths_of(processor: Processor[Any], reader: SampleReader, stage: Stage) ->
     chat = made.chat((Message("user", ""), Message("assistant", "")), 0) if tasks.keys() & reader.table.chats else 0
     per_image = (made.request("", 1) - request) if request else (made.chat(_ASKING, 1) - made.chat(_ASKED, 0))
     least = min(filter(None, (request, chat)))
-    pairs = []
-    for sample, estimate in _some(reader, tasks.values()):
-        with contextlib.suppress(DamagedSample, X2IError):  # told of when the trainer meets it
+
+    def text(sample: int, chats: bool) -> int | None:
+        """Tokens of a sample's text, of this kind alone."""
+        task = reader.table.task(sample)
+        if task not in tasks or (task in reader.table.chats) != chats:
+            return None
+        try:
             example = reader.words(sample, made.side)
             count = len(example.inputs)
-            asked = not example.messages
-            whole = made.request(example.instruction, count) if asked else made.chat(example.messages, count)
-            pairs.append((estimate, whole - count * per_image - (request if asked else chat)))
+            whole = made.chat(example.messages, count) if chats else made.request(example.instruction, count)
+        except (DamagedSample, X2IError):  # told of when the trainer meets it
+            return None
+        return whole - count * per_image - (chat if chats else request)
+
     return Lengths(
-        text=calibrate(pairs),
+        text=calibrated(reader.table, lambda sample: text(sample, False)),
+        said=calibrated(reader.table, lambda sample: text(sample, True)),
         picture=processor.picture_tokens,
         per_image=per_image,
         per_output=request - least if request else 0,
@@ -81,19 +82,3 @@ class _Made:
         found = self._processor.documents([request], [dropped], [(self.side, self.side)], [])[0].length
         shown = 0 if dropped else len(request.images)
         return int(found) - (shown + 1) * self._processor.picture_tokens(self.side, self.side, False)
-
-
-def _some(reader: SampleReader, tasks: Any) -> Iterator[tuple[int, float]]:
-    """Samples of each task, evenly spaced over some row groups, with the manifest's estimate of their text."""
-    table = reader.table
-    for samples in tasks:
-        part: Samples = samples
-        entries = np.unique(np.linspace(0, len(part.counts) - 1, min(_GROUPS, len(part.counts))).astype(int))
-        for entry in entries.tolist():
-            count = int(part.counts[entry])
-            chosen = [
-                part.at(entry, int(r)) for r in np.unique(np.linspace(0, count - 1, min(_SAMPLES, count)).astype(int))
-            ]
-            group = table.group(chosen[0])
-            estimates = texts(table.lengths(group))
-            yield from ((sample, float(estimates[sample - table.first(group)])) for sample in chosen)
