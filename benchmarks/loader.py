@@ -52,6 +52,9 @@ PEERS = ("x2i", "webdataset", "energon", "litdata", "mosaic", "hf_datasets")
 #: Those that read tars, and what is aimed at: so many times the best of them, within so many MiB.
 TARS, AIM, MEMORY_AIM = ("webdataset", "energon", "hf_datasets"), 1.5, 600
 
+#: Those that are run reduced, and at further sides, as well.
+REDUCED = ("x2i", "webdataset", "energon")
+
 #: Samples before the first mark, and files of a shard.
 WARM, SHARD = 640, 250
 
@@ -108,26 +111,31 @@ def main(
     if unknown := set(chosen) - set(PEERS):
         raise typer.BadParameter(f"--only: no peer named {', '.join(sorted(unknown))}; there are {', '.join(PEERS)}")
     cases = [Case(p, m, int(s)) for s in sides.split(",") for m in ("full", "reduced") for p in chosen]
+    first = cases[0].side
+    cases = [c for c in cases if c.peer in REDUCED or (c.mode == "full" and c.side == first)]
+    # what a loader costs without the pictures
     cases += [Case(p, "none", int(sides.split(",")[0])) for p in chosen]
     try:
         python = environment.python_of(BENCH / "loader-environment", HERE / "peers_loader.txt")
         data = _data(images, workers, python)
         known = _known(data)
-        bare = _bare()
+        bares: list[dict[str, float]] = []
         runs: dict[Case, list[Round]] = {case: [] for case in cases}
         for number in range(rounds):
+            bares.append(_bare())
             turn = number * 5 % len(cases)
             for case in cases[turn:] + cases[:turn]:
                 done = _run(case, data, python, workers, samples, known)
                 runs[case].append(done)
                 console.print(f"· round {number + 1}, {case.name}: {done.samples / done.cpu:.0f} img/CPU-s")
+            bare = {name: statistics.median(b[name] for b in bares) for name in bares[0]}
+            _show(runs, workers, bare)
+            result = BENCH / "loader.json"
+            write_text(result, json.dumps(_record(runs, workers, bare), indent=1) + "\n")
+            console.print(f"· figures of every round: {result}")
     except X2IError as error:
         console.print(f"[bold red]bench:[/] {error}")
         raise typer.Exit(1) from None
-    _show(runs, workers, bare)
-    result = BENCH / "loader.json"
-    write_text(result, json.dumps(_record(runs, workers, bare), indent=1) + "\n")
-    console.print(f"· figures of every round: {result}")
 
 
 def _data(images: int, workers: int, python: Path) -> Path:
@@ -194,11 +202,11 @@ def _known(data: Path) -> dict[str, Path]:
 
 
 def _bare() -> dict[str, float]:
-    """PSS in MB of processes that have imported what they need, and read nothing."""
+    """PSS in MiB of processes that have imported what they need, and read nothing."""
     found = {}
     for name, code in (("PyTorch", "import torch"), ("x2i's loader", "import x2i.trainer.loader")):
         command = [sys.executable, "-c", f"{code}; import time; time.sleep(2)"]
-        found[name] = meter.run(command, BENCH / "logs" / "bare.log", BYTECODE)[0].pss / 1e6
+        found[name] = meter.run(command, BENCH / "logs" / "bare.log", BYTECODE)[0].pss / 2**20
     return found
 
 
@@ -250,7 +258,8 @@ def _median(rounds: list[Round]) -> dict[str, float]:
 
 
 def _show(runs: dict[Case, list[Round]], workers: int, bare: dict[str, float]) -> None:
-    table = Table(title=f"Loaders, {workers} workers, medians", title_justify="left", title_style="bold")
+    rounds = len(next(iter(runs.values())))
+    table = Table(title=f"Loaders, {workers} workers, medians of {rounds}", title_justify="left", title_style="bold")
     for column in ("decode", "side", "loader"):
         table.add_column(column)
     columns = ("images per\nCPU-second", "x2i's\nto it", "x2i reduced\nto it", "images/s", "peak PSS\nMiB")
@@ -271,7 +280,9 @@ def _show(runs: dict[Case, list[Round]], workers: int, bare: dict[str, float]) -
         side = "" if case.mode == "none" else str(case.side)
         table.add_row(case.mode, side, case.peer, f"{m['images_per_cpu_s']:.0f}", *ratios, *costs, *near)
     console.print(table)
-    console.print("  PSS of a process that has only imported: " + ", ".join(f"{n} {v:.0f} MB" for n, v in bare.items()))
+    console.print(
+        "  PSS of a process that has only imported: " + ", ".join(f"{n} {v:.0f} MiB" for n, v in bare.items())
+    )
     for side in sorted({case.side for case in medians}):
         ours = medians.get(Case("x2i", "reduced", side))
         tars = {p: medians[Case(p, "full", side)]["images_per_cpu_s"] for p in TARS if Case(p, "full", side) in medians}
@@ -293,7 +304,7 @@ def _record(runs: dict[Case, list[Round]], workers: int, bare: dict[str, float])
         "workers": workers,
         "machine": {"cpus": os.cpu_count(), "system": platform.platform(), "python": platform.python_version()},
         "packages": {name: version(name) for name in ("torch", "pillow", "simplejpeg", "numpy")},
-        "bare_pss_mb": bare,
+        "bare_pss_mib": bare,
         "medians": {case.name: _median(rounds) for case, rounds in runs.items()},
         "rounds": {case.name: [asdict(r) for r in rounds] for case, rounds in runs.items()},
     }

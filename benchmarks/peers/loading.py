@@ -61,9 +61,9 @@ def measure(batches: Iterable[tuple[list[str], Any]], warm: int, samples: int, k
     crops: list[np.ndarray] = []
     marks: list[tuple[int, float, float]] = []
     for names, pixels in batches:
-        if len(crops) < COMPARED and pixels.ndim == 4:
-            keys += names
-            crops += [np.array(p) for p in pixels]
+        if pixels.ndim == 4 and (wanted := COMPARED - len(crops)):
+            keys += names[:wanted]
+            crops += [np.array(p) for p in pixels[:wanted]]
         seen += names
         if not marks and len(seen) >= warm:
             marks.append((len(seen), time.perf_counter(), tree_cpu()))
@@ -71,7 +71,7 @@ def measure(batches: Iterable[tuple[list[str], Any]], warm: int, samples: int, k
             marks.append((len(seen), time.perf_counter(), tree_cpu()))
             break
     (n0, t0, c0), (n1, t1, c1) = marks
-    np.savez(kept, seen=np.array(seen), keys=np.array(keys[:COMPARED]), crops=np.array(crops[:COMPARED]))
+    np.savez(kept, seen=np.array(seen), keys=np.array(keys), crops=np.array(crops))
     print(json.dumps({"samples": n1 - n0, "seconds": t1 - t0, "cpu": c1 - c0, "start_cpu": c0}), flush=True)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -75,3 +76,15 @@ def test_the_loaders_speed_is_measured(corpus: Path, run: Result, tmp_path: Path
     assert seconds is not None and 0 < seconds < 10
     with pytest.raises(RecipeError, match="the run has low, high"):
         measure(config, "hihg")
+
+
+def test_the_command_tells_how_many_times_over_a_step_is_served(corpus: Path, tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text(yaml.safe_dump(corpora.run_content(corpus, tmp_path / "run")))
+    told = CliRunner().invoke(app, ["bench-loader", str(file), "--steps", "4", "--step-seconds", "2", "--json"])
+    found = json.loads(told.stdout)
+    assert told.exit_code == 0 and [row["what"] for row in found["rows"]] == ["full", "reduced", "none"]
+    for row in found["rows"]:
+        assert row["headspace"] == pytest.approx(row["rate"] * 2 / 4)
+    shown = CliRunner().invoke(app, ["bench-loader", str(file), "--steps", "2"]).output
+    assert "has not trained" in shown

@@ -23,6 +23,9 @@ import fsspec
 from x2i.corpus.corpus import Corpus
 from x2i.trainer.table import SampleRef
 
+#: Calls for many ranges at a time: while the last reads of one are under way, the other has begun.
+_CALLS = 2
+
 #: How often a URL is asked, and seconds before the second time; they double.
 _TRIES, _PAUSE = 3, 0.5
 
@@ -41,6 +44,7 @@ class Shards:
         self.reads, self.bytes_read = 0, 0
         self._most = open_files
         self._files: OrderedDict[str, list[int]] = OrderedDict()  # descriptor, and how many read from it now
+        self._calls = threading.Semaphore(_CALLS)
         self._remote: dict[str, tuple[Any, str]] = {}
         self._lock = threading.Lock()
 
@@ -60,7 +64,9 @@ class Shards:
         fs, root = self._filesystem(corpus)
         paths = [posixpath.join(root, block.shard) for block in blocks]
         ends = [block.offset + block.size for block in blocks]
-        found = fs.cat_ranges(paths, [b.offset for b in blocks], ends, on_error="return", batch_size=in_flight)
+        starts, most = [block.offset for block in blocks], -(-in_flight // _CALLS)
+        with self._calls:
+            found = fs.cat_ranges(paths, starts, ends, on_error="return", batch_size=most)
         for block, data in zip(blocks, found, strict=True):
             block.data = data if isinstance(data, bytes) else b""
             self._count(1, len(block.data))
