@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from x2i import corpus
 from x2i.base.errors import RecipeError
@@ -75,9 +75,10 @@ def measure(run: str | Path | RunConfig, stage: str | None = None, steps: int = 
     table = table_of([corpus.open(path) for path in config.corpora], [chosen], config.held_out)
     plan, reading = plan_of(table, chosen, config.seed), config.reading
     found = []
-    for what in ("full", "reduced", "none"):
-        given: dict[str, Any] = {"verify": reading.verify, "open_files": reading.open_files}
-        reader = Undecoded(table, **given) if what == "none" else SampleReader(table, 0, what, **given)
+    given: dict[str, Any] = {"verify": reading.verify, "open_files": reading.open_files}
+    ways: tuple[Literal["full", "reduced", "none"], ...] = ("full", "reduced", "none")
+    for what in ways:
+        reader = Undecoded(table, **given) if what == "none" else SampleReader(table, decode=what, **given)
         try:
             with _peak() as peak:
                 cpu, began = time.process_time(), time.monotonic()
