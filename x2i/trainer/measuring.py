@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,7 @@ def lengths_of(processor: Processor[Any], reader: SampleReader, stage: Stage, ke
     name = f"{stage.name} {digest('lengths/1', [c.digest for c in reader.table.corpora])[:16]}"
     noted = _noted(keep)
     if name not in noted:
-        fits = [calibrated(reader.table, lambda sample, chats=chats: text(sample, chats)) for chats in (False, True)]
+        fits = [calibrated(reader.table, partial(text, chats=chats)) for chats in (False, True)]
         noted[name] = [asdict(fit) for fit in fits]
         if keep is not None:
             write_text(keep, json.dumps(noted, indent=1) + "\n")
