@@ -31,12 +31,13 @@ from x2i.trainer.course import Course, Origin
 from x2i.trainer.data import Example
 from x2i.trainer.evaluation import HeldOutLoss, held_out
 from x2i.trainer.flops import StageFlops
-from x2i.trainer.learner import Learner, StepReport, Totals
+from x2i.trainer.learner import Learner
 from x2i.trainer.ledger import Entry, Ledger
 from x2i.trainer.loader import Loader
 from x2i.trainer.meter import Logs, Meter, Work
 from x2i.trainer.peak import peak
 from x2i.trainer.progress import Progress
+from x2i.trainer.reports import StepReport, Totals
 from x2i.trainer.run import Result, result_of
 from x2i.trainer.saver import Saver, restore, state_of
 from x2i.trainer.setup import Setup
