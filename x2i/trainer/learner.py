@@ -194,7 +194,8 @@ class Learner:
             learned = [None] * (count - len(learned)) + learned
             self._tell_of_nothing(stage, batch.examples, learned)
             values = each.detach().float().tolist()
-            for own, e, *rest in zip(batch.own, batch.examples, values, t, learned, strict=True):
+            lengths = batch.lengths or [None] * count
+            for own, e, *rest in zip(batch.own, batch.examples, values, t, learned, lengths, strict=True):
                 if own:
                     rows.append(RowReport(e.draw, e.key, e.task, e.sample, e.replaced, *rest))
         for parameter in self._learning():

@@ -14,7 +14,9 @@ from x2i.trainer.batch import Batch, ChatBatch, DrawBatch
 
 @dataclass(frozen=True)
 class RowReport:
-    """What one sample lost; `t` is a picture's timestep, `tokens` are those of a conversation that were learned."""
+    """What one sample lost; `t` is a picture's timestep, `tokens` are those of a conversation that were learned, `length` are
+    all of the sample's, text and pictures.
+    """
 
     draw: int
     key: str
@@ -24,6 +26,7 @@ class RowReport:
     loss: float
     t: float | None = None
     tokens: int | None = None
+    length: int | None = None
 
 
 @dataclass(frozen=True)

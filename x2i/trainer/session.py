@@ -10,7 +10,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -166,7 +166,10 @@ class Session:
                 examples, self._run.seed, stage, owned, {d.index: d for d in draws}
             )
             found = Totals.of(batches)
-            work = Work(self._flops(place).step(batches), self._flops(place).tokens(batches))
+            flops = self._flops(place)
+            batches = [replace(batch, lengths=tuple(flops.lengths(batch))) for batch in batches]
+            tokens = sum(n for b in batches for n, own in zip(b.lengths, b.own, strict=True) if own)
+            work = Work(flops.step(batches), tokens)
         except X2IError as error:
             fault, found, work = error, Totals(0, 0, 0), Work(0, 0)
         told = [found.rows, found.chats, found.tokens, self._asked > 0, fault is not None, self._saver.failed]
@@ -352,7 +355,7 @@ class Session:
             ref = self._setup.table[row.sample]
             yield Entry(
                 *(self._step, stage.name, row.draw, ref.place, ref.key, ref.task, ref.source, ref.image_id),
-                *(row.loss, row.t, row.tokens, row.replaced),
+                *(row.loss, row.t, row.tokens, row.length, row.replaced),
             )
 
     def _announce(self) -> None:
