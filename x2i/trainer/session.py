@@ -168,8 +168,8 @@ class Session:
             found = Totals.of(batches)
             flops = self._flops(place)
             batches = [replace(batch, lengths=tuple(flops.lengths(batch))) for batch in batches]
-            tokens = sum(n for b in batches for n, own in zip(b.lengths, b.own, strict=True) if own)
-            work = Work(flops.step(batches), tokens)
+            owned_tokens = sum(n for b in batches for n, own in zip(b.lengths, b.own, strict=True) if own)
+            work = Work(flops.step(batches), owned_tokens)
         except X2IError as error:
             fault, found, work = error, Totals(0, 0, 0), Work(0, 0)
         told = [found.rows, found.chats, found.tokens, self._asked > 0, fault is not None, self._saver.failed]
