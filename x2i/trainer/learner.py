@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from x2i.base.errors import RecipeError, X2IError
+from x2i.base.errors import ElsewhereError, RecipeError, X2IError
 from x2i.base.seeds import digest
 from x2i.model import flow, lora
 from x2i.model.base import Model
@@ -361,6 +361,8 @@ class Learner:
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled)
 
     def _refuse(self, rows: Sequence[RowReport], norm: float, stage: Stage, step: int) -> None:
+        if not self.world.first:
+            raise ElsewhereError(f"stage {stage.name}, step {step}: the loss is not finite: rank 0 names the samples")
         bad = [f"{r.key} ({r.task})" for r in rows if not math.isfinite(r.loss)]
         keys = ", ".join(r.key for r in rows)
         which = ", ".join(bad) or f"none alone (gradient norm {norm}); the batch: {keys}"

@@ -55,11 +55,16 @@ class Session:
         self._progress = progress
         self._world = world
         self._course, newest = course, course.newest
-        self._setup = Setup(run, corpora, newest, world.device(run.device))
-        self._check_world()
-        for origin in course.origins.values():
-            if isinstance(origin, str):
-                checkpoint.fetched(origin)  # now, and not when its stage begins
+        fault: X2IError | OSError | None = None
+        try:
+            self._setup = Setup(run, corpora, newest, world.device(run.device))
+            self._check_world()
+            for origin in course.origins.values():
+                if isinstance(origin, str):
+                    checkpoint.fetched(origin)  # now, and not when its stage begins
+        except (X2IError, OSError) as error:
+            fault = error
+        world.agree(fault)
         if world.first:
             changes.remember(run.output, self._setup.table)
         self._newest = newest
