@@ -44,6 +44,10 @@ WINDOW = 4096
 #: Of the budget, left for windows that are longer than the mean one.
 _RESERVE = 0.002
 
+#: Of the budget, at most one in so many tokens is left for what the text's estimate may be wrong: where it says little,
+#: packs are now and then too long.
+_MARGIN = 8
+
 #: Bytes of all strata's samples, by row group, that are kept.
 _MEMORY = 64 << 20
 
@@ -119,7 +123,8 @@ class PackPlan:
             weights = weights / [some.mean_of(number, dropout) for number in range(len(weights))]
             weights /= weights.sum()
             some = some.weighted(weights)
-        self.limit = pack.tokens - some.margin(fit or Fit(), pack.tokens, dropout)
+        margin = some.margin(fit or Fit(), pack.tokens, dropout)
+        self.limit = pack.tokens - min(margin, pack.tokens // _MARGIN)
         self.too_long = self._check(some, stage)
         fits = some.rows.shown <= self.limit
         values, shares = some.lengths(fits, dropout)
