@@ -275,6 +275,20 @@ def test_samples_that_no_pack_holds_are_left_out_and_counted(tmp_path: Path) -> 
         planned(opened, stage(mixture={"sea": 1}))
 
 
+def test_samples_as_long_as_a_pack_have_one_each(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    long = [
+        row(10**7 + n, "chat", 1600 + 2 * n % 450, [], None) for n in range(400)
+    ]  # around what packs are planned to
+    opened = write(tmp_path / "long", drawings(random, 2000) + long)
+    of = stage(2048, mixture={"t2i": 9, "chat": 1})
+    plan = planned(opened, of)
+    found = Measure(of)(opened.manifest)
+    loads = loads_of([plan.step(n) for n in range(plan.steps)], found.shown, found.bare, 4)
+    assert loads.min() > 0 and loads.max() <= plan.limit and loads.mean() / 2048 > 0.93
+    assert any(found.shown[d.sample] > 0.99 * plan.limit for n in range(plan.steps) for d in plan.step(n))
+
+
 def test_corpora_without_the_estimate_are_packed_by_characters_and_bytes(tmp_path: Path) -> None:
     opened = write_rows(tmp_path / "earlier", rows_of(range(600)))
     of = stage(1024, 2, mixture={"deblur": 3, "describe": 1}, resolution=64)

@@ -7,24 +7,37 @@ them is kept is found by one that is longer than any pack.
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from x2i.base.errors import X2IError
+from x2i.base.files import write_text
+from x2i.base.seeds import digest
 from x2i.model.base import Chat, Message, Processor, Request
 from x2i.model.placeholders import MARK, image_only
 from x2i.trainer.config import Stage
 from x2i.trainer.data import DamagedSample, SampleReader
-from x2i.trainer.lengths import Lengths
+from x2i.trainer.lengths import Fit, Lengths
 from x2i.trainer.mixture import calibrated, checked, training_of
 
+#: In the run's folder.
+FILE = "lengths.json"
 
-def lengths_of(processor: Processor[Any], reader: SampleReader, stage: Stage) -> Lengths:
+
+def lengths_of(processor: Processor[Any], reader: SampleReader, stage: Stage, keep: Path | None = None) -> Lengths:
     """What a model makes of the samples that a stage draws.
 
+    Args:
+        keep: where to note what was measured of texts, and to find it again: a text that cannot be read any more must not
+            change the plan of a run.
+
     Raises:
-        X2IError: it takes no packs.
+        X2IError: the model takes no packs.
         RecipeError: the corpora have none of what the stage's mixture names.
     """
     checked(reader.table, stage)
@@ -55,9 +68,17 @@ def lengths_of(processor: Processor[Any], reader: SampleReader, stage: Stage) ->
             return None
         return found - count * per_image - (chat if chats else request)
 
+    name = f"{stage.name} {digest('lengths/1', [c.digest for c in reader.table.corpora])[:16]}"
+    noted = _noted(keep)
+    if name not in noted:
+        fits = [calibrated(reader.table, partial(text, chats=chats)) for chats in (False, True)]
+        noted[name] = [asdict(fit) for fit in fits]
+        if keep is not None:
+            write_text(keep, json.dumps(noted, indent=1) + "\n")
+    drawn, said = (Fit(**fit) for fit in noted[name])
     return Lengths(
-        text=calibrated(reader.table, lambda sample: text(sample, False)),
-        said=calibrated(reader.table, lambda sample: text(sample, True)),
+        text=drawn,
+        said=said,
         picture=processor.picture_tokens,
         per_image=per_image,
         per_output=request - least if request else 0,
@@ -67,6 +88,17 @@ def lengths_of(processor: Processor[Any], reader: SampleReader, stage: Stage) ->
         said_most=made.chat(answer, 0) - chat if chat else None,
         chat_most=longest or None,
     )
+
+
+def _noted(keep: Path | None) -> dict[str, Any]:
+    """What was measured before, by stage and corpora. Raises X2IError if it cannot be read."""
+    if keep is None or not keep.is_file():
+        return {}
+    try:
+        found: dict[str, Any] = json.loads(keep.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise X2IError(f"{keep}: cannot be read ({error}). Remove it to measure the texts anew") from None
+    return found
 
 
 _ASKED = (Message("user", ""), Message("assistant", "x"))

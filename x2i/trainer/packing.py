@@ -137,13 +137,14 @@ class PackPlan:
         draws = packs * self.limit / mean
         # of all samples of an epoch the sum is fixed; of some it is not
         spread = some.spread(fits) * np.sqrt(draws * max(1 - draws / epoch, 0.25))
-        limit = int(self.limit * (1 - _RESERVE) - 2 * spread / packs)
+        limit = max(int(self.limit * (1 - _RESERVE) - 2 * spread / packs), self.limit // 2)
         ends = np.round(np.cumsum(shares) / shares.sum(), 9)
 
         def profile(count: int, places: np.ndarray | float = 0.5) -> np.ndarray:
             """The lengths of so many draws, in order, as they come on average, or elsewhere in their ranks."""
             ranks = np.searchsorted(ends, (np.arange(count) + places) / count)
-            return np.asarray(values[np.minimum(ranks, len(values) - 1)])
+            # what fits into a pack, but not beside the reserve, has one to itself
+            return np.minimum(values[np.minimum(ranks, len(values) - 1)], limit)
 
         self._home = most(profile, packs, limit, mean, generator("plan/pattern/1", *self.key))
         if not len(self._home):  # nothing is left by the reserve: packs of one

@@ -20,13 +20,12 @@ from x2i.model.base import Model, Processor
 from x2i.model.config import AutoencoderKLConfig, ModelConfig, PixelsConfig, VAEConfig
 from x2i.model.folders import Held
 from x2i.model.layouts import Opened
-from x2i.trainer import checkpoint, parts, preview, tokens
+from x2i.trainer import checkpoint, measuring, parts, preview, tokens
 from x2i.trainer.batch import Batch, Batcher
 from x2i.trainer.checkpoint import Checkpoint
 from x2i.trainer.config import RunConfig, Stage
 from x2i.trainer.course import Origin
 from x2i.trainer.data import DamagedSample, Example, SampleReader
-from x2i.trainer.measuring import lengths_of
 from x2i.trainer.mixture import held_out_of, plan_of, table_of, tasks_of
 from x2i.trainer.plan import Plan
 
@@ -158,7 +157,10 @@ class Setup:
             )
         if stage.preference is not None:
             raise RecipeError(f"stages.{place}.pack: preferences are learned in batches: give `batch` instead")
-        return plan_of(self.table, stage, self.run.seed, lengths_of(self.processors[place], self.reader, stage))
+        keep = self.run.output / measuring.FILE
+        return plan_of(
+            self.table, stage, self.run.seed, measuring.lengths_of(self.processors[place], self.reader, stage, keep)
+        )
 
     def _described(self) -> tuple[ModelConfig, VAEConfig | None]:
         """The model's numbers and its autoencoder, from the run file or from beside the weights."""
