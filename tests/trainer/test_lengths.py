@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -38,6 +39,16 @@ def test_lengths_are_those_of_the_model() -> None:
     chat = 11 + 92 + (600 + 300 + 5) + (100 + 50 + 5)
     assert found.shown.tolist() == [11 + 21 + 7 + 3, 11 + 41 + 7 + 3 + 2 * (7 + 5), chat]
     assert found.bare.tolist() == [11 + 1 + 7 + 3, 11 + 1 + 7 + 3, chat]
+
+
+def test_texts_that_are_cut_take_what_is_kept_of_them() -> None:
+    rows = [row(1, "t2i", 10), row(2, "few", 900, [(9, 9), (9, 9)]), row(3, "chat", 900, [(100, 50)], None)]
+    lengths = Lengths(picture=lambda width, height, chat: 7, per_image=5, text_most=40, said_most=60)
+    found = Measure(stage(), lengths)(pa.Table.from_pylist(rows, MADE))
+    assert found.shown.tolist() == [10 + 7, 40 + 3 * 7, 60 + 7]
+    assert found.text.tolist() == [10, 0, 0]  # how long they are is certain
+    found = Measure(stage(), replace(lengths, chat_most=50))(pa.Table.from_pylist(rows, MADE))
+    assert found.shown.tolist() == [10 + 7, 40 + 3 * 7, 50]
 
 
 def test_many_permutations_at_once_are_those_of_one_at_a_time() -> None:

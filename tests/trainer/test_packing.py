@@ -235,6 +235,15 @@ def test_a_spare_fits_and_is_of_the_same_stratum(mixed: corpus.Corpus) -> None:
             )
 
 
+def test_spares_of_few_samples_are_several_others(tmp_path: Path) -> None:
+    """Also where there is no other sample of this length."""
+    rows = [row(number, "chat", 40 + 37 * number, [(160, 160)], None) for number in range(12)]
+    plan = planned(write(tmp_path / "few", rows, row_group=100), stage(mixture={"chat": 1}))
+    for draw in plan.step(0)[:12]:
+        spares = {plan.spare(draw, attempt).sample for attempt in range(1, 12)}
+        assert draw.sample not in spares and len(spares) >= 4
+
+
 def test_each_sample_has_the_size_of_its_own_bucket_and_conversations_none(mixed: corpus.Corpus) -> None:
     of = stage(buckets=[[256, 256], [320, 192], [192, 320]])
     plan = planned(mixed, of)

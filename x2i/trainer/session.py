@@ -386,6 +386,13 @@ class Session:
             if trained < parameters:
                 what = "adapters" if self._run.model.lora else ", ".join(stage.train or ())
                 self._progress.note(f"stage {stage.name} trains {trained:,} of {parameters:,} parameters: {what}")
+            if long := getattr(self._setup.plans[place], "too_long", None):
+                assert stage.pack is not None
+                shown = ", ".join(f"{count:,} of {task}" for task, count in long.items())
+                self._progress.note(
+                    f"stage {stage.name} never draws samples that do not fit into a pack of {stage.pack.tokens:,} tokens: "
+                    f"{shown}"
+                )
         unused = sorted(set(self._setup.table.tasks) - self._setup.tasks)
         if unused:
             self._progress.note(f"tasks of the corpora that no stage trains: {', '.join(unused)}")

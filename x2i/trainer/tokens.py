@@ -61,12 +61,16 @@ def texts_of(reader: SampleReader, limit: int, tasks: Collection[str]) -> Iterab
     total = int(ends[-1]) if parts else 0
     together = max(limit // 1024, 1) if limit < total else 1
     anchors = np.linspace(0, total - together, min(limit, total) // together).astype(int)
+    damaged = 0
     for place in np.unique(np.add.outer(anchors, np.arange(together))):
         part = int(np.searchsorted(ends, place, "right"))
         try:
             yield reader.text(parts[part][int(place) - int(ends[part])])
         except DamagedSample as damage:
-            log.warning("left out of the tokenizer's text: %s", damage)
+            damaged += 1
+            log.log(logging.WARNING if damaged == 1 else logging.INFO, "left out of the tokenizer's text: %s", damage)
+    if damaged > 1:
+        log.warning("left out of the tokenizer's text: %d samples more", damaged - 1)
 
 
 def train(
