@@ -1,9 +1,9 @@
 """Starts the ranks of a run as a launcher does, once or one launch after the other; all share one import of torch.
 
-python -m tests.trainer.ranks RUN.yaml COUNT[,STEP:RANK:kill|stop|full|nan ...] ...
+python -m tests.trainer.ranks RUN.yaml COUNT[,STEP:RANK:kill|stop|full|nan|blind ...] ...
 
 At the given step that rank kills itself, is asked to stop, finds the disk full at its next checkpoint, or loses what is
-not a number.
+not a number; or it cannot see at its start what the run file names.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from typing import Any
 
 import torch
 
-from x2i.base.errors import Stopped, X2IError
+from x2i.base.errors import RecipeError, Stopped, X2IError
 from x2i.model import flow
-from x2i.trainer import checkpoint, learner
+from x2i.trainer import checkpoint, learner, session
 from x2i.trainer.config import load_run
 from x2i.trainer.run import train
 
@@ -51,6 +51,8 @@ def child(rank: int, size: int, port: int, run: str, events: list[str]) -> int:
         return step(self, batches, stage, stage_step, global_step, totals)
 
     learner.Learner.step = stepped  # type: ignore[method-assign]
+    if "blind" in due.values():
+        session.Setup = _blind  # type: ignore[assignment,misc]
     try:
         train(run)
     except Stopped:
@@ -62,6 +64,10 @@ def child(rank: int, size: int, port: int, run: str, events: list[str]) -> int:
         traceback.print_exc()
         return 2
     return 0
+
+
+def _blind(*_: Any) -> Any:
+    raise RecipeError("start: cannot be seen on this machine")
 
 
 def _fill_disk() -> None:

@@ -18,7 +18,7 @@ from x2i.base.errors import RecipeError
 from x2i.base.seeds import generator
 from x2i.model import flow
 from x2i.model.base import Chat, Request
-from x2i.trainer import checkpoint, replay
+from x2i.trainer import checkpoint, ledger, replay
 from x2i.trainer.batch import PackBatch
 from x2i.trainer.config import RunConfig
 from x2i.trainer.learner import Learner
@@ -146,6 +146,9 @@ def test_a_packed_step_is_replayed_as_it_was_trained(straight: Result, setup: Se
         batches, rows = replay.replay(setup, step)
         assert [(r.draw, r.key) for r in rows] == [(draw, key) for at, draw, key, *_ in told if at == step]
         assert len(replay.picture_rows(setup, batches)) == len(rows)
+        query = f"select draw, length from ledger where step = {step}"
+        found = dict(ledger.opened([straight.output]).execute(query).fetchall())
+        assert found == {e.draw: n for b in batches for e, n in zip(b.examples, b.inputs.lengths, strict=True)}
 
 
 @pytest.mark.parametrize(

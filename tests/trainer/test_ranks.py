@@ -133,11 +133,19 @@ def test_a_full_disk_or_a_broken_loss_on_one_rank_stops_all(mixed: Path, straigh
     assert full["codes"] == [1, 1] and full["steps"] == [2], said
     assert "cannot be written" in said and "No space left" in said
     assert broken["codes"] == [1, 1] and broken["steps"][-1] == 4, said
-    assert said.count("the loss is not finite; samples: ") == 2  # both know, and nobody waits
+    assert said.count("the loss is not finite") == 2  # both know, and nobody waits
+    assert said.count("; samples: ") == 1  # but it is said once
     assert finished["codes"] == [0, 0], said
     assert consumed(tmp_path / "run") == consumed(straight)
     assert differences(tmp_path / "run", straight) < 1e-4
     assert not list((tmp_path / "run").rglob(".*.tmp"))
+
+
+def test_a_rank_that_cannot_begin_says_why_and_none_waits(mixed: Path, tmp_path: Path) -> None:
+    told, said = start(content(mixed, tmp_path / "run"), "3,0:1:blind")
+    assert told[0]["codes"] == [1, 1, 1], said
+    assert said.count("rank 1 cannot begin: its message says why") == 2
+    assert said.count("start: cannot be seen on this machine") == 1
 
 
 def test_accumulation_changes_nothing_but_rounding(mixed: Path, straight: Path, tmp_path: Path) -> None:

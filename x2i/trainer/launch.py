@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from x2i.base.cluster import ray_session
-from x2i.base.errors import RecipeError, X2IError
+from x2i.base.errors import ElsewhereError, RecipeError, X2IError
 from x2i.trainer import checkpoint
 from x2i.trainer.config import RunConfig, load_run
 from x2i.trainer.progress import Progress, Silent
@@ -104,7 +104,7 @@ def _work(config: dict[str, Any]) -> None:
     try:
         done = train(parse_config(RunConfig, config["run"], "run"), progress=_Sent(mailbox), **config["options"])
     except X2IError as error:  # nothing that a second try could mend
-        ray.get(mailbox.fail.remote(rank, str(error)))
+        ray.get(mailbox.fail.remote(rank, str(error), isinstance(error, ElsewhereError)))
         return
     if rank == 0:
         now = ("steps_now", "seconds", "train_loss", "damaged")
@@ -116,7 +116,7 @@ class _Mailbox:
 
     def __init__(self) -> None:
         self._events: list[tuple[str, tuple[Any, ...]]] = []
-        self._failures: dict[int, str] = {}
+        self._failures: dict[int, tuple[bool, str]] = {}
         self._found: dict[str, Any] = {}
 
     def tell(self, what: str, *values: Any) -> None:
@@ -128,14 +128,14 @@ class _Mailbox:
         out, self._events = self._events, []
         return out
 
-    def fail(self, rank: int, message: str) -> None:
-        """A rank cannot go on."""
-        self._failures[rank] = message
+    def fail(self, rank: int, message: str, elsewhere: bool) -> None:
+        """A rank cannot go on, perhaps for what another one tells."""
+        self._failures[rank] = elsewhere, message
 
     def failure(self) -> str | None:
         """Why the run ended, if it failed: as the lowest rank says that knows more than that another one failed."""
-        known = [m for _, m in sorted(self._failures.items()) if "another" not in m]
-        return next(iter([*known, *self._failures.values()]), None)
+        told = [self._failures[rank] for rank in sorted(self._failures)]
+        return min(told, key=lambda failure: failure[0])[1] if told else None
 
     def finish(self, found: dict[str, Any]) -> None:
         """All is done."""

@@ -7,12 +7,13 @@ from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from x2i.base.files import writing
 from x2i.base.seeds import digest
 from x2i.trainer.config import RunConfig, WandB
 from x2i.trainer.evaluation import HeldOutLoss, timestep_bin
-from x2i.trainer.learner import RowReport, StepReport
 from x2i.trainer.peak import mfu
 from x2i.trainer.record import LOGS
+from x2i.trainer.reports import RowReport, StepReport
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -107,13 +108,15 @@ class Logs:
     def __init__(self, run: RunConfig, step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer = SummaryWriter(run.output / LOGS, purge_step=step or None)
+        self._folder = run.output / LOGS
+        self._writer = SummaryWriter(self._folder, purge_step=step or None)
         self._wandb = None if run.wandb is None else _joined(run, run.wandb)
 
     def step(self, scalars: dict[str, float], step: int) -> None:
         """The figures of a step."""
-        for name, value in scalars.items():
-            self._writer.add_scalar(name, value, step)
+        with writing(self._folder):
+            for name, value in scalars.items():
+                self._writer.add_scalar(name, value, step)
         if self._wandb is not None and scalars:
             self._wandb.log(scalars, step=step)
 
@@ -124,14 +127,16 @@ class Logs:
             scalars |= {f"held_out/loss/{task}": loss.loss, f"held_out/baseline/{task}": loss.baseline}
             scalars |= {f"held_out/loss_at/{name}/{task}": value for name, value in loss.by_time.items()}
         self.step(scalars, step)
-        self._writer.flush()
+        with writing(self._folder):
+            self._writer.flush()
 
     def picture(self, name: str, picture: Image, step: int) -> None:
         """A picture in RGB."""
         import numpy as np
 
         pixels: Any = np.asarray(picture)
-        self._writer.add_image(name, pixels, step, dataformats="HWC")
+        with writing(self._folder):
+            self._writer.add_image(name, pixels, step, dataformats="HWC")
         if self._wandb is not None:
             import wandb
 
@@ -139,7 +144,8 @@ class Logs:
 
     def close(self) -> None:
         """Nothing follows."""
-        self._writer.close()
+        with writing(self._folder):
+            self._writer.close()
         if self._wandb is not None:
             self._wandb.finish()
 

@@ -22,7 +22,7 @@ from x2i.trainer.config import RunConfig, load_run
 from x2i.trainer.course import Course, place_of, plot
 from x2i.trainer.progress import Progress, Silent
 from x2i.trainer.record import LOGS
-from x2i.trainer.world import World, is_lost_contact
+from x2i.trainer.world import World, is_lost_contact, launched
 
 log = logging.getLogger(__name__)
 
@@ -91,9 +91,10 @@ def train(
         Stopped: the run was asked to stop, and wrote a checkpoint.
     """
     config = run if isinstance(run, RunConfig) else load_run(run)
-    world = World(config.compute.timeout_minutes)
-    progress = (progress if world.first else None) or Silent()
+    world: World | None = None
     try:
+        world = World(config.compute.timeout_minutes)
+        progress = (progress if world.first else None) or Silent()
         with contextlib.ExitStack() as held:
             course, corpora = _entered(config, world, held, fresh, stage, reconcile, progress)
             if not course.places:
@@ -108,14 +109,21 @@ def train(
 
             return Session(config, corpora, course, progress, world).run()
     except RuntimeError as error:
-        if world.size > 1 and is_lost_contact(error):
+        if type(error).__name__ == "OutOfMemoryError":  # torch's: it is imported where it is used
+            raise X2IError(
+                f"{config.output}: out of memory ({str(error).partition('. ')[0]}). A smaller stages.N.micro_batch (of "
+                "packs: fewer pack.tokens), compute.checkpointing: true or more devices need less; the same command goes "
+                "on from the last checkpoint"
+            ) from None
+        if launched() and is_lost_contact(error):
             raise ElsewhereError(
-                f"{config.output}: rank {world.rank} has lost contact with another one, which has failed or hangs "
+                f"{config.output}: rank {os.environ['RANK']} has lost contact with another one, which has failed or hangs "
                 f"({str(error).partition('. ')[0]}). The same command goes on from the last checkpoint"
             ) from None
         raise
     finally:
-        world.close()
+        if world is not None:
+            world.close()
 
 
 def _entered(
@@ -128,8 +136,14 @@ def _entered(
     progress: Progress,
 ) -> tuple[Course, list[Corpus]]:
     """Rank 0 takes the run's folder for itself and puts it in order; all get to know what is to be done."""
-    corpora = [corpus.open(path) for path in config.corpora]
-    course, fault = None, None
+    corpora: list[Corpus] = []
+    course: Course | None = None
+    fault: X2IError | OSError | None = None
+    try:
+        corpora = [corpus.open(path) for path in config.corpora]
+    except X2IError as error:
+        fault = error
+    world.agree(fault)
     if world.first:
         try:
             _check_wandb(config)

@@ -20,7 +20,7 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
 
-from x2i.base.errors import X2IError
+from x2i.base.errors import ElsewhereError, X2IError
 from x2i.base.files import aside, remove
 from x2i.trainer import checkpoint
 from x2i.trainer.world import World
@@ -87,10 +87,12 @@ class Saver:
         self.join()
         error, self._error = self._error, None
         told = [e for e in self._world.gather(None if error is None else str(error)) if e]
-        if error is not None:
+        if error is not None and (self._world.first or not isinstance(error, X2IError)):
             raise error
-        if told:
+        if told and self._world.first:
             raise X2IError(told[0])
+        if told:
+            raise ElsewhereError("a checkpoint cannot be written: rank 0 says why")
 
     def join(self) -> None:
         """Wait for this rank's thread alone, whatever comes of it."""

@@ -10,7 +10,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -31,12 +31,13 @@ from x2i.trainer.course import Course, Origin
 from x2i.trainer.data import Example
 from x2i.trainer.evaluation import HeldOutLoss, held_out
 from x2i.trainer.flops import StageFlops
-from x2i.trainer.learner import Learner, StepReport, Totals
+from x2i.trainer.learner import Learner
 from x2i.trainer.ledger import Entry, Ledger
 from x2i.trainer.loader import Loader
 from x2i.trainer.meter import Logs, Meter, Work
 from x2i.trainer.peak import peak
 from x2i.trainer.progress import Progress
+from x2i.trainer.reports import StepReport, Totals
 from x2i.trainer.run import Result, result_of
 from x2i.trainer.saver import Saver, restore, state_of
 from x2i.trainer.setup import Setup
@@ -54,11 +55,16 @@ class Session:
         self._progress = progress
         self._world = world
         self._course, newest = course, course.newest
-        self._setup = Setup(run, corpora, newest, world.device(run.device))
-        self._check_world()
-        for origin in course.origins.values():
-            if isinstance(origin, str):
-                checkpoint.fetched(origin)  # now, and not when its stage begins
+        fault: X2IError | OSError | None = None
+        try:
+            self._setup = Setup(run, corpora, newest, world.device(run.device))
+            self._check_world()
+            for origin in course.origins.values():
+                if isinstance(origin, str):
+                    checkpoint.fetched(origin)  # now, and not when its stage begins
+        except (X2IError, OSError) as error:
+            fault = error
+        world.agree(fault)
         if world.first:
             changes.remember(run.output, self._setup.table)
         self._newest = newest
@@ -165,7 +171,10 @@ class Session:
                 examples, self._run.seed, stage, owned, {d.index: d for d in draws}
             )
             found = Totals.of(batches)
-            work = Work(self._flops(place).step(batches), self._flops(place).tokens(batches))
+            flops = self._flops(place)
+            batches = [replace(batch, lengths=tuple(flops.lengths(batch))) for batch in batches]
+            owned_tokens = sum(n for b in batches for n, own in zip(b.lengths, b.own, strict=True) if own)
+            work = Work(flops.step(batches), owned_tokens)
         except X2IError as error:
             fault, found, work = error, Totals(0, 0, 0), Work(0, 0)
         told = [found.rows, found.chats, found.tokens, self._asked > 0, fault is not None, self._saver.failed]
@@ -351,7 +360,7 @@ class Session:
             ref = self._setup.table[row.sample]
             yield Entry(
                 *(self._step, stage.name, row.draw, ref.place, ref.key, ref.task, ref.source, ref.image_id),
-                *(row.loss, row.t, row.tokens, row.replaced),
+                *(row.loss, row.t, row.tokens, row.length, row.replaced),
             )
 
     def _announce(self) -> None:

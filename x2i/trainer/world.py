@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
+from x2i.base.errors import ElsewhereError, RecipeError, X2IError
+
 if TYPE_CHECKING:
     import torch
     from torch.distributed import ProcessGroup
@@ -40,6 +42,9 @@ class World:
         Args:
             timeout_minutes: how long a rank waits for another before it gives up.
             alone: be one process whatever the launcher says.
+
+        Raises:
+            RecipeError: the launcher does not say where the others are.
         """
         self.rank, self.size, self.local = 0, 1, 0
         self.group: ProcessGroup | None = None
@@ -56,7 +61,13 @@ class World:
             if torch.cuda.is_available():
                 torch.cuda.set_device(self.local)
             backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-            dist.init_process_group(backend, timeout=timeout)
+            try:
+                dist.init_process_group(backend, timeout=timeout)
+            except ValueError as error:  # what torch makes of a variable that is not there
+                raise RecipeError(
+                    f"RANK and WORLD_SIZE are set, as by a launcher, but the others cannot be found ({error}): start by "
+                    "torchrun, which sets the rest, or unset the two"
+                ) from None
             self._joined = True
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
         if self.size > 1:
@@ -106,6 +117,27 @@ class World:
         told = [value]
         dist.broadcast_object_list(told, src=0, group=self.group)
         return told[0]
+
+    def agree(self, fault: X2IError | OSError | None) -> None:
+        """All ranks say whether they can begin, and none waits for one that cannot.
+
+        Raises:
+            X2IError: this rank's fault, or that another one has some. What rank 0 says, too, it says for all.
+            OSError: this rank's fault.
+        """
+        told = self.gather(None if fault is None else str(fault))
+        if fault is None:
+            failed = [str(rank) for rank, what in enumerate(told) if what is not None]
+            if failed:
+                raise ElsewhereError(f"rank {', '.join(failed)} cannot begin: its message says why")
+        elif self.first or (isinstance(fault, RecipeError) and told[0] == str(fault)):
+            raise fault
+        elif told[0] == str(fault):
+            raise ElsewhereError("this rank cannot begin either: rank 0 says why")
+        else:
+            raise (
+                X2IError(str(fault)) if isinstance(fault, RecipeError) else fault
+            )  # a recipe's is said by rank 0 alone
 
     def mesh(self, device: torch.device, shards: int | None) -> Any:
         """The ranks as FSDP wants them: one dimension to shard over, or replicas of `shards` ranks each."""
