@@ -68,7 +68,9 @@ def lengths_of(processor: Processor[Any], reader: SampleReader, stage: Stage, ke
             return None
         return found - count * per_image - (chat if chats else request)
 
-    name = f"{stage.name} {digest('lengths/1', [c.digest for c in reader.table.corpora])[:16]}"
+    corpora, words = [c.digest for c in reader.table.corpora], processor.tokenizer.to_str()
+    how = processor.max_text_tokens, stage.plain_captions, processor.config.model_dump(mode="json")
+    name = f"{stage.name} {digest('lengths/1', corpora, words, *how)[:16]}"
     noted = _noted(keep)
     if name not in noted:
         fits = [calibrated(reader.table, partial(text, chats=chats)) for chats in (False, True)]
