@@ -63,10 +63,12 @@ def texts_of(reader: SampleReader, limit: int, tasks: Collection[str]) -> Iterab
     anchors = np.linspace(0, total - together, min(limit, total) // together).astype(int)
     for place in np.unique(np.add.outer(anchors, np.arange(together))):
         part = int(np.searchsorted(ends, place, "right"))
+        sample = parts[part][int(place) - int(ends[part])]
         try:
-            yield reader.text(parts[part][int(place) - int(ends[part])])
+            yield reader.text(sample)
         except DamagedSample as damage:
-            log.warning("left out of the tokenizer's text: %s", damage)
+            ref = table[sample]
+            log.warning("left out of the tokenizer's text: sample %s in %s: %s", ref.key, ref.shard, damage)
 
 
 def train(
