@@ -10,13 +10,15 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from x2i.base.cluster import ray_session
-from x2i.base.errors import ElsewhereError, RecipeError, X2IError
+from x2i.base.errors import ElsewhereError, RecipeError, Stopped, X2IError
 from x2i.trainer import checkpoint
 from x2i.trainer.config import RunConfig, load_run
 from x2i.trainer.progress import Progress, Silent
@@ -52,6 +54,7 @@ def train_on_ray(
     Raises:
         RecipeError: the run file is wrong.
         X2IError: the cluster cannot be reached, or the run failed.
+        Stopped: the run was asked to stop, and wrote a checkpoint; or twice, and has not.
     """
     config = run if isinstance(run, RunConfig) else load_run(run)
     with ray_session(workers, address):
@@ -81,14 +84,51 @@ def train_on_ray(
         )
         with _listening(mailbox, progress or Silent()):
             try:
-                trainer.fit()
+                _fit(trainer, mailbox, progress or Silent())
             except Exception as error:  # noqa: BLE001 - Ray's errors have many classes
                 told = ray.get(mailbox.failure.remote()) or str(error).strip().splitlines()[-1]
                 raise X2IError(f"{config.output}: the run failed on Ray: {told}") from None
-        failure, found = ray.get([mailbox.failure.remote(), mailbox.found.remote()])
+        failure, found, stopped = ray.get([m.remote() for m in (mailbox.failure, mailbox.found, mailbox.stopped)])
+    if stopped:
+        raise Stopped(stopped)
     if failure:
         raise X2IError(failure)
     return result_of(config, checkpoint.find(config.output), **found)
+
+
+def _fit(trainer: Any, mailbox: Any, progress: Progress) -> None:
+    """Run it in a thread: here signals are waited for, and the first of them asks for a checkpoint."""
+    failed: list[Exception] = []
+
+    def fit() -> None:
+        try:
+            trainer.fit()
+        except Exception as error:  # noqa: BLE001 - raised below
+            failed.append(error)
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        for each in before:
+            signal.signal(each, stop)
+        mailbox.stop.remote(number)
+        progress.note("stopping after this step; once more to stop at once")
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise Stopped(number)
+
+    thread = threading.Thread(target=fit, name="x2i-ray", daemon=True)
+    thread.start()
+    main = threading.current_thread() is threading.main_thread()
+    before = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)} if main else {}
+    try:
+        for each in before:
+            signal.signal(each, ask)
+        while thread.is_alive():
+            thread.join(_POLL_SECONDS)
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+    if failed:
+        raise failed[0]
 
 
 def _work(config: dict[str, Any]) -> None:
@@ -102,7 +142,12 @@ def _work(config: dict[str, Any]) -> None:
     mailbox = config["mailbox"]
     rank = int(os.environ.get("RANK", 0))
     try:
-        done = train(parse_config(RunConfig, config["run"], "run"), progress=_Sent(mailbox), **config["options"])
+        run = parse_config(RunConfig, config["run"], "run")
+        ask = _Asked(mailbox) if rank == 0 else int
+        done = train(run, progress=_Sent(mailbox), ask=ask, **config["options"])
+    except Stopped as stopped:
+        ray.get(mailbox.stop_done.remote(stopped.args[0]))
+        return
     except X2IError as error:  # nothing that a second try could mend
         ray.get(mailbox.fail.remote(rank, str(error), isinstance(error, ElsewhereError)))
         return
@@ -118,6 +163,23 @@ class _Mailbox:
         self._events: list[tuple[str, tuple[Any, ...]]] = []
         self._failures: dict[int, tuple[bool, str]] = {}
         self._found: dict[str, Any] = {}
+        self._asked = self._stopped = 0
+
+    def stop(self, number: int) -> None:
+        """The run is to stop, by this signal."""
+        self._asked = number
+
+    def asked(self) -> int:
+        """The signal by which the run is to stop, or 0."""
+        return self._asked
+
+    def stop_done(self, number: int) -> None:
+        """A rank has stopped."""
+        self._stopped = number
+
+    def stopped(self) -> int:
+        """The signal by which the run has stopped, or 0."""
+        return self._stopped
 
     def tell(self, what: str, *values: Any) -> None:
         """A call of the progress."""
@@ -144,6 +206,23 @@ class _Mailbox:
     def found(self) -> dict[str, Any]:
         """What `finish` was given."""
         return self._found
+
+
+class _Asked:
+    """The signal by which the run is to stop, as the mailbox last said: nothing waits for its answer."""
+
+    def __init__(self, mailbox: Any) -> None:
+        self._mailbox = mailbox
+        self._answer = mailbox.asked.remote()
+        self._known = 0
+
+    def __call__(self) -> int:
+        import ray
+
+        if not self._known and ray.wait([self._answer], timeout=0)[0]:
+            self._known = ray.get(self._answer)
+            self._answer = self._mailbox.asked.remote()
+        return self._known
 
 
 class _Sent:

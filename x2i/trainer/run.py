@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,7 @@ def train(
     stage: str | None = None,
     reconcile: bool = False,
     progress: Progress | None = None,
+    ask: Callable[[], int] = int,
 ) -> Result:
     """Train, or go on from the newest checkpoint of the run's output.
 
@@ -84,6 +86,7 @@ def train(
         reconcile: go on though corpora have changed: from this step on the samples are those that the corpora as they
             are now would have given it; run.json notes the step. What was held out stays so, by its image's id.
         progress: is told what happens; default: nobody.
+        ask: called at each step where signals do not come: the one by which the run is to stop, or 0.
 
     Raises:
         RecipeError: the run file is wrong, or the run or a corpus has changed since the first checkpoint.
@@ -107,7 +110,7 @@ def train(
             os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
             from x2i.trainer.session import Session  # torch and transformers from here on
 
-            return Session(config, corpora, course, progress, world).run()
+            return Session(config, corpora, course, progress, world, ask).run()
     except RuntimeError as error:
         if type(error).__name__ == "OutOfMemoryError":  # torch's: it is imported where it is used
             raise X2IError(

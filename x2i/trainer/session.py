@@ -9,7 +9,7 @@ import logging
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import FrameType
@@ -50,7 +50,15 @@ log = logging.getLogger(__name__)
 class Session:
     """Builds everything that a run needs, then runs it. All random choices derive from the run's seed."""
 
-    def __init__(self, run: RunConfig, corpora: list[Corpus], course: Course, progress: Progress, world: World) -> None:
+    def __init__(
+        self,
+        run: RunConfig,
+        corpora: list[Corpus],
+        course: Course,
+        progress: Progress,
+        world: World,
+        ask: Callable[[], int] = int,
+    ) -> None:
         self._run = run
         self._progress = progress
         self._world = world
@@ -78,7 +86,8 @@ class Session:
             self._restore(newest.path)
         self._meter = Meter(world.size, peak(self._setup.device))
         self._flops = functools.lru_cache(self._flops_of)
-        self._asked = 0  # the signal by which this rank was asked to stop
+        self._signalled = 0  # the signal by which this rank was asked to stop
+        self._ask = ask  # is asked for one, too
         self._stop = 0  # the one on which all ranks have agreed
 
     def _check_world(self) -> None:
@@ -142,7 +151,7 @@ class Session:
             self._meter.lap("compute")
             self._note(stage, report, work)
             if self._world.size == 1:
-                self._stop = self._asked
+                self._stop = self._asked()
             last = number + 1 == stage.steps
             if last:
                 self._learner.end_stage()
@@ -177,16 +186,20 @@ class Session:
             work = Work(flops.step(batches), owned_tokens)
         except X2IError as error:
             fault, found, work = error, Totals(0, 0, 0), Work(0, 0)
-        told = [found.rows, found.chats, found.tokens, self._asked > 0, fault is not None, self._saver.failed]
+        asked = self._asked() if self._world.size > 1 else 0
+        told = [found.rows, found.chats, found.tokens, asked > 0, fault is not None, self._saver.failed]
         totals = self._world.sum([*told, work.flops, work.tokens])
         rows, chats, tokens, stop, faults, unwritten, *done = totals
         if stop:
-            self._stop = self._asked or signal.SIGTERM
+            self._stop = asked or signal.SIGTERM
         if unwritten:
             self._saver.wait()
         if faults:
             raise fault or ElsewhereError("another rank cannot prepare its samples: its message says why")
         return batches, Totals(rows, chats, tokens), Work(*done)
+
+    def _asked(self) -> int:
+        return self._signalled or self._ask()
 
     def _flops_of(self, place: int) -> StageFlops:
         run, stage = self._run, self._run.stages[place]
@@ -406,7 +419,7 @@ class Session:
         before = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
 
         def ask(number: int, frame: FrameType | None) -> None:
-            self._asked = number
+            self._signalled = number
             signal.signal(signal.SIGINT, signal.default_int_handler)
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             self._progress.note("stopping after this step; once more to stop at once")

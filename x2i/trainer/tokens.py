@@ -64,11 +64,13 @@ def texts_of(reader: SampleReader, limit: int, tasks: Collection[str]) -> Iterab
     damaged = 0
     for place in np.unique(np.add.outer(anchors, np.arange(together))):
         part = int(np.searchsorted(ends, place, "right"))
+        sample = parts[part][int(place) - int(ends[part])]
         try:
-            yield reader.text(parts[part][int(place) - int(ends[part])])
+            yield reader.text(sample)
         except DamagedSample as damage:
             damaged += 1
-            log.log(logging.WARNING if damaged == 1 else logging.INFO, "left out of the tokenizer's text: %s", damage)
+            ref, level = table[sample], logging.WARNING if damaged == 1 else logging.INFO
+            log.log(level, "left out of the tokenizer's text: sample %s in %s: %s", ref.key, ref.shard, damage)
     if damaged > 1:
         log.warning("left out of the tokenizer's text: %d samples more", damaged - 1)
 
