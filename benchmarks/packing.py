@@ -25,10 +25,10 @@ import pyarrow as pa
 
 from x2i import corpus
 from x2i.corpus.manifest import MADE, ManifestWriter
-from x2i.trainer.config import Pack, Stage
 from x2i.trainer.lengths import Fit, Measure
 from x2i.trainer.mixture import plan_of, table_of
 from x2i.trainer.packing import PackPlan
+from x2i.trainer.stage import Pack, Stage
 
 _MIXTURES: tuple[dict[str, float], ...] = (
     {"drawing": 1},

@@ -29,8 +29,8 @@ import pyarrow.parquet as pq
 
 from x2i import corpus
 from x2i.corpus.manifest import MEMBER, ROW_GROUP, SIZE, STORED, ManifestWriter
-from x2i.trainer.config import Pack, Stage
 from x2i.trainer.mixture import plan_of, table_of
+from x2i.trainer.stage import Pack, Stage
 
 _TASKS, _SOURCES, _POOL = 20, 12, 16
 _BUCKETS = ((512, 512), (576, 448), (448, 576), (640, 384), (384, 640), (704, 352), (352, 704))

@@ -15,11 +15,12 @@ import numpy as np
 import torch
 
 from x2i import corpus
-from x2i.trainer.config import Reading, Stage
+from x2i.trainer.config import Reading
 from x2i.trainer.data import SampleReader
 from x2i.trainer.loader import Loader
 from x2i.trainer.mixture import plan_of
 from x2i.trainer.speed import Undecoded
+from x2i.trainer.stage import Stage
 from x2i.trainer.table import SampleTable
 
 

@@ -16,10 +16,11 @@ from tests.trainer import corpora
 from x2i import corpus
 from x2i.base.errors import RecipeError, X2IError
 from x2i.corpus.manifest import SCHEMA, SPLIT, STORED, ManifestWriter
-from x2i.trainer.config import Reading, Stage
+from x2i.trainer.config import Reading
 from x2i.trainer.data import DamagedSample, Example, SampleReader
 from x2i.trainer.loader import Loader
 from x2i.trainer.mixture import plan_of
+from x2i.trainer.stage import Stage
 from x2i.trainer.table import SampleTable
 
 MIXTURE = {"deblur": 2.0, "text_to_image": 1.0, "colorize": 1.0}

@@ -25,13 +25,13 @@ from x2i.base.config import parse_config
 from x2i.base.errors import RecipeError
 from x2i.corpus.manifest import MADE, ManifestWriter
 from x2i.corpus.text import text_tokens
-from x2i.trainer.config import Pack, Stage
 from x2i.trainer.index import TRAIN
 from x2i.trainer.lengths import Lengths, Measure, calibrate
 from x2i.trainer.measured import Rows
 from x2i.trainer.mixture import calibrated, plan_of, table_of
 from x2i.trainer.packing import PackPlan
 from x2i.trainer.plan import Draw, StagePlan
+from x2i.trainer.stage import Pack, Stage
 from x2i.trainer.table import SampleTable
 
 Shape = tuple[int, int]

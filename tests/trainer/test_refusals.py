@@ -14,9 +14,10 @@ from safetensors.torch import load_file, save_file
 from tests.trainer import corpora
 from x2i.base.config import parse_config
 from x2i.base.errors import RecipeError, X2IError
-from x2i.trainer.config import RunConfig, Stage
+from x2i.trainer.config import RunConfig
 from x2i.trainer.progress import Silent
 from x2i.trainer.run import Result, train
+from x2i.trainer.stage import Stage
 
 TINY = {"preset": "omnigen-tiny", "hidden_size": 32, "layers": 1, "heads": 2, "kv_heads": 2, "intermediate_size": 48}
 

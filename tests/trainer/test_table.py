@@ -19,11 +19,11 @@ from x2i import corpus
 from x2i.base.errors import RecipeError
 from x2i.corpus.manifest import SCHEMA, SPLIT, ManifestWriter
 from x2i.trainer import index
-from x2i.trainer.config import Stage
 from x2i.trainer.kept import Kept
 from x2i.trainer.lengths import tokens
 from x2i.trainer.mixture import held_out_of, plan_of, tasks_of, training_of
 from x2i.trainer.plan import StagePlan
+from x2i.trainer.stage import Stage
 from x2i.trainer.table import SampleTable
 
 TASKS = ("deblur", "describe", "text_to_image")

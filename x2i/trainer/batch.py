@@ -18,9 +18,9 @@ from x2i.model.base import Document, PackInputs, Processor, Request
 from x2i.model.pixels import to_tensor
 from x2i.model.vae import VAE
 from x2i.trainer import losses
-from x2i.trainer.config import EditLoss, Stage
 from x2i.trainer.data import Example
 from x2i.trainer.plan import Draw
+from x2i.trainer.stage import EditLoss, Stage
 
 log = logging.getLogger(__name__)
 

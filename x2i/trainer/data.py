@@ -22,10 +22,11 @@ from x2i.model.base import Chat, Message
 from x2i.model.pixels import crop
 from x2i.model.placeholders import numbers_of
 from x2i.trainer import turns
-from x2i.trainer.config import Decode, Stage
+from x2i.trainer.config import Decode
 from x2i.trainer.decode import Data, pictures
 from x2i.trainer.plan import Draw, Plan
 from x2i.trainer.ranges import Block, Shards
+from x2i.trainer.stage import Stage
 from x2i.trainer.table import SampleRef, SampleTable
 from x2i.trainer.turns import DamagedSample
 

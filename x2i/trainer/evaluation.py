@@ -17,9 +17,9 @@ from torch import Tensor
 from x2i.base.errors import X2IError
 from x2i.base.seeds import generator
 from x2i.trainer.batch import Batcher, ChatBatch
-from x2i.trainer.config import Stage
 from x2i.trainer.data import Example
 from x2i.trainer.learner import Learner
+from x2i.trainer.stage import Stage
 from x2i.trainer.world import World
 
 log = logging.getLogger(__name__)

@@ -19,13 +19,14 @@ from x2i.model.base import Model
 from x2i.model.config import ModelConfig, ModelFile, PixelsConfig, VAEConfig
 from x2i.model.lora_config import LoRAConfig
 from x2i.trainer import checkpoint, parts
-from x2i.trainer.config import RunConfig, Stage
+from x2i.trainer.config import RunConfig
 from x2i.trainer.counting import latents_of
 from x2i.trainer.flops import StageFlops, on_meta
 from x2i.trainer.mixture import table_of
 from x2i.trainer.parts import Trained
 from x2i.trainer.peak import known_names
 from x2i.trainer.samples import Mean, Shapes, Stratum, assumed, of_manifest
+from x2i.trainer.stage import Stage
 from x2i.trainer.table import SampleTable
 from x2i.trainer.told import Devices, Drawn, Explained, Memory, StageTold
 

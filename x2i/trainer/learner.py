@@ -21,10 +21,11 @@ from x2i.model.base import Model
 from x2i.model.lora_config import LoRAConfig
 from x2i.trainer import losses, parallel
 from x2i.trainer.batch import Batch, ChatBatch, DrawBatch, PackBatch
-from x2i.trainer.config import RunConfig, Stage
+from x2i.trainer.config import RunConfig
 from x2i.trainer.data import Example
 from x2i.trainer.parts import Trained, fold, merged, part_of, trained
 from x2i.trainer.reports import RowReport, StepReport, Totals, own_rows
+from x2i.trainer.stage import Stage
 from x2i.trainer.world import World
 
 log = logging.getLogger(__name__)

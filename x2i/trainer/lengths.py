@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from x2i.trainer.buckets import nearest, sizes_of
-from x2i.trainer.config import Stage
+from x2i.trainer.stage import Stage
 
 #: What of the manifest is needed; and where the text's estimate is missing.
 COLUMNS = ["text_tokens", "input_sizes", "output_size"]

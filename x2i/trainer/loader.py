@@ -16,10 +16,11 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
-from x2i.trainer.config import Reading, Stage
+from x2i.trainer.config import Reading
 from x2i.trainer.data import Due, Example, SampleReader
 from x2i.trainer.plan import Draw, Plan
 from x2i.trainer.ranges import Block, Window, fetch
+from x2i.trainer.stage import Stage
 from x2i.trainer.table import SampleRef
 
 

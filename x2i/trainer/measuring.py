@@ -20,10 +20,10 @@ from x2i.base.files import write_text
 from x2i.base.seeds import digest
 from x2i.model.base import Chat, Message, Processor, Request
 from x2i.model.placeholders import MARK, image_only
-from x2i.trainer.config import Stage
 from x2i.trainer.data import DamagedSample, SampleReader
 from x2i.trainer.lengths import Fit, Lengths
 from x2i.trainer.mixture import calibrated, checked, training_of
+from x2i.trainer.stage import Stage
 
 #: In the run's folder.
 FILE = "lengths.json"

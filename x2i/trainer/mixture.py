@@ -9,12 +9,12 @@ import numpy as np
 from x2i.base.errors import RecipeError
 from x2i.corpus.corpus import Corpus
 from x2i.trainer.buckets import kept
-from x2i.trainer.config import Stage
 from x2i.trainer.index import HELD_OUT, TRAIN
 from x2i.trainer.lengths import COLUMNS, EARLIER, Fit, Lengths, Measure, calibrate, texts, tokens
 from x2i.trainer.measured import MeasuredGroups, MeasuredSamples
 from x2i.trainer.packing import PackPlan
 from x2i.trainer.plan import OPEN, STEPS, WINDOW, BucketPlan, Plan, StagePlan
+from x2i.trainer.stage import Stage
 from x2i.trainer.table import Cell, Samples, SampleTable
 
 #: Row groups, evenly spaced, from which the mean length of a stratum's samples is taken.

@@ -30,10 +30,10 @@ import numpy as np
 from x2i.base.errors import RecipeError
 from x2i.base.seeds import digest, generator
 from x2i.trainer.bins import most, packed
-from x2i.trainer.config import Pack
 from x2i.trainer.lengths import Fit
 from x2i.trainer.measured import Classed, Rows
 from x2i.trainer.plan import OPEN, SPAN, Draw
+from x2i.trainer.stage import Pack
 from x2i.trainer.streams import PartStream
 from x2i.trainer.survey import Survey
 from x2i.trainer.window import ONE, divide

@@ -18,7 +18,7 @@ from x2i.model import lora
 from x2i.model.base import Model
 from x2i.model.lora_config import LoRAConfig
 from x2i.trainer import parallel
-from x2i.trainer.config import Stage
+from x2i.trainer.stage import Stage
 
 
 @dataclass(frozen=True)

@@ -19,9 +19,10 @@ from x2i.model.base import Chat, Model, Processor, Request
 from x2i.model.pixels import centre_crop
 from x2i.model.placeholders import MARK, numbers_of, with_placeholders
 from x2i.model.sampling import Options, Painter
-from x2i.trainer.config import Preview, Stage
+from x2i.trainer.config import Preview
 from x2i.trainer.data import DamagedSample, Example, SampleReader
 from x2i.trainer.mixture import held_out_of, training_of
+from x2i.trainer.stage import Stage
 from x2i.trainer.table import Samples
 
 log = logging.getLogger(__name__)

@@ -13,10 +13,10 @@ from x2i.model.base import Model
 from x2i.model.config import ModelConfig
 from x2i.model.lengths import Lengths, lengths_of
 from x2i.trainer.buckets import nearest
-from x2i.trainer.config import Stage
 from x2i.trainer.flops import StageFlops
 from x2i.trainer.index import TRAIN
 from x2i.trainer.lengths import COLUMNS, EARLIER, texts, tokens
+from x2i.trainer.stage import Stage
 from x2i.trainer.table import Cell, Samples, SampleTable
 
 #: Row groups and samples of each task and corpus that are looked at.

@@ -23,7 +23,8 @@ from x2i.base.config import parse_config
 from x2i.base.errors import RecipeError, X2IError
 from x2i.model import registry
 from x2i.model.config import ModelConfig
-from x2i.trainer.config import RunConfig, Stage
+from x2i.trainer.config import RunConfig
+from x2i.trainer.stage import Stage
 
 log = logging.getLogger(__name__)
 

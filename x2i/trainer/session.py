@@ -26,7 +26,7 @@ from x2i.model.sampling import Painter
 from x2i.trainer import changes, checkpoint, parallel, parts, preview, tokens
 from x2i.trainer.batch import Batch
 from x2i.trainer.checkpoint import Checkpoint
-from x2i.trainer.config import RunConfig, Stage
+from x2i.trainer.config import RunConfig
 from x2i.trainer.course import Course, Origin
 from x2i.trainer.data import Example
 from x2i.trainer.evaluation import HeldOutLoss, held_out
@@ -42,6 +42,7 @@ from x2i.trainer.run import Result, result_of
 from x2i.trainer.saver import Saver, restore, state_of
 from x2i.trainer.setup import Setup
 from x2i.trainer.shares import Shares
+from x2i.trainer.stage import Stage
 from x2i.trainer.world import World
 
 log = logging.getLogger(__name__)

@@ -23,11 +23,12 @@ from x2i.model.layouts import Opened
 from x2i.trainer import checkpoint, measuring, parts, preview, tokens
 from x2i.trainer.batch import Batch, Batcher
 from x2i.trainer.checkpoint import Checkpoint
-from x2i.trainer.config import RunConfig, Stage
+from x2i.trainer.config import RunConfig
 from x2i.trainer.course import Origin
 from x2i.trainer.data import DamagedSample, Example, SampleReader
 from x2i.trainer.mixture import held_out_of, plan_of, table_of, tasks_of, training_of
 from x2i.trainer.plan import Plan
+from x2i.trainer.stage import Stage
 
 #: Samples of a task that are read to see whether they tell which answer is worse.
 _ASKED = 16

@@ -16,11 +16,12 @@ from typing import Any, Literal
 from x2i import corpus
 from x2i.base.errors import RecipeError
 from x2i.trainer import turns
-from x2i.trainer.config import Decode, RunConfig, Stage, load_run
+from x2i.trainer.config import Decode, RunConfig, load_run
 from x2i.trainer.data import Example, SampleReader
 from x2i.trainer.loader import Loader
 from x2i.trainer.mixture import plan_of, table_of
 from x2i.trainer.run import LOGS
+from x2i.trainer.stage import Stage
 
 #: Steps from which a training step's seconds are taken, and what the trainer calls their parts.
 _STEPS, _PARTS = 200, ("seconds/encoding", "seconds/compute")
