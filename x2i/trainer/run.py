@@ -140,7 +140,8 @@ def _entered(
 ) -> tuple[Course, list[Corpus]]:
     """Rank 0 takes the run's folder for itself and puts it in order; all get to know what is to be done."""
     corpora: list[Corpus] = []
-    course, fault = None, None
+    course: Course | None = None
+    fault: X2IError | OSError | None = None
     try:
         corpora = [corpus.open(path) for path in config.corpora]
     except X2IError as error:
