@@ -36,7 +36,7 @@ demo: setup
 	@$(X2I) demo
 
 test: setup
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 lint: setup
 	@$(BIN)/ruff check .

@@ -29,7 +29,7 @@ def batches(data: Path, side: int, mode: str, threads: int) -> Iterator[tuple[li
     stage = Stage.model_validate(content | {"mixture": {"text_to_image": 1}})
     table = SampleTable([corpus.open(data / "corpus")], 0.0)
     reader = Undecoded(table) if mode == "none" else SampleReader(table, 0, mode)  # type: ignore[arg-type]
-    reading = Reading(threads=threads, prefetch=2, prefetch_mib=64)  # two batches ahead, as the peers' workers have
+    reading = Reading(threads=threads, prefetch=2, prefetch_mib=32)  # two batches ahead, as the peers' workers have
     for examples in Loader(reader, plan_of(table, stage, 0), stage, 0, reading):
         keys = [e.key for e in examples]
         if mode == "none":

@@ -157,3 +157,15 @@ def test_the_lake_needs_nobody_s_help_to_be_read(built: Built) -> None:
     assert described["fingerprint"].startswith(folder.name)
     columns = set(pq.read_table(next(folder.glob("*.parquet"))).column_names)
     assert columns == {"row_id", *described["columns"], "error", "error_detail"}
+
+
+def test_what_is_no_corpus_is_told(tmp_path: Path) -> None:
+    for path, reason in {"foo://bucket": "foo", "http://127.0.0.1:1/corpus": "cannot be read"}.items():
+        with pytest.raises(X2IError, match=rf"{path}.*{reason}"):
+            corpus.open(path)
+    (tmp_path / "corpus.json").write_text('{"format": 1, "digest": "x"}')
+    with pytest.raises(X2IError, match=r"manifest\.parquet: no such file"):
+        corpus.open(tmp_path).open_manifest()
+    (tmp_path / "manifest.parquet").write_bytes(b"no parquet")
+    with pytest.raises(X2IError, match=r"manifest\.parquet: cannot be read"):
+        corpus.open(tmp_path).open_manifest()

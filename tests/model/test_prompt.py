@@ -1,5 +1,6 @@
 """OmniGen's prompts and batches: what tokens stand where, which rows guidance has, and what is refused."""
 
+from collections.abc import Sequence
 from functools import partial
 
 import numpy as np
@@ -32,10 +33,13 @@ class Counting(vae.Pixels):
 
     calls = 0
 
-    def encode(self, pixels: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def encode(self, pixels: Tensor, generators: Sequence[torch.Generator] | None = None) -> Tensor:
         self.calls += 1
         latents = super().encode(pixels)
-        return latents if generator is None else latents + torch.randn(latents.shape, generator=generator)
+        if generators is None:
+            return latents
+        drawn = [torch.randn(one.shape, generator=g) for one, g in zip(latents, generators, strict=True)]
+        return latents + torch.stack(drawn)
 
 
 @pytest.fixture
@@ -122,8 +126,13 @@ def test_images_of_one_size_are_encoded_in_one_call(processor: OmniGenProcessor)
     assert [tuple(i.shape) for i in batch.images] == [(48, 4, 6), (48, 4, 4), (48, 4, 4)]  # in the order of the text
     assert float(batch.images[2].mean() - batch.images[1].mean()) == pytest.approx(1 / 127.5, rel=1e-3)
     assert (batch.blocks_BL > 0).sum(dim=1).tolist() == [10, 0, 4]
-    drawn = [processor.requests(requests, generator=torch.Generator().manual_seed(s)).images[0] for s in (1, 1, 2)]
-    assert torch.equal(drawn[0], drawn[1]) and not torch.equal(drawn[0], drawn[2])
+
+    def drawn(*seeds: int) -> list[Tensor]:
+        return list(processor.requests(requests, generators=[torch.Generator().manual_seed(s) for s in seeds]).images)
+
+    first, same, other = drawn(1, 2, 3), drawn(1, 5, 3), drawn(4, 2, 3)
+    assert all(torch.equal(a, b) for a, b in zip(first, same, strict=True))
+    assert [torch.equal(a, b) for a, b in zip(first, other, strict=True)] == [False, False, True]
 
 
 def test_a_dropped_request_shows_no_words_and_no_images(processor: OmniGenProcessor) -> None:

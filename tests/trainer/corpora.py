@@ -15,7 +15,7 @@ import skimage.data
 from PIL import Image, ImageFilter
 from sklearn.datasets import load_sample_image
 
-from x2i.corpus.manifest import MADE, ManifestWriter, corpus_digest
+from x2i.corpus.manifest import MADE, SCHEMA, ManifestWriter, corpus_digest
 from x2i.corpus.sample import Picture, Sample, placeholder
 from x2i.corpus.shard import ShardWriter
 from x2i.corpus.text import sample_tokens
@@ -121,7 +121,7 @@ def write(folder: Path, made: list[Made], per_shard: int = 20, row_group: int = 
     table = pa.Table.from_pylist(rows, schema=MADE)
     with ManifestWriter(folder / "manifest.parquet", row_group) as manifest:
         manifest.write(table)
-    info = {"format": 1, "digest": corpus_digest(shards, table.to_batches()), "shards": shards}
+    info = {"format": 1, "digest": corpus_digest(shards, table.select(SCHEMA.names).to_batches()), "shards": shards}
     (folder / "corpus.json").write_text(json.dumps(info))
     return folder
 
@@ -136,7 +136,7 @@ def _row(item: Made, shard: str, entry: Any) -> dict[str, Any]:
         "sha256": entry.sha256,
         "task_type": item.sample.task_type,
         "instruction_chars": len(item.sample.instruction),
-        "text_tokens": sample_tokens(item.sample.instruction, item.sample.messages, item.sample.objects),
+        "text_tokens": sample_tokens(item.sample.instruction, item.sample.messages, {}),
         "input_sizes": [{"width": p.width, "height": p.height} for p in item.sample.input_images],
         "output_size": None if out is None else {"width": out.width, "height": out.height},
         "image_id": item.image_id,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -33,11 +34,21 @@ def test_calibration_finds_what_a_tokenizer_makes_of_the_estimate() -> None:
 def test_lengths_are_those_of_the_model() -> None:
     rows = [row(1, "t2i", 10), row(2, "few", 20, [(9, 9), (9, 9)]), row(3, "chat", 30, [(1200, 600), (100, 50)], None)]
     of = stage(resolution=256, chat_resolution=300)
-    lengths = Lengths(Fit(2, 1), lambda width, height, chat: 7 if not chat else width + height, 5, 3, 11, 1)
+    lengths = Lengths(Fit(2, 1), Fit(3, 2), lambda width, height, chat: 7 if not chat else width + height, 5, 3, 11, 1)
     found = Measure(of, lengths)(pa.Table.from_pylist(rows, MADE))
-    chat = 11 + 61 + (600 + 300 + 5) + (100 + 50 + 5)
+    chat = 11 + 92 + (600 + 300 + 5) + (100 + 50 + 5)
     assert found.shown.tolist() == [11 + 21 + 7 + 3, 11 + 41 + 7 + 3 + 2 * (7 + 5), chat]
     assert found.bare.tolist() == [11 + 1 + 7 + 3, 11 + 1 + 7 + 3, chat]
+
+
+def test_texts_that_are_cut_take_what_is_kept_of_them() -> None:
+    rows = [row(1, "t2i", 10), row(2, "few", 900, [(9, 9), (9, 9)]), row(3, "chat", 900, [(100, 50)], None)]
+    lengths = Lengths(picture=lambda width, height, chat: 7, per_image=5, text_most=40, said_most=60)
+    found = Measure(stage(), lengths)(pa.Table.from_pylist(rows, MADE))
+    assert found.shown.tolist() == [10 + 7, 40 + 3 * 7, 60 + 7]
+    assert found.text.tolist() == [10, 0, 0]  # how long they are is certain
+    found = Measure(stage(), replace(lengths, chat_most=50))(pa.Table.from_pylist(rows, MADE))
+    assert found.shown.tolist() == [10 + 7, 40 + 3 * 7, 50]
 
 
 def test_many_permutations_at_once_are_those_of_one_at_a_time() -> None:

@@ -108,5 +108,5 @@ def test_preferences_are_learned_from_samples_that_have_them(tmp_path: Path) -> 
     stage: dict[str, Any] = {"preference": {}}
     model = MODELS["omnigen"]
     assert run(tmp_path / "a", lambda i: chat(i, rejected="A dog." if i % 2 else None), model, stage).finished
-    with pytest.raises(X2IError, match="no rejected_response, which a stage with `preference` learns from"):
+    with pytest.raises(X2IError, match="none has a rejected_response to learn from"):
         run(tmp_path / "b", chat, model, stage)

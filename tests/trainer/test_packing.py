@@ -235,6 +235,15 @@ def test_a_spare_fits_and_is_of_the_same_stratum(mixed: corpus.Corpus) -> None:
             )
 
 
+def test_spares_of_few_samples_are_several_others(tmp_path: Path) -> None:
+    """Also where there is no other sample of this length."""
+    rows = [row(number, "chat", 40 + 37 * number, [(160, 160)], None) for number in range(12)]
+    plan = planned(write(tmp_path / "few", rows, row_group=100), stage(mixture={"chat": 1}))
+    for draw in plan.step(0)[:12]:
+        spares = {plan.spare(draw, attempt).sample for attempt in range(1, 12)}
+        assert draw.sample not in spares and len(spares) >= 4
+
+
 def test_each_sample_has_the_size_of_its_own_bucket_and_conversations_none(mixed: corpus.Corpus) -> None:
     of = stage(buckets=[[256, 256], [320, 192], [192, 320]])
     plan = planned(mixed, of)
@@ -273,6 +282,20 @@ def test_samples_that_no_pack_holds_are_left_out_and_counted(tmp_path: Path) -> 
         planned(opened, stage(250, mixture={"t2i": 1}, condition_dropout=0))
     with pytest.raises(RecipeError, match="no training samples of sea; they have chat, t2i"):
         planned(opened, stage(mixture={"sea": 1}))
+
+
+def test_samples_as_long_as_a_pack_have_one_each(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    long = [
+        row(10**7 + n, "chat", 1600 + 2 * n % 450, [], None) for n in range(400)
+    ]  # around what packs are planned to
+    opened = write(tmp_path / "long", drawings(random, 2000) + long)
+    of = stage(2048, mixture={"t2i": 9, "chat": 1})
+    plan = planned(opened, of)
+    found = Measure(of)(opened.manifest)
+    loads = loads_of([plan.step(n) for n in range(plan.steps)], found.shown, found.bare, 4)
+    assert loads.min() > 0 and loads.max() <= plan.limit and loads.mean() / 2048 > 0.93
+    assert any(found.shown[d.sample] > 0.99 * plan.limit for n in range(plan.steps) for d in plan.step(n))
 
 
 def test_corpora_without_the_estimate_are_packed_by_characters_and_bytes(tmp_path: Path) -> None:

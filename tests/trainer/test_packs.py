@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,28 +12,31 @@ import torch
 
 from tests.trainer import corpora
 from tests.trainer.test_ranks import consumed, start
+from x2i import corpus
 from x2i.base.config import parse_config
 from x2i.base.errors import RecipeError
+from x2i.base.seeds import generator
 from x2i.model import flow
 from x2i.model.base import Chat, Request
-from x2i.trainer import checkpoint, replay
+from x2i.trainer import checkpoint, ledger, replay
 from x2i.trainer.batch import PackBatch
 from x2i.trainer.config import RunConfig
 from x2i.trainer.learner import Learner
+from x2i.trainer.progress import Silent
 from x2i.trainer.run import Result, train
 from x2i.trainer.setup import Setup
 
 BUDGET = 4096
 
 
-def content(corpus: Path, output: Path, **changes: Any) -> dict[str, Any]:
+def content(folder: Path, output: Path, **changes: Any) -> dict[str, Any]:
     stage = {"lr": 0.004, "condition_dropout": 0.2, "min_crop": 0.5, "pack": {"tokens": BUDGET, "packs": 2}}
     mixture = {"text_to_image": 1, "deblur": 1, "describe": 1}
     stages = [
         {**stage, "name": "low", "resolution": 8, "steps": 3, "buckets": [[8, 8], [12, 8]], "mixture": mixture},
         {**stage, "name": "high", "resolution": 12, "steps": 5, "mixture": {"colorize": 2, "describe": 1}},
     ]
-    found = corpora.run_content(corpus, output, stages=stages, vae={"kind": "pixels", "factor": 2}, keep=9)
+    found = corpora.run_content(folder, output, stages=stages, vae={"kind": "pixels", "factor": 2}, keep=9)
     return found | {"checkpoint_every": 2, "preview": {"per_task": 0}} | changes
 
 
@@ -70,6 +74,43 @@ def test_packs_are_full_of_real_tokens_and_hold_what_was_planned(setup: Setup) -
     assert sizes == {(8, 8, 3), (8, 12, 3)}  # side by side in one pack
 
 
+@pytest.mark.parametrize("change", [{"max_text_tokens": 40}, {"plain_captions": True}])
+def test_packs_are_full_whatever_the_model_is_shown_of_texts(change: dict[str, Any], tmp_path: Path) -> None:
+    made = [wordy(item, 200 if place % 5 else 7000) for place, item in enumerate(corpora.chats(36))]
+    run = content(corpora.write(tmp_path / "corpus", made), tmp_path / "run")
+    stage = run["stages"][0] | {"chat_resolution": 8, "buckets": [], "mixture": {"describe": 1}, "steps": 1}
+    of_run = {k: v for k, v in change.items() if k == "max_text_tokens"}
+    run |= of_run | {"stages": [stage | {k: v for k, v in change.items() if k not in of_run}], "held_out": 0}
+    config = parse_config(RunConfig, run, "test")
+    setup = Setup(config, [corpus.open(path) for path in config.corpora], None)
+    packs = [batch for step in range(4) for batch in setup.batches(0, step) if isinstance(batch, PackBatch)]
+    assert np.mean([b.tokens for b in packs]) >= 0.93 * BUDGET
+    assert sum(len(b.left_out) for b in packs) <= 0.01 * sum(len(b.examples) for b in packs)
+    told: list[str] = []
+    train(config, progress=Noting(told))
+    long = [note for note in told if "do not fit into a pack" in note]
+    assert len(long) == (0 if of_run else 1) and all("of describe" in note for note in long)
+
+
+class Noting(Silent):
+    """Keeps what it is told."""
+
+    def __init__(self, told: list[str]) -> None:
+        self._told = told
+
+    def note(self, message: str) -> None:
+        self._told.append(message)
+
+
+def wordy(item: corpora.Made, most: int) -> corpora.Made:
+    """A conversation with a longer answer, of up to so many words."""
+    random = generator("wordy", item.sample.key)
+    words = random.choice(["left", "window", "a", "sky", "the", "of", "stone", "two", "light", "under"], most)
+    question, answer = item.sample.messages
+    longer = {**answer, "content": " ".join([str(answer["content"]), *words[: int(random.integers(most // 2, most))]])}
+    return replace(item, sample=replace(item.sample, messages=(question, longer)))
+
+
 def test_a_sample_is_learned_in_a_pack_as_alone(setup: Setup) -> None:
     learner = Learner(setup.run, setup.model, torch.device("cpu"))
     learner.model.eval()
@@ -105,6 +146,9 @@ def test_a_packed_step_is_replayed_as_it_was_trained(straight: Result, setup: Se
         batches, rows = replay.replay(setup, step)
         assert [(r.draw, r.key) for r in rows] == [(draw, key) for at, draw, key, *_ in told if at == step]
         assert len(replay.picture_rows(setup, batches)) == len(rows)
+        query = f"select draw, length from ledger where step = {step}"
+        found = dict(ledger.opened([straight.output]).execute(query).fetchall())
+        assert found == {e.draw: n for b in batches for e, n in zip(b.examples, b.inputs.lengths, strict=True)}
 
 
 @pytest.mark.parametrize(
@@ -115,6 +159,11 @@ def test_a_packed_step_is_replayed_as_it_was_trained(straight: Result, setup: Se
             {},
             {"pack": {"tokens": 64, "packs": 1}, "resolution": 64, "buckets": []},
             r"stages\.low\.pack: no sample of \w+ fits into",
+        ),
+        (
+            {},
+            {"mixture": {"deblurr": 1}},
+            r"stages\.low\.mixture: .* no training samples of deblurr; they have .*deblur",
         ),
         ({}, {"batch": 4}, "batch"),
     ],

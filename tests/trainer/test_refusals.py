@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import resource
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from tests.trainer import corpora
 from x2i.base.config import parse_config
 from x2i.base.errors import RecipeError, X2IError
-from x2i.trainer.config import RunConfig
+from x2i.trainer.config import RunConfig, Stage
 from x2i.trainer.progress import Silent
 from x2i.trainer.run import Result, train
 
@@ -62,6 +63,21 @@ def test_a_run_that_could_not_work_is_refused(
 ) -> None:
     with pytest.raises(RecipeError, match=told):
         train(config(corpus, tmp_path / "run", stage, **changes))
+
+
+def test_a_preference_without_worse_answers_is_refused_at_the_start(tmp_path: Path) -> None:
+    made = [replace(m, sample=replace(m.sample, rejected_response=None)) for m in corpora.chats(6)]
+    folder = corpora.write(tmp_path / "corpus", [*made, *corpora.samples(4)])
+    model = TINY | {"text_head": True}
+    later = {"name": "b", "resolution": 16, "batch": 2, "lr": 1e-3, "steps": 2, "mixture": {"describe": 1}}
+    of_run = config(folder, tmp_path / "run", model=model)
+    of_run = of_run.model_copy(
+        update={"stages": (*of_run.stages, parse_config(Stage, later | {"preference": {}}, "b"))}
+    )
+    with pytest.raises(
+        RecipeError, match=r"stages\.b\.preference: 5 samples of describe .* none has a rejected_response"
+    ):
+        train(of_run)
 
 
 def test_numbers_that_say_how_a_model_reads_may_change(corpus: Path, tmp_path: Path) -> None:

@@ -101,7 +101,8 @@ def _value(assignment: str, text: str) -> Any:
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise RecipeError(f"--set {assignment}: the value is not YAML ({error})") from None
+        problem = getattr(error, "problem", None) or "it cannot be read"
+        raise RecipeError(f"--set {assignment}: the value is not YAML ({problem})") from None
 
 
 def parse_config(model: type[C], data: Any, where: str) -> C:
@@ -141,6 +142,8 @@ def _explain(model: type[BaseModel], error: Any) -> str:
     if error["type"] == "missing":
         return f"{key}: required, but not given"
     message = error["msg"].removeprefix("Value error, ")
+    if error["type"] == "tuple_type":
+        message = "expected a list, as [a, b]"
     given = error.get("input")
     shown = f" (given: {given!r})" if isinstance(given, str | int | float | bool) else ""
     return f"{key}: {message}{shown}"

@@ -63,7 +63,7 @@ def ledger(
 
 
 #: Of the totals: what stands above their columns.
-_HEADS = {"different": "keys", "repeated": "each", "tokens_learned": "tokens", "replaced": "spares"}
+_HEADS = {"different": "keys", "repeated": "each", "replaced": "spares"}
 
 
 def _table(title: str, rows: list[dict[str, Any]]) -> Table:
@@ -71,11 +71,12 @@ def _table(title: str, rows: list[dict[str, Any]]) -> Table:
     for row in told:
         if "loss_at_the_end" in row:  # fewer columns: a terminal is narrow
             end = row.pop("loss_at_the_end")
-            row["loss, at the end"] = row.pop("mean_loss") + (f", {end}" if end else "")
+            row["loss"] = row.pop("mean_loss") + (f" → {end}" if end else "")
             row["steps"] = f"{row.pop('first_step')}–{row.pop('last_step')}"
-            del row["images"]
+            del row["images"], row["tokens_learned"]
     shown = table(title, *(_HEADS.get(name, name.replace("_", " ")) for name in told[0]))
-    shown.columns[0].no_wrap = True
+    for column in shown.columns:
+        column.no_wrap = column.header in (shown.columns[0].header, "loss")
     for row in told:
         shown.add_row(*row.values())
     return shown
@@ -89,7 +90,7 @@ def _totals(connection: duckdb.DuckDBPyConnection, by: str) -> list[dict[str, An
                count(*) / count(distinct key) as repeated, min(step) as first_step, max(step) as last_step,
                avg(loss) as mean_loss,
                avg(loss) filter (where step > (select max(step) from ledger) * 0.9) as loss_at_the_end,
-               sum(tokens) as tokens_learned, count(replaced) as replaced
+               sum(length) as tokens, sum(tokens) as tokens_learned, count(replaced) as replaced
         from ledger group by {by} order by {by}
         """,
     )

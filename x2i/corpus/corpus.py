@@ -49,13 +49,18 @@ class Corpus:
     def __init__(self, path: str | Path, task: str | None = None) -> None:
         self.path = Path(path) if "://" not in str(path) else str(path)
         self.task_type = task
-        self._fs, self._root = fsspec.core.url_to_fs(str(path))
+        try:
+            self._fs, self._root = fsspec.core.url_to_fs(str(path))
+        except (ImportError, ValueError) as error:  # a library that is not installed, a protocol that there is not
+            raise X2IError(f"{path}: {error}") from None
         try:
             self.info: dict[str, Any] = json.loads(self._fs.cat_file(self._at(INFO)))
         except (FileNotFoundError, NotADirectoryError):
             raise X2IError(f"{path}: not a corpus (no {INFO}). `x2i build RECIPE` makes one.") from None
         except json.JSONDecodeError as error:
             raise X2IError(f"{self._at(INFO)}: damaged: {error}. Build the corpus again.") from None
+        except Exception as error:  # noqa: BLE001 - each filesystem raises what its library does, as aiohttp's errors
+            raise X2IError(f"{path}: cannot be read ({type(error).__name__}: {error})") from None
         if self.info.get("format", 0) > FORMAT:
             raise X2IError(f"{path}: written by a newer x2i (format {self.info['format']}); this one reads {FORMAT}.")
 
@@ -72,10 +77,14 @@ class Corpus:
         return table if self.task_type is None else table.filter(pc.field("task_type") == self.task_type)
 
     def open_manifest(self, **options: Any) -> pq.ParquetFile:
-        """The manifest's file, to be read in parts; `options` are `pyarrow.parquet.ParquetFile`'s."""
-        if isinstance(self.path, Path):
-            return pq.ParquetFile(self.path / MANIFEST, **options)
-        return pq.ParquetFile(self._fs.open(self._at(MANIFEST)), **options)
+        """The manifest's file, to be read in parts; `options` are `pyarrow.parquet.ParquetFile`'s. Raises X2IError."""
+        try:
+            file = self.path / MANIFEST if isinstance(self.path, Path) else self._fs.open(self._at(MANIFEST))
+            return pq.ParquetFile(file, **options)
+        except FileNotFoundError:
+            raise X2IError(f"{self._at(MANIFEST)}: no such file. Build the corpus again.") from None
+        except (pa.ArrowInvalid, ValueError) as error:
+            raise X2IError(f"{self._at(MANIFEST)}: cannot be read: {error}") from None
 
     @cached_property
     def selection(self) -> pa.Table:

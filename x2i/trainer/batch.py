@@ -29,7 +29,8 @@ log = logging.getLogger(__name__)
 class DrawBatch:
     """Pictures to be drawn; row i is `examples[i]`. `weights` of the error [B, 1 or C, H, W], if any.
 
-    Of every kind of batch, `own` says which rows count here: others are another rank's, and only fill this one's.
+    Of every kind of batch, `own` says which rows count here: others are another rank's, and only fill this one's; `lengths`
+    are the rows' tokens without padding, where they were asked for.
     """
 
     examples: tuple[Example, ...]
@@ -40,6 +41,7 @@ class DrawBatch:
     weights: Tensor | None = None
     dropped: tuple[bool, ...] = ()
     own: tuple[bool, ...] = ()
+    lengths: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,7 @@ class ChatBatch:
     inputs: Any
     rejected: Any | None = None
     own: tuple[bool, ...] = ()
+    lengths: tuple[int, ...] = ()
 
     @property
     def learned(self) -> Tensor:
@@ -79,6 +82,7 @@ class PackBatch:
     length: int
     left_out: tuple[Example, ...] = ()
     own: tuple[bool, ...] = ()
+    lengths: tuple[int, ...] = ()
 
     @property
     def learned(self) -> Tensor:

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-#: Pairs of items that are compared at once.
-_AT_ONCE = 1 << 20
+#: Pairs of items that are compared at once, and items of a bin, evenly spaced, of which one may be exchanged.
+_AT_ONCE, _WIDEST = 1 << 20, 96
 
 #: Items in a bin, below which it is worth while to look for those that fill it.
 _FEW = 16
@@ -112,14 +112,14 @@ def _exchange(
     order = np.argsort(home, kind="stable")
     firsts = np.searchsorted(home[order], np.arange(len(loads) + 1))
     counts = np.diff(firsts)
-    widest = int(max(counts[full].max(), counts[empty].max()))
+    widest = min(int(max(counts[full].max(), counts[empty].max())), _WIDEST)
+    spread = np.arange(widest)[None] * np.maximum(counts, widest)[:, None] // widest
     step = max(_AT_ONCE // (widest * (widest + 1)), 1)
     any_moved = False
     for begin in range(0, len(full), step):
         one, other = full[begin : begin + step], empty[begin : begin + step]
         mine, theirs = (
-            np.where(np.arange(widest) < counts[b][:, None], firsts[b][:, None] + np.arange(widest), -1)
-            for b in (one, other)
+            np.where(spread[b] < counts[b][:, None], firsts[b][:, None] + spread[b], -1) for b in (one, other)
         )
         gives = np.where(mine >= 0, lengths[order[mine]], -1)
         takes = np.where(theirs >= 0, lengths[order[theirs]], 1 << 40)

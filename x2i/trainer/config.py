@@ -149,7 +149,7 @@ class Stage(Config):
     buckets: tuple[tuple[int, int], ...] = Field(
         (),
         description="[width, height] in pixels: pictures are cut to the one of the nearest aspect, and those of one step "
-        "share one. Default: squares of `resolution`, which evaluation and previews use in any case",
+        "share one (in packs several stand side by side). Default: squares of `resolution`, which evaluation and previews use in any case",
     )
     chat_resolution: int | None = Field(
         None,
@@ -200,7 +200,7 @@ class Stage(Config):
     t_mean: float = Field(0.0, description="timesteps are sigmoid(normal(t_mean, t_std)); below 0: more noise")
     t_std: float = Field(1.0, gt=0, description="spread of the timesteps")
     condition_dropout: float = Field(
-        0.1, ge=0, lt=1, description="share of samples shown without instruction and input images"
+        0.1, ge=0, lt=1, description="share of the pictures drawn without instruction and input images"
     )
     train: dict[str, PartTraining] | None = Field(
         None,
@@ -273,6 +273,8 @@ class Stage(Config):
     def _one_size(self) -> Stage:
         if (self.batch is None) == (self.pack is None):
             raise ValueError("give either batch (samples per step) or pack: {tokens: …, packs: …}")
+        if self.pack is not None and self.micro_batch is not None:
+            raise ValueError("micro_batch: packs are computed one by one: leave it out")
         return self
 
     @model_validator(mode="after")
@@ -364,7 +366,9 @@ class RunConfig(Config):
         description="pixels to latents; default: that of the weights, or pixels. Models that draw nothing do without",
     )
     tokenizer: TokenizerSpec | None = Field(None, description="text to tokens; default: the one beside the weights")
-    max_text_tokens: int | None = Field(None, gt=16, description="longer instructions are cut; null for no limit")
+    max_text_tokens: int | None = Field(
+        None, gt=16, description="longer instructions and conversations are cut; null: no limit"
+    )
     stages: tuple[Stage, ...] = Field(min_length=1, description="what follows what")
     held_out: float = Field(0.05, ge=0, lt=1, description="share of images (by id) kept for evaluation only")
     seed: int = Field(0, ge=0, description="of initial weights, order, noise")

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from x2i.base.errors import X2IError
 from x2i.base.seeds import generator
@@ -33,6 +33,10 @@ log = logging.getLogger(__name__)
 
 #: Samples that are tried for one draw; and places of the stream that are searched for them, as a stratum may mix kinds.
 _TRIES, _SPARES = 33, 4096
+
+
+#: Damaged samples that the console names.
+_TOLD = 20
 
 
 @dataclass(frozen=True)
@@ -180,9 +184,11 @@ class SampleReader:
                 last = str(damage)
                 self._record_damage(candidate.sample, last)
             reason = reason or f"{self.table[draw.sample].key}: {last}"
+        remedy = "`x2i verify CORPUS` says whether the corpus is damaged."
+        if stage.preference is not None:
+            remedy = f"Of the tasks in stages.{stage.name}.mixture all samples should have a rejected_response."
         raise X2IError(
-            f"{_TRIES} samples of {draw.stratum} in a row cannot be used, the last for this reason: {last}. "
-            "`x2i verify CORPUS` says whether the corpus is damaged."
+            f"{_TRIES} samples of {draw.stratum} in a row cannot be used, the last for this reason: {last}. {remedy}"
         )
 
     def holds(self, draw: Draw, stage: Stage) -> bool:
@@ -235,7 +241,11 @@ class SampleReader:
                 return
             ref = self.table[index]
             damage = self.damaged[index] = Damage(str(ref.corpus.path), ref.shard, ref.key, reason)
-        log.warning("damaged sample replaced by its spare: %s", " ".join(map(str, vars(damage).values())))
+            told = len(self.damaged)
+        level = logging.WARNING if told <= _TOLD else logging.INFO
+        log.log(level, "damaged sample replaced by its spare: %s", " ".join(map(str, vars(damage).values())))
+        if told == _TOLD:
+            log.warning("of more damaged samples the ledger tells (column `replaced`), and trainer.json")
 
     def _decode(self, ref: SampleRef, form: _Form, members: dict[str, Data]) -> Example:
         record = self._record(members)
@@ -255,6 +265,8 @@ class SampleReader:
             raise DamagedSample(str(error)) from None
         except KeyError as error:
             raise DamagedSample(f"{error} is missing from the sample") from None
+        except UnidentifiedImageError:  # its message names an address in memory, which is another one each time
+            raise DamagedSample("an image does not decode (it is none that Pillow knows)") from None
         # what Pillow raises for damaged files, depending on the format
         except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
             raise DamagedSample(f"an image does not decode ({error})") from None

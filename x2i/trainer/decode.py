@@ -128,11 +128,13 @@ def _scaled(pixels: np.ndarray, across: float, down: float, width: int, height: 
     (left, before_x), (top, before_y) = window_x, window_y
     right = math.ceil(left + (before_x + width + 2) * step_x) + 1  # as far as the filter reaches
     bottom = math.ceil(top + (before_y + height + 2) * step_y) + 1
-    window = torch.from_numpy(pixels)[top:bottom, left:right].permute(2, 0, 1)[None]
-    window = window.contiguous(memory_format=torch.channels_last)  # so the result is, and PyTorch does without copies
+    # copied by NumPy, as PyTorch would start threads of its own for it in each of the loader's; and so that the result lies
+    # as [H, W, 3] too
+    window = np.ascontiguousarray(pixels[top:bottom, left:right])
+    tensor = torch.from_numpy(window.reshape(1, *window.shape)).permute(0, 3, 1, 2)
     size = [before_y + height, before_x + width]
     # what torch.nn.functional.interpolate(mode="bicubic", antialias=True) calls; it takes a size or a scale, not both
-    scaled = torch.ops.aten._upsample_bicubic2d_aa(window, size, False, 1 / step_y, 1 / step_x)
+    scaled = torch.ops.aten._upsample_bicubic2d_aa(tensor, size, False, 1 / step_y, 1 / step_x)
     return np.ascontiguousarray(scaled[0, :, before_y:, before_x:].permute(1, 2, 0).numpy())
 
 

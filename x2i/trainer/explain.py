@@ -24,12 +24,16 @@ from x2i.trainer.counting import latents_of
 from x2i.trainer.flops import StageFlops, on_meta
 from x2i.trainer.mixture import table_of
 from x2i.trainer.parts import Trained
+from x2i.trainer.peak import known_names
 from x2i.trainer.samples import Mean, Shapes, Stratum, assumed, of_manifest
 from x2i.trainer.table import SampleTable
 from x2i.trainer.told import Devices, Drawn, Explained, Memory, StageTold
 
 #: Share of a pack that is not padding.
 _FILL = 0.97
+
+#: Tokens of the vocabularies that the manifest's estimate of texts stands for (`x2i.corpus.text`), at least.
+_WORDS = 16_000
 
 
 def explain(run: RunConfig, devices: Devices | None = None) -> Explained:
@@ -44,12 +48,18 @@ def explain(run: RunConfig, devices: Devices | None = None) -> Explained:
     """
     devices, notes = devices or Devices(), list[str]()
     if devices.flops is None:
-        notes.append(f"no time: the peak of {devices.name!r} is not known")
+        notes.append(f"no time: the peak of {devices.name!r} is not known; those of {', '.join(known_names())} are")
     beside = _beside(run.model.weights)
     config = _numbers(run, beside)
     vae = run.vae or (beside.vae if beside else None) or (None if run.model.weights else PixelsConfig())
     model = on_meta(config, run.model.lora)
     shrink, table = _shrink(vae, notes) if model.draws else 1, _table(run, notes)
+    words = None if run.tokenizer is None or run.tokenizer.train is None else run.tokenizer.train.vocab_size
+    if words is not None and words < _WORDS:
+        notes.append(
+            f"texts are counted in tokens of vocabularies of {_WORDS:,} and more: those of the run's {words:,} are shorter, "
+            "so there are more of them (of 300 words, more than twice as many)"
+        )
     strata = []
     for place, stage in enumerate(run.stages):
         reading = registry.read_as(config, stage.inputs, f"stages.{place}.inputs")

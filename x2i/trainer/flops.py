@@ -121,18 +121,14 @@ class StageFlops:
                         total += sum(self.both(row)[0] for row in self._own(inputs, 0, batch.own))
         return total
 
-    def tokens(self, batches: Sequence[Batch]) -> int:
-        """Tokens of a rank's batches, text and pictures, padding and what stands in for others' left out."""
-        total = 0
-        for batch in batches:
-            if isinstance(batch, PackBatch):
-                total += batch.tokens if any(batch.own) else 0
-                continue
-            drawn = 0
-            if isinstance(batch, DrawBatch):
-                drawn = batch.data.shape[-2] * batch.data.shape[-1] // latents_of(self._config)[1] ** 2
-            total += sum(row.sequence + row.drawn for row in self._own(batch.inputs, drawn, batch.own))
-        return total
+    def lengths(self, batch: Batch) -> list[int]:
+        """Tokens of each example of a batch, text and pictures, padding left out."""
+        if isinstance(batch, PackBatch):
+            return list(batch.inputs.lengths)
+        drawn = 0
+        if isinstance(batch, DrawBatch):
+            drawn = batch.data.shape[-2] * batch.data.shape[-1] // latents_of(self._config)[1] ** 2
+        return [row.sequence + row.drawn for row in self._lengths.rows(self._config, batch.inputs, drawn)]
 
     def _own(self, inputs: Any, drawn: int, own: Sequence[bool]) -> list[Lengths]:
         rows = self._lengths.rows(self._config, inputs, drawn)

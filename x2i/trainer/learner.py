@@ -7,7 +7,6 @@ import copy
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
 
@@ -25,69 +24,10 @@ from x2i.trainer.batch import Batch, ChatBatch, DrawBatch, PackBatch
 from x2i.trainer.config import RunConfig, Stage
 from x2i.trainer.data import Example
 from x2i.trainer.parts import Trained, fold, merged, part_of, trained
+from x2i.trainer.reports import RowReport, StepReport, Totals, own_rows
 from x2i.trainer.world import World
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class RowReport:
-    """What one sample lost; `t` is a picture's timestep, `tokens` are those of a conversation that were learned."""
-
-    draw: int
-    key: str
-    task: str
-    sample: int
-    replaced: str | None
-    loss: float
-    t: float | None = None
-    tokens: int | None = None
-
-
-@dataclass(frozen=True)
-class StepReport:
-    """What one step did on all ranks: its samples, the gradient's norm before clipping, the learning rate.
-
-    `rates` has those of the parts that have their own. Of packs: `left_out` has the keys of samples that did not fit,
-    `fill` the share of the tokens that is no padding.
-    """
-
-    rows: tuple[RowReport, ...]
-    grad_norm: float
-    lr: float
-    rates: dict[str, float] = field(default_factory=dict)
-    left_out: tuple[str, ...] = ()
-    fill: float | None = None
-
-    @property
-    def loss(self) -> float:
-        """Mean over the samples."""
-        return float(np.mean([r.loss for r in self.rows]))
-
-    def mean(self, key: Callable[[RowReport], str | None]) -> dict[str, float]:
-        """Mean loss of the rows by what `key` says of them; those of which it says None are left out."""
-        groups: dict[str, list[float]] = {}
-        for row in self.rows:
-            name = key(row)
-            if name is not None:
-                groups.setdefault(name, []).append(row.loss)
-        return {name: float(np.mean(losses)) for name, losses in sorted(groups.items())}
-
-
-@dataclass(frozen=True)
-class Totals:
-    """Of a step on all ranks: samples, conversations among them, and their tokens that are learned."""
-
-    rows: float
-    chats: float
-    tokens: float
-
-    @classmethod
-    def of(cls, batches: Sequence[Batch]) -> Totals:
-        """Of one rank's batches; what does not count here is left out."""
-        chats = [(b, _own(b)[-len(b.learned) :]) for b in batches if not isinstance(b, DrawBatch) and len(b.learned)]
-        tokens = sum(float((b.learned * own).sum()) for b, own in chats)
-        return cls(sum(sum(b.own) for b in batches), sum(float(own.sum()) for _, own in chats), tokens)
 
 
 def learning_rate(stage: Stage, step: int, peak: float | None = None) -> float:
@@ -254,7 +194,8 @@ class Learner:
             learned = [None] * (count - len(learned)) + learned
             self._tell_of_nothing(stage, batch.examples, learned)
             values = each.detach().float().tolist()
-            for own, e, *rest in zip(batch.own, batch.examples, values, t, learned, strict=True):
+            lengths = batch.lengths or [None] * count
+            for own, e, *rest in zip(batch.own, batch.examples, values, t, learned, lengths, strict=True):
                 if own:
                     rows.append(RowReport(e.draw, e.key, e.task, e.sample, e.replaced, *rest))
         for parameter in self._learning():
@@ -297,7 +238,7 @@ class Learner:
         over all their tokens in the step, whichever answer they belong to. So it does not depend on how the step was
         divided.
         """
-        own_B = _own(batch)
+        own_B = own_rows(batch)
         if isinstance(batch, PackBatch):
             drawn, sums, counts = self.pack_losses(batch)
             own_G, own_K = own_B[: len(drawn)], own_B[len(drawn) :]
@@ -443,9 +384,3 @@ def _check_tau(run: RunConfig, model: Model[Any]) -> None:
                 f"stages.{place}.tau: this model has no tokenizer with a temperature; the visual tokenizer of an Ovis "
                 "has one with model: {tokenizer: {tokenize: gumbel_argmax}}"
             )
-
-
-def _own(batch: Batch) -> Tensor:
-    """1 for rows that count here, 0 for others, [B]."""
-    device = batch.learned.device if isinstance(batch, ChatBatch) else batch.t.device
-    return torch.tensor(batch.own, dtype=torch.float32, device=device)

@@ -38,6 +38,7 @@ SCHEMA = pa.schema(
         pa.field("loss", pa.float32(), nullable=False),
         pa.field("t", pa.float32()),  # of pictures: the timestep; null of conversations
         pa.field("tokens", pa.int32()),  # of conversations: tokens that were learned
+        pa.field("length", pa.int32()),  # tokens of the sample, text and pictures
         pa.field("replaced", pa.string()),  # why the sample that was planned gave way to this one
     ]
 )
@@ -59,6 +60,7 @@ class Entry:
     loss: float
     t: float | None = None
     tokens: int | None = None
+    length: int | None = None
     replaced: str | None = None
 
 
@@ -114,7 +116,7 @@ def opened(runs: Sequence[Path]) -> duckdb.DuckDBPyConnection:
     try:
         connection.execute(
             f"create view ledger as select runs.run, l.* exclude (filename) "
-            f"from read_parquet([{listed}], filename = true) l join runs on runs.file = l.filename"
+            f"from read_parquet([{listed}], filename = true, union_by_name = true) l join runs on runs.file = l.filename"
         )
     except duckdb.Error as error:
         told = str(error).partition("\n")[0]

@@ -82,6 +82,8 @@ class Lengths:
         per_image: besides, for each picture that is shown; `per_output`: for the one that is drawn.
         per_document: besides, for each sample.
         dropped: text of a sample that is drawn without its instruction and input images.
+        text_most, said_most: of `text` and `said`, together with `per_image` of all pictures: longer ones are cut.
+        chat_most: of a whole conversation.
     """
 
     text: Fit = Fit()
@@ -91,6 +93,9 @@ class Lengths:
     per_output: int = 0
     per_document: int = 0
     dropped: int = 1
+    text_most: int | None = None
+    said_most: int | None = None
+    chat_most: int | None = None
 
 
 @dataclass(frozen=True)
@@ -99,7 +104,7 @@ class Measured:
 
     Attributes:
         shown: tokens of each sample, int64; `bare`: without its condition (conversations have none to drop).
-        text: the estimate of the text, float64.
+        text: the estimate of the text, float64; 0 where it is longer than what is kept of it, which is certain.
         size: of drawn samples the place of their bucket, int16; -1 without.
     """
 
@@ -121,19 +126,25 @@ class Measure:
         of = self.lengths
         drawn, parents, widths, heights = _pictures(rows)
         estimate = texts(rows)
-        slope, intercept = (
-            np.where(drawn, getattr(of.text, name), getattr(of.said, name)) for name in ("slope", "intercept")
+        slope, intercept, spread = (
+            np.where(drawn, getattr(of.text, name), getattr(of.said, name)) for name in ("slope", "intercept", "spread")
         )
-        text = np.rint(slope * estimate + intercept).astype(np.int64)
+        most = np.where(drawn, *(np.inf if m is None else m for m in (of.text_most, of.said_most)))
+        fixed = of.per_image * np.bincount(parents, minlength=len(rows))
+        whole = slope * estimate + intercept + fixed
+        text = np.minimum(np.rint(whole), np.maximum(most, 0)).astype(np.int64)
+        estimate = np.where(whole - spread * np.sqrt(np.maximum(estimate, _LEAST)) > most, 0.0, estimate)
         size, square = self._drawn(rows, drawn)
         inputs = np.where(drawn[parents], square[parents], 0)
         asked = ~drawn[parents]
         if asked.any():
             inputs[asked] = self._chats(widths[asked], heights[asked])
-        pictures = np.bincount(parents, inputs + of.per_image, len(rows)).astype(np.int64)
+        pictures = np.bincount(parents, inputs, len(rows)).astype(np.int64)
         own = drawn * (square + of.per_output) + of.per_document
-        bare = np.where(drawn, own + of.dropped, own + text + pictures)
-        return Measured(own + text + pictures, bare, estimate, size)
+        shown = own + text + pictures
+        if of.chat_most is not None:
+            shown = np.where(drawn, shown, np.minimum(shown, of.chat_most))
+        return Measured(shown, np.where(drawn, own + of.dropped, shown), estimate, size)
 
     def _drawn(self, rows: pa.Table, drawn: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The place of each drawn sample's bucket, and the tokens of one picture of its size."""

@@ -83,7 +83,7 @@ class MeasuredGroups:
         found = self.measure(self.table.lengths(group))
         most = max(int(found.shown.max(initial=0)), int(found.bare.max(initial=0)))
         kind = np.uint16 if most < 1 << 16 else np.uint32
-        return _Narrow(found.shown.astype(kind), found.bare.astype(kind), found.text.astype(np.float16), found.size)
+        return _Narrow(found.shown.astype(kind), found.bare.astype(kind), found.text.astype(np.float32), found.size)
 
 
 @dataclass(frozen=True)

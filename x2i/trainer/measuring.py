@@ -1,32 +1,57 @@
 """How long the samples of a corpus are for a model: measured on some of them, for the plan of packs.
 
 The texts of a few hundred samples are read, and made into documents with tiny black pictures; what the manifest's
-estimate makes of them is fitted to that.
+estimate makes of them is fitted to that. Texts that the model is shown in part alone are fitted whole, and how much of
+them is kept is found by one that is longer than any pack.
 """
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from x2i.base.errors import X2IError
+from x2i.base.files import write_text
+from x2i.base.seeds import digest
 from x2i.model.base import Chat, Message, Processor, Request
 from x2i.model.placeholders import MARK, image_only
 from x2i.trainer.config import Stage
 from x2i.trainer.data import DamagedSample, SampleReader
-from x2i.trainer.lengths import Lengths
-from x2i.trainer.mixture import calibrated, training_of
+from x2i.trainer.lengths import Fit, Lengths
+from x2i.trainer.mixture import calibrated, checked, training_of
+
+#: In the run's folder.
+FILE = "lengths.json"
 
 
-def lengths_of(processor: Processor[Any], reader: SampleReader, stage: Stage) -> Lengths:
-    """What a model makes of the samples that a stage draws. Raises X2IError if it takes no packs."""
+def lengths_of(processor: Processor[Any], reader: SampleReader, stage: Stage, keep: Path | None = None) -> Lengths:
+    """What a model makes of the samples that a stage draws.
+
+    Args:
+        keep: where to note what was measured of texts, and to find it again: a text that cannot be read any more must not
+            change the plan of a run.
+
+    Raises:
+        X2IError: the model takes no packs.
+        RecipeError: the corpora have none of what the stage's mixture names.
+    """
+    checked(reader.table, stage)
     made = _Made(processor, stage)
+    whole = _Made(type(processor)(processor.config, processor.tokenizer, processor.vae, None), stage)
     tasks = training_of(reader.table, stage)
-    request = made.request("", 0) if tasks.keys() - reader.table.chats else 0
-    chat = made.chat((Message("user", ""), Message("assistant", "")), 0) if tasks.keys() & reader.table.chats else 0
-    per_image = (made.request("", 1) - request) if request else (made.chat(_ASKING, 1) - made.chat(_ASKED, 0))
+    request = whole.request("", 0) if tasks.keys() - reader.table.chats else 0
+    chat = whole.chat(_ASKED, 0) - _WORD if tasks.keys() & reader.table.chats else 0
+    per_image = (whole.request("", 1) - request) if request else (whole.chat(_ASKING, 1) - whole.chat(_ASKED, 0))
     least = min(filter(None, (request, chat)))
+    long = " q 7" * stage.pack.tokens if stage.pack else ""  # longer than a pack in any vocabulary
+    answer = (Message("user", ""), Message("assistant", long))
+    longest = whole.chat(answer, 0) if chat else 0
+    picture = processor.picture_tokens(whole.side, whole.side, True)
 
     def text(sample: int, chats: bool) -> int | None:
         """Tokens of a sample's text, of this kind alone."""
@@ -34,26 +59,55 @@ def lengths_of(processor: Processor[Any], reader: SampleReader, stage: Stage) ->
         if task not in tasks or (task in reader.table.chats) != chats:
             return None
         try:
-            example = reader.words(sample, made.side)
+            example = reader.words(sample, whole.side)
             count = len(example.inputs)
-            whole = made.chat(example.messages, count) if chats else made.request(example.instruction, count)
+            found = whole.chat(example.messages, count) if chats else whole.request(example.instruction, count)
         except (DamagedSample, X2IError):  # told of when the trainer meets it
             return None
-        return whole - count * per_image - (chat if chats else request)
+        if chats and found + count * picture >= longest:  # cut by the model itself
+            return None
+        return found - count * per_image - (chat if chats else request)
 
+    corpora, words = [c.digest for c in reader.table.corpora], processor.tokenizer.to_str()
+    how = processor.max_text_tokens, stage.plain_captions, processor.config.model_dump(mode="json")
+    name = f"{stage.name} {digest('lengths/1', corpora, words, *how)[:16]}"
+    noted = _noted(keep)
+    if name not in noted:
+        fits = [calibrated(reader.table, partial(text, chats=chats)) for chats in (False, True)]
+        noted[name] = [asdict(fit) for fit in fits]
+        if keep is not None:
+            write_text(keep, json.dumps(noted, indent=1) + "\n")
+    drawn, said = (Fit(**fit) for fit in noted[name])
     return Lengths(
-        text=calibrated(reader.table, lambda sample: text(sample, False)),
-        said=calibrated(reader.table, lambda sample: text(sample, True)),
+        text=drawn,
+        said=said,
         picture=processor.picture_tokens,
         per_image=per_image,
         per_output=request - least if request else 0,
         per_document=least,
-        dropped=made.dropped() - request if request else 0,
+        dropped=whole.dropped() - request if request else 0,
+        text_most=made.request(long, 0) - request if request else None,
+        said_most=made.chat(answer, 0) - chat if chat else None,
+        chat_most=longest or None,
     )
+
+
+def _noted(keep: Path | None) -> dict[str, Any]:
+    """What was measured before, by stage and corpora. Raises X2IError if it cannot be read."""
+    if keep is None or not keep.is_file():
+        return {}
+    try:
+        found: dict[str, Any] = json.loads(keep.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise X2IError(f"{keep}: cannot be read ({error}). Remove it to measure the texts anew") from None
+    return found
 
 
 _ASKED = (Message("user", ""), Message("assistant", "x"))
 _ASKING = (Message("user", MARK), Message("assistant", "x"))
+
+#: Tokens of the word that is said in these: without words there is nothing to learn.
+_WORD = 1
 
 
 class _Made:

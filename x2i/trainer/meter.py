@@ -11,9 +11,9 @@ from x2i.base.files import writing
 from x2i.base.seeds import digest
 from x2i.trainer.config import RunConfig, WandB
 from x2i.trainer.evaluation import HeldOutLoss, timestep_bin
-from x2i.trainer.learner import RowReport, StepReport
 from x2i.trainer.peak import mfu
 from x2i.trainer.record import LOGS
+from x2i.trainer.reports import RowReport, StepReport
 
 if TYPE_CHECKING:
     from PIL.Image import Image

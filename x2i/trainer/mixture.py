@@ -65,21 +65,26 @@ def calibrated(table: SampleTable, count: Callable[[int], int | None], number: i
     return calibrate(pairs)
 
 
+def checked(table: SampleTable, stage: Stage) -> None:
+    """Raise RecipeError if a stage's mixture names what has no training samples."""
+    there = {name for name, samples in table.samples(TRAIN, stage.mixture_by).items() if len(samples)}
+    if missing := [name for name in stage.mixture if name not in there]:
+        known = ", ".join(sorted(there)) or "none"
+        raise RecipeError(
+            f"stages.{stage.name}.mixture: the corpora have no training samples of {', '.join(missing)}; they have {known}"
+        )
+
+
 def _packed(table: SampleTable, stage: Stage, seed: int, measure: Measure) -> PackPlan:
     """A plan of packs, by the lengths that a model makes of the samples."""
     assert stage.pack is not None
+    checked(table, stage)
     groups = MeasuredGroups(table, measure)
     codes: dict[str, list[int]] = {}
     for code, cell in enumerate(table.cells):
         codes.setdefault(table.name(cell, stage.mixture_by), []).append(code)
     found = {name: MeasuredSamples(groups, codes[name], TRAIN) for name in stage.mixture if name in codes}
     samples = {name: each for name, each in found.items() if len(each.sizes)}
-    if missing := [name for name in stage.mixture if name not in samples]:
-        known = ", ".join(sorted(name for name, each in table.samples(TRAIN, stage.mixture_by).items() if len(each)))
-        raise RecipeError(
-            f"stages.{stage.name}.mixture: the corpora have no training samples of {', '.join(missing)}; "
-            f"they have {known or 'none'}"
-        )
     return PackPlan(
         *(samples, stage.mixture, stage.pack, seed, stage.name),
         by_tokens=stage.mixture_unit == "tokens",

@@ -44,6 +44,10 @@ WINDOW = 4096
 #: Of the budget, left for windows that are longer than the mean one.
 _RESERVE = 0.002
 
+#: Of the budget, at most one in so many tokens is left for what the text's estimate may be wrong: where it says little,
+#: packs are now and then too long.
+_MARGIN = 8
+
 #: Bytes of all strata's samples, by row group, that are kept.
 _MEMORY = 64 << 20
 
@@ -119,7 +123,8 @@ class PackPlan:
             weights = weights / [some.mean_of(number, dropout) for number in range(len(weights))]
             weights /= weights.sum()
             some = some.weighted(weights)
-        self.limit = pack.tokens - some.margin(fit or Fit(), pack.tokens, dropout)
+        margin = some.margin(fit or Fit(), pack.tokens, dropout)
+        self.limit = pack.tokens - min(margin, pack.tokens // _MARGIN)
         self.too_long = self._check(some, stage)
         fits = some.rows.shown <= self.limit
         values, shares = some.lengths(fits, dropout)
@@ -132,13 +137,14 @@ class PackPlan:
         draws = packs * self.limit / mean
         # of all samples of an epoch the sum is fixed; of some it is not
         spread = some.spread(fits) * np.sqrt(draws * max(1 - draws / epoch, 0.25))
-        limit = int(self.limit * (1 - _RESERVE) - 2 * spread / packs)
+        limit = max(int(self.limit * (1 - _RESERVE) - 2 * spread / packs), self.limit // 2)
         ends = np.round(np.cumsum(shares) / shares.sum(), 9)
 
         def profile(count: int, places: np.ndarray | float = 0.5) -> np.ndarray:
             """The lengths of so many draws, in order, as they come on average, or elsewhere in their ranks."""
             ranks = np.searchsorted(ends, (np.arange(count) + places) / count)
-            return np.asarray(values[np.minimum(ranks, len(values) - 1)])
+            # what fits into a pack, but not beside the reserve, has one to itself
+            return np.minimum(values[np.minimum(ranks, len(values) - 1)], limit)
 
         self._home = most(profile, packs, limit, mean, generator("plan/pattern/1", *self.key))
         if not len(self._home):  # nothing is left by the reserve: packs of one
@@ -177,7 +183,8 @@ class PackPlan:
     def spare(self, draw: Draw, attempt: int) -> Draw:
         """What stands in for a damaged sample: the `attempt`-th (from 1) of those after it that fit into its pack.
 
-        They are of the same stratum, and about as long or shorter. If so many do not fit, the shortest of the others.
+        They are of the same stratum, each another sample, and about as long or shorter. If so many do not fit, the
+        shortest of the others.
         """
         assert draw.pack is not None and draw.tokens is not None and draw.part is not None
         made = self._window(draw.index // self.window)
@@ -186,7 +193,8 @@ class PackPlan:
         stratum = self.strata.index(draw.stratum)
         stream = self._streams[stratum]
         wanted = [(draw.part, draw.position + 1, _SPARES)]
-        for part in range(draw.part - 1, -1, -1)[:4]:  # shorter ones, as far as this one has come
+        near = [*range(draw.part - 1, -1, -1)[:4], *range(draw.part + 1, len(stream.totals))[:4]]
+        for part in near:  # shorter ones and, if none is left, longer ones, as far as this one has come
             wanted.append((part, draw.position * stream.totals[part] // stream.totals[draw.part] + 1, _SPARES // 4))
         positions, parts = (
             np.concatenate([np.arange(n) + first for _, first, n in wanted]),
@@ -196,6 +204,9 @@ class PackPlan:
         tokens = np.where(rows.drawn & bool(draw.dropped), rows.bare, rows.shown)
         tokens = np.where(rows.shown > self.limit, 1 << 40, tokens)
         order = np.lexsort((np.where(tokens <= room, 0, tokens), tokens > room))
+        order = order[np.sort(np.unique(rows.sample[order], return_index=True)[1])]  # small parts come round soon
+        others = order[rows.sample[order] != draw.sample]
+        order = others if len(others) else order
         chosen = int(order[(attempt - 1) % len(order)])
         of = self._samples[stratum]
         return Draw(

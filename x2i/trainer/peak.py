@@ -36,6 +36,11 @@ _PEAKS = (
 )
 
 
+def known_names() -> list[str]:
+    """What devices may be called."""
+    return [name for name, _ in _PEAKS]
+
+
 def peak(device: torch.device | str) -> float | None:
     """Dense bf16 FLOP/s of a device, or of a device's name; None for a CPU and for what is not known."""
     if not isinstance(device, str):

@@ -10,7 +10,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -31,12 +31,13 @@ from x2i.trainer.course import Course, Origin
 from x2i.trainer.data import Example
 from x2i.trainer.evaluation import HeldOutLoss, held_out
 from x2i.trainer.flops import StageFlops
-from x2i.trainer.learner import Learner, StepReport, Totals
+from x2i.trainer.learner import Learner
 from x2i.trainer.ledger import Entry, Ledger
 from x2i.trainer.loader import Loader
 from x2i.trainer.meter import Logs, Meter, Work
 from x2i.trainer.peak import peak
 from x2i.trainer.progress import Progress
+from x2i.trainer.reports import StepReport, Totals
 from x2i.trainer.run import Result, result_of
 from x2i.trainer.saver import Saver, restore, state_of
 from x2i.trainer.setup import Setup
@@ -182,8 +183,10 @@ class Session:
                     batches = self._setup.batchers[place].training(
                         *(examples, self._run.seed, stage, owned, {d.index: d for d in draws}, filler)
                     )
-                    fault, found = None, Totals.of(batches)
-                    work = Work(self._flops(place).step(batches), self._flops(place).tokens(batches))
+                    fault, found, flops = None, Totals.of(batches), self._flops(place)
+                    batches = [replace(batch, lengths=tuple(flops.lengths(batch))) for batch in batches]
+                    owned_tokens = sum(n for b in batches for n, own in zip(b.lengths, b.own, strict=True) if own)
+                    work = Work(flops.step(batches), owned_tokens)
                 except X2IError as error:
                     fault, found, work = error, Totals(0, 0, 0), Work(0, 0)
             told = [found.rows, found.chats, found.tokens, asked > 0, fault is not None, self._saver.failed]
@@ -378,7 +381,7 @@ class Session:
             ref = self._setup.table[row.sample]
             yield Entry(
                 *(self._step, stage.name, row.draw, ref.place, ref.key, ref.task, ref.source, ref.image_id),
-                *(row.loss, row.t, row.tokens, row.replaced),
+                *(row.loss, row.t, row.tokens, row.length, row.replaced),
             )
 
     def _announce(self) -> None:
@@ -404,6 +407,13 @@ class Session:
             if trained < parameters:
                 what = "adapters" if self._run.model.lora else ", ".join(stage.train or ())
                 self._progress.note(f"stage {stage.name} trains {trained:,} of {parameters:,} parameters: {what}")
+            if long := getattr(self._setup.plans[place], "too_long", None):
+                assert stage.pack is not None
+                shown = ", ".join(f"{count:,} of {task}" for task, count in long.items())
+                self._progress.note(
+                    f"stage {stage.name} never draws samples that do not fit into a pack of {stage.pack.tokens:,} tokens: "
+                    f"{shown}"
+                )
         unused = sorted(set(self._setup.table.tasks) - self._setup.tasks)
         if unused:
             self._progress.note(f"tasks of the corpora that no stage trains: {', '.join(unused)}")

@@ -20,15 +20,17 @@ from x2i.model.base import Model, Processor
 from x2i.model.config import AutoencoderKLConfig, ModelConfig, PixelsConfig, VAEConfig
 from x2i.model.folders import Held
 from x2i.model.layouts import Opened
-from x2i.trainer import checkpoint, parts, preview, tokens
+from x2i.trainer import checkpoint, measuring, parts, preview, tokens
 from x2i.trainer.batch import Batch, Batcher
 from x2i.trainer.checkpoint import Checkpoint
 from x2i.trainer.config import RunConfig, Stage
 from x2i.trainer.course import Origin
 from x2i.trainer.data import DamagedSample, Example, SampleReader
-from x2i.trainer.measuring import lengths_of
-from x2i.trainer.mixture import held_out_of, plan_of, table_of, tasks_of
+from x2i.trainer.mixture import held_out_of, plan_of, table_of, tasks_of, training_of
 from x2i.trainer.plan import Plan
+
+#: Samples of a task that are read to see whether they tell which answer is worse.
+_ASKED = 16
 
 
 class Setup:
@@ -158,7 +160,10 @@ class Setup:
             )
         if stage.preference is not None:
             raise RecipeError(f"stages.{place}.pack: preferences are learned in batches: give `batch` instead")
-        return plan_of(self.table, stage, self.run.seed, lengths_of(self.processors[place], self.reader, stage))
+        keep = self.run.output / measuring.FILE
+        return plan_of(
+            self.table, stage, self.run.seed, measuring.lengths_of(self.processors[place], self.reader, stage, keep)
+        )
 
     def _described(self) -> tuple[ModelConfig, VAEConfig | None]:
         """The model's numbers and its autoencoder, from the run file or from beside the weights."""
@@ -243,6 +248,8 @@ class Setup:
                 )
             if stage.preference is not None and pictures:
                 raise RecipeError(f"stages.{stage.name}.preference: {', '.join(pictures)} are drawn, not answered")
+            if stage.preference is not None:
+                self._check_preferences(stage)
             try:
                 if pictures:
                     self.processors[place].check_size(stage.resolution, stage.resolution)
@@ -253,6 +260,23 @@ class Setup:
                     self.processors[place].check_size(height, width)
                 except X2IError as error:
                     raise RecipeError(f"stages.{place}.buckets: [{width}, {height}]: {error}") from None
+
+    def _check_preferences(self, stage: Stage) -> None:
+        """Refuse a stage for whose samples nobody says which answer is worse: no manifest tells. Raises RecipeError."""
+        strata: dict[str, list[int]] = {}
+        for task, samples in training_of(self.table, stage).items():
+            strata.setdefault(task if stage.mixture_by == "task" else "the mixture", []).extend(samples.spread(_ASKED))
+        for name, chosen in strata.items():
+            worse = []
+            for sample in chosen:
+                with contextlib.suppress(DamagedSample):  # logged when the trainer meets it
+                    worse.append(self.reader.read(sample, 8).rejected)
+            if worse and not any(worse):
+                raise RecipeError(
+                    f"stages.{stage.name}.preference: {len(worse)} samples of {name} were read, and none has a "
+                    "rejected_response to learn from: name other tasks in the mixture, or build a corpus that has them (the "
+                    "task diagnose makes them with `rejected: true`)"
+                )
 
 
 def _device(name: str) -> torch.device:

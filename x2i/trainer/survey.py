@@ -62,9 +62,13 @@ class Survey:
 
     def margin(self, fit: Fit, budget: int, dropout: float) -> int:
         """Tokens by which the texts of a mean pack may be longer than they are estimated."""
-        mean = float(np.average(self.rows.shown, weights=self.weight))
-        text = float(np.average(np.maximum(self.rows.text, 4.0), weights=self.weight)) * (1 - dropout)
-        return int(np.ceil(MARGIN * fit.spread * np.sqrt(text * max(budget / mean, 1.0))))
+        mine = self.rows.shown <= budget
+        if not mine.any():
+            return 0
+        mean = float(np.average(self.rows.shown[mine], weights=self.weight[mine]))
+        text = float(np.average(np.maximum(self.rows.text[mine], 4.0), weights=self.weight[mine])) * (1 - dropout)
+        # rounded: nothing is to hang on the last bit of a sum
+        return int(np.ceil(round(MARGIN * fit.spread * np.sqrt(text * max(budget / mean, 1.0)), 6)))
 
     def lengths(self, of: np.ndarray, dropout: float) -> tuple[np.ndarray, np.ndarray]:
         """Lengths in order, and how often each comes, of the chosen samples."""

@@ -61,14 +61,18 @@ def texts_of(reader: SampleReader, limit: int, tasks: Collection[str]) -> Iterab
     total = int(ends[-1]) if parts else 0
     together = max(limit // 1024, 1) if limit < total else 1
     anchors = np.linspace(0, total - together, min(limit, total) // together).astype(int)
+    damaged = 0
     for place in np.unique(np.add.outer(anchors, np.arange(together))):
         part = int(np.searchsorted(ends, place, "right"))
         sample = parts[part][int(place) - int(ends[part])]
         try:
             yield reader.text(sample)
         except DamagedSample as damage:
-            ref = table[sample]
-            log.warning("left out of the tokenizer's text: sample %s in %s: %s", ref.key, ref.shard, damage)
+            damaged += 1
+            ref, level = table[sample], logging.WARNING if damaged == 1 else logging.INFO
+            log.log(level, "left out of the tokenizer's text: sample %s in %s: %s", ref.key, ref.shard, damage)
+    if damaged > 1:
+        log.warning("left out of the tokenizer's text: %d samples more", damaged - 1)
 
 
 def train(
