@@ -1,9 +1,9 @@
 """Starts the ranks of a run as a launcher does, once or one launch after the other; all share one import of torch.
 
-python -m tests.trainer.ranks RUN.yaml COUNT[,STEP:RANK:kill|stop|full|nan|blind ...] ...
+python -m tests.trainer.ranks RUN.yaml COUNT[,STEP:RANK:kill|stop|full|nan|blind|dumb ...] ...
 
 At the given step that rank kills itself, is asked to stop, finds the disk full at its next checkpoint, or loses what is
-not a number; or it cannot see at its start what the run file names.
+not a number; or it cannot see at its start what the run file names, or cannot show its model every third conversation.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import torch
 
 from x2i.base.errors import RecipeError, Stopped, X2IError
 from x2i.model import flow
-from x2i.trainer import checkpoint, learner, session
+from x2i.trainer import batch, checkpoint, learner, session
 from x2i.trainer.config import load_run
 from x2i.trainer.run import train
 
@@ -53,6 +53,8 @@ def child(rank: int, size: int, port: int, run: str, events: list[str]) -> int:
     learner.Learner.step = stepped  # type: ignore[method-assign]
     if "blind" in due.values():
         session.Setup = _blind  # type: ignore[assignment,misc]
+    if "dumb" in due.values():
+        _hide()
     try:
         train(run)
     except Stopped:
@@ -68,6 +70,18 @@ def child(rank: int, size: int, port: int, run: str, events: list[str]) -> int:
 
 def _blind(*_: Any) -> Any:
     raise RecipeError("start: cannot be seen on this machine")
+
+
+def _hide() -> None:
+    """From now on every third conversation, by its key, is too long for the model."""
+    exact = batch.Batcher._chat
+
+    def shown(self: Any, examples: Any, *options: Any) -> Any:
+        if any(int(e.key[:12], 16) % 3 == 0 for e in examples):
+            raise X2IError("too long")
+        return exact(self, examples, *options)
+
+    batch.Batcher._chat = shown  # type: ignore[method-assign]
 
 
 def _fill_disk() -> None:

@@ -148,6 +148,18 @@ def test_a_rank_that_cannot_begin_says_why_and_none_waits(mixed: Path, tmp_path:
     assert said.count("start: cannot be seen on this machine") == 1
 
 
+def test_a_rank_whose_conversations_cannot_be_shown_does_not_end_the_run(mixed: Path, tmp_path: Path) -> None:
+    stage = {**STAGES[0], "batch": 6, "steps": 4, "mixture": {"describe": 2, "deblur": 1}}
+    runs = [content(mixed, tmp_path / name) | {"stages": [stage]} for name in ("one", "three")]
+    alone, said = start(runs[0], "1,0:0:dumb")
+    assert alone[0]["codes"] == [0], said
+    told, said = start(runs[1], "3,0:0:dumb,0:1:dumb,0:2:dumb")
+    assert told[0]["codes"] == [0, 0, 0], said
+    assert consumed(tmp_path / "three") == consumed(tmp_path / "one")
+    (one, other) = (load_file(checkpoint.folder(tmp_path / name, 4) / checkpoint.MODEL) for name in ("one", "three"))
+    assert max(float((one[name] - other[name]).abs().max()) for name in one) < 1e-4
+
+
 def test_accumulation_changes_nothing_but_rounding(mixed: Path, straight: Path, tmp_path: Path) -> None:
     run = content(mixed, tmp_path / "run")
     run["stages"] = [{**stage, "micro_batch": size} for stage, size in zip(STAGES, (3, 1), strict=True)]

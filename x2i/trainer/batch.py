@@ -116,6 +116,7 @@ class Batcher:
         stage: Stage,
         owned: Container[int] | None = None,
         draws: Mapping[int, Draw] | None = None,
+        filler: Example | None = None,
     ) -> list[Batch]:
         """The batches of one rank's share of a step: pictures, then conversations, or packs of both.
 
@@ -125,6 +126,7 @@ class Batcher:
             examples: of the rank's draws.
             owned: numbers of the draws that count on this rank; default: all.
             draws: by number, those of the examples; packs are made as they say.
+            filler: a conversation of another rank's, to compute where the model can be shown none of this one's.
         """
         if stage.pack is not None:
             assert draws is not None
@@ -142,7 +144,7 @@ class Batcher:
             batch = self.draw(some, drawn, t, dropped, stage.edit_loss)
             out.append(replace(batch, own=_own(batch, owned)))
         rejected = stage.preference is not None
-        for chat in self._chats(chats, stage.micro_batch, stage.plain_captions, rejected):
+        for chat in self._chats(chats, stage.micro_batch, stage.plain_captions, rejected, filler):
             out.append(replace(chat, own=tuple(o and f for o, f in zip(_own(chat, owned), chat.own, strict=True))))
         return out
 
@@ -219,13 +221,20 @@ class Batcher:
         found = None if loss is None else self._weights([example], [dropped], loss)
         return None if found is None else found[0]
 
-    def _chats(self, chats: Sequence[Example], size: int | None, plain: bool, rejected: bool) -> list[ChatBatch]:
+    def _chats(
+        self, chats: Sequence[Example], size: int | None, plain: bool, rejected: bool, filler: Example | None
+    ) -> list[ChatBatch]:
         """As many batches as the number of conversations asks for, also if the model cannot be shown all of them."""
         try:
             found = [self._chat(some, plain, rejected) for some in _parts(chats, size)]
             return [replace(b, own=(True,) * len(b.examples)) for b in found]
         except X2IError:
-            some = self._shown(chats, plain, rejected)
+            faults = [self._refused(e, plain, rejected) for e in chats] if filler is not None else []
+            if filler is not None and all(faults):
+                log.warning("left out: %s", "; ".join(faults))
+                some = [filler]
+            else:
+                some = self._shown(chats, plain, rejected)
         count, shown = len(_parts(chats, size)), len(some)
         rows = [(some[i % shown], i < shown) for i in range(max(count, shown))]
         parts = [rows[len(rows) * i // count : len(rows) * (i + 1) // count] for i in range(count)]

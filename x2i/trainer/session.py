@@ -9,7 +9,7 @@ import logging
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import FrameType
@@ -24,7 +24,7 @@ from x2i.model import lora, weights
 from x2i.model.config import ModelFile
 from x2i.model.sampling import Painter
 from x2i.trainer import changes, checkpoint, parallel, parts, preview, tokens
-from x2i.trainer.batch import Batch
+from x2i.trainer.batch import Batch, ChatBatch
 from x2i.trainer.checkpoint import Checkpoint
 from x2i.trainer.config import RunConfig
 from x2i.trainer.course import Course, Origin
@@ -175,22 +175,30 @@ class Session:
         stage = self._run.stages[place]
         draws = self._setup.plans[place].step(number)
         owned = self._shares.owned(draws)
-        batches, fault = [], None
-        try:
-            batches = self._setup.batchers[place].training(
-                examples, self._run.seed, stage, owned, {d.index: d for d in draws}
-            )
-            found = Totals.of(batches)
-            flops = self._flops(place)
-            batches = [replace(batch, lengths=tuple(flops.lengths(batch))) for batch in batches]
-            owned_tokens = sum(n for b in batches for n, own in zip(b.lengths, b.own, strict=True) if own)
-            work = Work(flops.step(batches), owned_tokens)
-        except X2IError as error:
-            fault, found, work = error, Totals(0, 0, 0), Work(0, 0)
         asked = self._asked() if self._world.size > 1 else 0
-        told = [found.rows, found.chats, found.tokens, asked > 0, fault is not None, self._saver.failed]
-        totals = self._world.sum([*told, work.flops, work.tokens])
-        rows, chats, tokens, stop, faults, unwritten, *done = totals
+        batches: list[Batch] = []
+        fault, filler = None, None
+        while True:
+            if not batches:
+                try:
+                    batches = self._setup.batchers[place].training(
+                        *(examples, self._run.seed, stage, owned, {d.index: d for d in draws}, filler)
+                    )
+                    fault, found, flops = None, Totals.of(batches), self._flops(place)
+                    batches = [replace(batch, lengths=tuple(flops.lengths(batch))) for batch in batches]
+                    owned_tokens = sum(n for b in batches for n, own in zip(b.lengths, b.own, strict=True) if own)
+                    work = Work(flops.step(batches), owned_tokens)
+                except X2IError as error:
+                    fault, found, work = error, Totals(0, 0, 0), Work(0, 0)
+            told = [found.rows, found.chats, found.tokens, asked > 0, fault is not None, self._saver.failed]
+            totals = self._world.sum([*told, work.flops, work.tokens])
+            rows, chats, tokens, stop, faults, unwritten, *done = totals
+            if not faults or filler is not None:
+                break
+            # one that has no conversation to show computes another's, which does not count there
+            filler = next(filter(None, self._world.gather(_shown(batches))), None)
+            if filler is None:
+                break
         if stop:
             self._stop = asked or signal.SIGTERM
         if unwritten:
@@ -432,3 +440,8 @@ class Session:
         finally:
             for each, handler in before.items():
                 signal.signal(each, handler)
+
+
+def _shown(batches: Sequence[Batch]) -> Example | None:
+    """A conversation that the model can be shown."""
+    return next((b.examples[0] for b in batches if isinstance(b, ChatBatch)), None)
