@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from tests.corpora import Built, build
+
+# pytest's workers have the width of the terminal that started them, and the console would keep it
+os.environ.pop("COLUMNS", None)
 
 
 @pytest.fixture(scope="session")
