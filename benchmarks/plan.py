@@ -1,6 +1,6 @@
 """How long a run takes to begin on a large corpus, and what it costs to draw: a manifest of made-up rows, no shard.
 
-python benchmarks/plan.py --rows 100_000_000 --folder /tmp/plan
+python benchmarks/plan.py --rows 100_000_000 --folder plan
 
 The manifest has all columns, with hashes that do not compress; 20 tasks of uneven size and 12 sources that follow one
 another, a tenth of the samples with a second image. It is written once (180 bytes a row), and kept with --keep. What is
