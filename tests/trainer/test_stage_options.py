@@ -398,3 +398,16 @@ def test_explain_counts_what_adapters_learn(corpus: Path, tmp_path: Path) -> Non
     assert both == head + low and told[1].trains == {"head": head, "trunk": low}
     whole = explain(config(corpus, tmp_path / "run", {"steps": 6})).stages[0]
     assert told[1].flops < 0.8 * whole.flops and told[1].memory.optimiser == 8 * both / 8  # of eight ranks
+
+
+def test_a_stage_may_average_its_weights_over_another_time(corpus: Path, tmp_path: Path) -> None:
+    made = train(config(corpus, tmp_path / "run", {"lr": 0.01}, {"lr": 0.01, "ema": 1e-6}, ema=0.99))
+
+    def apart(step: int) -> float:
+        place = checkpoint.folder(made.output, step)
+        now, averaged = (load_file(place / name) for name in (checkpoint.MODEL, checkpoint.EMA))
+        return max(float((now[n] - averaged[n]).abs().max()) for n in now)
+
+    assert apart(2) > 1e-4 and apart(4) < 1e-6
+    with pytest.raises(RecipeError, match=r"stages\.a\.ema: the run keeps no averaged weights"):
+        config(corpus, tmp_path / "none", {"ema": 0.9}, ema=None)

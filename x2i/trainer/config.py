@@ -220,6 +220,8 @@ class RunConfig(Config):
                 "tokenizer: the weights know the words of their own tokenizer, and one that is trained anew gives "
                 "other words the same numbers: leave the key out, or leave out model.weights"
             )
+        if self.ema is None and (own := [s.name for s in self.stages if s.ema is not None]):
+            raise ValueError(f"stages.{own[0]}.ema: the run keeps no averaged weights: give the run an `ema`, too")
         names = [s.name for s in self.stages]
         if len(set(names)) != len(names):
             raise ValueError(f"two stages have the same name: {', '.join(names)}")

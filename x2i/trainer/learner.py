@@ -210,7 +210,7 @@ class Learner:
         if not math.isfinite(norm) or not all(math.isfinite(r.loss) for r in rows):
             self._refuse(rows, norm, stage, stage_step)
         self.optimizer.step()
-        self._average(global_step)
+        self._average(stage, global_step)
         rates = {group["part"]: group["lr"] for group in self.optimizer.param_groups if group["part"] is not None}
         return StepReport(tuple(rows), norm, lr, rates, tuple(left), float(np.mean(fills)) if fills else None)
 
@@ -332,10 +332,10 @@ class Learner:
     def _learning(self) -> list[torch.nn.Parameter]:
         return [p for p in self.model.parameters() if p.requires_grad]
 
-    def _average(self, step: int) -> None:
+    def _average(self, stage: Stage, step: int) -> None:
         if self.ema is None or self.run.ema is None:
             return
-        decay = min(self.run.ema, (1 + step) / (10 + step))  # the first weights are soon forgotten
+        decay = min(stage.ema or self.run.ema, (1 + step) / (10 + step))  # the first weights are soon forgotten
         parameters = dict(self.model.named_parameters())
         adapted = {f"{name}.weight": layer for name, layer in self._stage_adapters().items()}
         names = [name for name in self.ema if name not in adapted]

@@ -144,6 +144,12 @@ class Stage(Config):
         None, description="temperature of a visual tokenizer's Gumbel softmax, from the first step to the last"
     )
     preference: Preference | None = Field(None, description="learn from preferred and rejected answers (DPO)")
+    ema: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="decay of the averaged weights in this stage, of a run with `ema`; default: the run's",
+    )
     weight_decay: float = Field(0.0, ge=0, description="AdamW's decay")
     betas: tuple[Momentum, Momentum] = Field((0.9, 0.999), description="AdamW's momenta")
     clip: float = Field(1.0, gt=0, description="largest norm of the gradient")
