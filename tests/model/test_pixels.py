@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from x2i.model.pixels import centre_square, fit
+from x2i.model.pixels import centre_square, fit, fitted
 
 
 def picture(width: int, height: int) -> Image.Image:
@@ -68,3 +68,9 @@ def test_squares_are_the_published_ones(given: tuple[int, int, int], means: tupl
 def test_other_multiples_and_modes_work_too() -> None:
     assert fit(picture(100, 50).convert("L"), 64, 28).shape == (28, 56, 3)
     assert fit(picture(90, 61).convert("RGBA"), 64, 32).shape == (32, 64, 3)
+
+
+def test_the_size_of_a_fitted_picture_is_known_without_it() -> None:
+    for width, height in np.random.default_rng(0).integers(1, 900, (60, 2)).tolist():
+        made = fit(Image.new("RGB", (width, height)), 256, 16)
+        assert fitted(width, height, 256, 16) == (made.shape[1], made.shape[0])

@@ -10,9 +10,10 @@ from x2i.model.lengths import Attention, Lengths, causal, of_documents
 from x2i.model.omnigen.config import OmniGenConfig
 from x2i.model.omnigen.packing import OmniGenPack
 from x2i.model.omnigen.prompt import IGNORED, PromptBatch
+from x2i.model.pixels import fitted
 
 #: Longest side of a conversation's image in pixels, as its processor has it.
-_LARGEST = 1024
+LARGEST = 1024
 
 
 def drawing(config: OmniGenConfig, text: int, inputs: int, size: tuple[int, int], shrink: int) -> Lengths:
@@ -26,9 +27,9 @@ def chatting(config: OmniGenConfig, text: int, learned: int, sizes: Sequence[tup
     """A conversation; images are scaled down to the published side. Counted at 8 pixels a latent (SDXL's)."""
     read = []
     for size in sizes:
-        scale = min(_LARGEST / max(size), 1.0)
-        rows, columns = (max(int(side * scale) // (8 * config.patch_size), 1) for side in size)
-        read.append(rows * columns)
+        token = 8 * config.patch_size
+        width, height = fitted(size[1], size[0], LARGEST, token)
+        read.append((width // token) * (height // token))
     return Lengths(text, tuple(read), learned=learned)
 
 

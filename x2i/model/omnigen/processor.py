@@ -22,6 +22,7 @@ from x2i.base.errors import X2IError
 from x2i.model import flow
 from x2i.model.base import Branches, Chat, Processor, Request
 from x2i.model.omnigen.config import OmniGenConfig
+from x2i.model.omnigen.lengths import LARGEST
 from x2i.model.omnigen.packing import OmniGenDocument, OmniGenPack, document, pack
 from x2i.model.omnigen.prompt import BEGIN, END, HEAD, PAD, UNCONDITIONAL, Prompt, PromptBatch, PromptEncoder, collate
 from x2i.model.pixels import fit, fitted, to_tensor
@@ -30,9 +31,6 @@ from x2i.model.vae import VAE
 
 #: Tokens that end an answer, as far as the tokenizer knows them.
 _STOPS = (END, "</s>", "<|endoftext|>", "<|im_end|>")
-
-#: Longest side of a conversation's image, as of the published pipeline's input images.
-_LARGEST = 1024
 
 
 class OmniGenProcessor(Processor[PromptBatch]):
@@ -193,7 +191,7 @@ class OmniGenProcessor(Processor[PromptBatch]):
     @property
     def _largest(self) -> int:
         """Longest side in pixels of a picture that a conversation shows."""
-        return min(_LARGEST, self.token_side * self.config.pos_embed_max_size)
+        return min(LARGEST, self.token_side * self.config.pos_embed_max_size)
 
     def _prompt(self, text: str, images: Sequence[Tensor]) -> Prompt:
         return self.encoder.encode(text, [self._tokens(image) for image in images])
