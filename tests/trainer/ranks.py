@@ -22,7 +22,7 @@ import torch
 
 from x2i.base.errors import RecipeError, Stopped, X2IError
 from x2i.model import flow
-from x2i.trainer import batch, checkpoint, learner, session
+from x2i.trainer import batch, checkpoint, learner, onefile, session
 from x2i.trainer.config import load_run
 from x2i.trainer.run import train
 
@@ -93,6 +93,7 @@ def _fill_disk() -> None:
 
     checkpoint.fill = refuse
     files._write_item = refuse
+    onefile.OneFile.write_data = refuse  # type: ignore[method-assign]
 
 
 def _spoil() -> None:

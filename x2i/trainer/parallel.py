@@ -110,16 +110,6 @@ def tied_names(model: nn.Module) -> dict[str, str]:
     return out
 
 
-def gathered(state: Mapping[str, Tensor], tied: Mapping[str, str], keep: bool) -> dict[str, Tensor]:
-    """A copy in host memory of all of each tensor, one after the other; of ranks that do not `keep` it, nothing.
-
-    All ranks call this together.
-    """
-    out: dict[str, Tensor] = {}
-    for name, tensor in state.items():
-        if tied.get(name) in state:
-            continue
-        value = full(tensor.detach())
-        if keep:
-            out[name] = value.to("cpu", copy=True)
-    return out
+def untied(state: Mapping[str, Tensor], tied: Mapping[str, str]) -> dict[str, Tensor]:
+    """A state without the second names of what has two."""
+    return {name: tensor for name, tensor in state.items() if tied.get(name) not in state}
