@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 
 from x2i.base.errors import X2IError
 from x2i.base.weights import Weights
-from x2i.model import registry, weights
+from x2i.model import deferred, registry, weights
 from x2i.model.config import AutoencoderKLConfig
 from x2i.model.vae import AutoencoderKL
 
@@ -85,8 +84,7 @@ def refuse_pickles(folder: Path, stem: str = "pytorch_model") -> None:
 
 def hollow(config: Any, dtype: torch.dtype) -> Any:
     """A network whose weights are still to be read: nothing is drawn for them. Its buffers are as they should be."""
-    with _unfilled():
-        model = registry.build(config)
+    model, _ = deferred.build(lambda: registry.build(config), keep=False)
     made: dict[int, nn.Parameter] = {}  # tied parameters stay one
     for module in model.modules():
         for name, parameter in module._parameters.items():
@@ -94,23 +92,6 @@ def hollow(config: Any, dtype: torch.dtype) -> Any:
                 empty = nn.Parameter(torch.empty(parameter.shape, dtype=dtype), requires_grad=False)
                 module._parameters[name] = made.setdefault(id(parameter), empty)
     return model.to(dtype).eval()
-
-
-@contextmanager
-def _unfilled() -> Iterator[None]:
-    """Parameters that are registered lie on the meta device, and are not filled."""
-    register = nn.Module.register_parameter
-
-    def registered(self: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
-        if parameter is not None and not parameter.is_meta:
-            parameter = nn.Parameter(parameter.to("meta"), parameter.requires_grad)
-        register(self, name, parameter)
-
-    nn.Module.register_parameter = registered
-    try:
-        yield
-    finally:
-        nn.Module.register_parameter = register
 
 
 @torch.no_grad()

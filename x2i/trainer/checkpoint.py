@@ -231,24 +231,25 @@ def load_weights(model: Model[Any], place: Path, opened: Opened[Any] | None = No
     """Read all weights that a run starts from into a model.
 
     Args:
-        model: of the same numbers.
+        model: of the same numbers; adapters that it has stay as they are.
         place: a checkpoint (its averaged weights where it has them), a file, or a folder in its publishers' layout.
         opened: that folder's model, if it is open already.
 
     Raises:
         X2IError: they are no weights of this model.
     """
-    from x2i.model import weights
+    from x2i.model import lora, weights
 
+    adapters = lora.adapter_state(model)
+    wanted = {name: tensor for name, tensor in model.state_dict().items() if name not in adapters}
     opened = opened or published(place)
     if opened is None:
-        weights.load(model, weights_of(place))
+        weights.load_state(wanted, weights_of(place))
         return
     state = opened.model.state_dict()
-    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    if wanted != {name: tuple(tensor.shape) for name, tensor in state.items()}:
+    if {n: tuple(t.shape) for n, t in wanted.items()} != {n: tuple(t.shape) for n, t in state.items()}:
         raise X2IError(f"{place}: its {type(opened.model).__name__} has other numbers than the run's model")
-    for name, tensor in model.state_dict().items():
+    for name, tensor in wanted.items():
         weights.assign(tensor, state[name])
 
 

@@ -18,13 +18,18 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import checkpoint
 
+from x2i.model import lora
 from x2i.model.base import Model
 from x2i.trainer.config import RunConfig
 from x2i.trainer.world import World
 
 
 def prepare(model: Model[Any], run: RunConfig, world: World, device: torch.device) -> Model[Any]:
-    """Move a model to its device, as the run's `compute` asks, and divide its weights if there are other ranks."""
+    """Move a model to its device, as the run's `compute` asks, and divide its weights if there are other ranks.
+
+    With other ranks it may be on the meta device (`x2i.model.deferred`): then no rank ever has all of it, and what each
+    holds is to be filled.
+    """
     blocks = model.blocks()
     if run.compute.checkpointing:
         for block in blocks:
@@ -48,7 +53,22 @@ def prepare(model: Model[Any], run: RunConfig, world: World, device: torch.devic
     fully_shard(model, **options)
     for method in ("next_token", "packed"):
         register_fsdp_forward_method(model, method)
-    return model.to(device)
+    return _placed(model, device)
+
+
+def _placed(model: Model[Any], device: torch.device) -> Model[Any]:
+    """Move a divided model; of what has no memory yet (the meta device) each rank gets its part, to be filled.
+
+    Adapters are as they are at first.
+    """
+    tied, hollow = tied_names(model), any(p.is_meta for p in model.parameters())
+    model._apply(lambda t: torch.empty_like(t, device=device) if t.is_meta else t.to(device))
+    for second, first in tied.items() if hollow else ():
+        module, _, name = second.rpartition(".")
+        setattr(model.get_submodule(module), name, model.get_parameter(first))
+    for layer in lora.adapters(model).values() if hollow else ():
+        layer.renew()
+    return model
 
 
 def _recomputed(block: nn.Module, *args: Any, **kwargs: Any) -> Any:

@@ -58,8 +58,9 @@ class Session:
         self._course, newest = course, course.newest
         fault: X2IError | OSError | None = None
         try:
-            self._setup = Setup(run, corpora, newest, world.device(run.device))
             self._check_world()
+            share = world.share(run.compute.shards)
+            self._setup = Setup(run, corpora, newest, world.device(run.device), share)
             for origin in course.origins.values():
                 if isinstance(origin, str):
                     checkpoint.fetched(origin)  # now, and not when its stage begins
@@ -73,6 +74,8 @@ class Session:
         self._held: Origin = newest.step if newest else 0  # the step whose weights the model has, between stages
         self._begun: Origin = 0  # what the stage at hand has begun with
         self._learner = Learner(run, self._setup.model, self._setup.device, world, self._setup.build_like)
+        if share is not None:
+            self._fill()
         self._shares = Shares(world.rank, world.size, self._setup.table.chats)
         if newest is not None:
             self._restore(newest.path)
@@ -82,6 +85,18 @@ class Session:
         self._signalled = 0  # the signal by which this rank was asked to stop
         self._ask = ask  # is asked for one, too
         self._stop = 0  # the one on which all ranks have agreed
+
+    def _fill(self) -> None:
+        """Each rank reads what it holds of the weights. Raises X2IError, on all ranks together."""
+        self._setup.model = self._learner.model
+        fault: X2IError | OSError | None = None
+        try:
+            self._setup.fill()
+        except (X2IError, OSError) as error:
+            fault = error
+        self._world.agree(fault)
+        self._setup.begin()
+        self._learner.renew_averages()
 
     def _check_world(self) -> None:
         run, size = self._run, self._world.size

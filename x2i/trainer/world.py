@@ -139,6 +139,10 @@ class World:
                 X2IError(str(fault)) if isinstance(fault, RecipeError) else fault
             )  # a recipe's is said by rank 0 alone
 
+    def share(self, shards: int | None) -> tuple[int, int] | None:
+        """Which part of the weights this rank holds, and of how many, on the mesh of `mesh`; None: all of them."""
+        return None if self.size == 1 else (self.rank % (shards or self.size), shards or self.size)
+
     def mesh(self, device: torch.device, shards: int | None) -> Any:
         """The ranks as FSDP wants them: one dimension to shard over, or replicas of `shards` ranks each."""
         from torch.distributed.device_mesh import init_device_mesh
