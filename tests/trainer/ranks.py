@@ -16,6 +16,7 @@ import socket
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -107,7 +108,7 @@ def _spoil() -> None:
     flow.squared_error = spoilt
 
 
-def launch(size: int, run: str, events: list[str]) -> list[int]:
+def launch(size: int, run: str, events: list[str], child: Callable[..., int] = child) -> list[int]:
     """Start them all and wait for them all: their exit codes."""
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))

@@ -93,6 +93,9 @@ class Setup:
         self.tokenizer = self._build_tokenizer(processor)
         self._share = share
         self.model, self._fresh = self._build_model(keep=newest is None)
+        if share is None:
+            self.fill()
+            self.begin()
         self.processors = [
             processor(
                 registry.read_as(self.model.config, stage.inputs, f"stages.{place}.inputs"),
@@ -104,9 +107,6 @@ class Setup:
         self._check_stages()
         self.plans = [early.get(place) or self._packed(place) for place in range(len(run.stages))]
         preview.check(run.preview)
-        if share is None:
-            self.fill()
-            self.begin()
 
     def batches(self, place: int, step: int) -> list[Batch]:
         """The batches of step `step` (from 0) of the stage at `place`: what the training sees of it."""
