@@ -8,7 +8,7 @@ import logging
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
@@ -57,10 +57,11 @@ class Session:
         self._world = world
         self._course, newest = course, course.newest
         fault: X2IError | OSError | None = None
+        share = world.share(run.compute.shards)
         try:
             self._check_world()
-            share = world.share(run.compute.shards)
-            self._setup = Setup(run, corpora, newest, world.device(run.device), share)
+            with world.alike():
+                self._setup = Setup(run, corpora, newest, world.device(run.device), share)
             for origin in course.origins.values():
                 if isinstance(origin, str):
                     checkpoint.fetched(origin)  # now, and not when its stage begins
@@ -150,9 +151,9 @@ class Session:
             self._meter.smoothed = {}
         loader = Loader(self._setup.reader, plan, stage, start, run.reading, self._shares.take)
         self._meter.start()
-        for number, examples in enumerate(loader, start):
+        for number, (examples, fault) in enumerate(_arriving(loader), start):
             self._meter.lap("data")
-            batches, totals, work = self._prepared(place, number, examples)
+            batches, totals, work = self._prepared(place, number, examples, fault)
             self._meter.lap("encoding")
             report = self._learner.step(batches, stage, number, self._step, totals)
             self._step += 1
@@ -171,22 +172,31 @@ class Session:
             if self._stop:
                 return
 
-    def _prepared(self, place: int, number: int, examples: list[Example]) -> tuple[list[Batch], Totals, Work]:
+    def _prepared(
+        self, place: int, number: int, examples: list[Example], unread: X2IError | OSError | None
+    ) -> tuple[list[Batch], Totals, Work]:
         """This rank's batches of a step, and what all ranks have.
 
         Here the ranks agree: on going on at all, and on stopping after this step.
 
+        Args:
+            place: of the stage; `number`: of its step.
+            examples: this rank's.
+            unread: why it has none, if they could not be read.
+
         Raises:
-            X2IError: a rank cannot prepare its batches, or the last checkpoint could not be written.
+            X2IError: a rank cannot read or prepare its samples, or the last checkpoint could not be written.
+            OSError: this rank cannot read its samples.
         """
         stage = self._run.stages[place]
         draws = self._setup.plans[place].step(number)
         owned = self._shares.owned(draws)
         asked = self._asked() if self._world.size > 1 else 0
         batches: list[Batch] = []
-        fault, filler = None, None
+        fault, found, work = unread, Totals(0, 0, 0), Work(0, 0)
+        filler = None
         while True:
-            if not batches:
+            if not batches and unread is None:
                 try:
                     batches = self._setup.batchers[place].training(
                         *(examples, self._run.seed, stage, owned, {d.index: d for d in draws}, filler)
@@ -211,7 +221,7 @@ class Session:
         if unwritten:
             self._writing.saver.wait()
         if faults:
-            raise fault or ElsewhereError("another rank cannot prepare its samples: its message says why")
+            raise fault or ElsewhereError("another rank cannot read or prepare its samples: its message says why")
         return batches, Totals(rows, chats, tokens), Work(*done)
 
     def _asked(self) -> int:
@@ -345,6 +355,15 @@ class Session:
         finally:
             for each, handler in before.items():
                 signal.signal(each, handler)
+
+
+def _arriving(loader: Iterable[list[Example]]) -> Iterator[tuple[list[Example], X2IError | OSError | None]]:
+    """What a rank has for each step; or why it has nothing, and then no more."""
+    try:
+        for examples in loader:
+            yield examples, None
+    except (X2IError, OSError) as error:
+        yield [], error
 
 
 def _shown(batches: Sequence[Batch]) -> Example | None:

@@ -6,8 +6,11 @@ What ranks tell each other here goes over gloo, beside the tensors that FSDP mov
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -151,6 +154,19 @@ class World:
         if shards == self.size:
             return init_device_mesh(device.type, (self.size,))
         return init_device_mesh(device.type, (self.size // shards, shards), mesh_dim_names=("replicate", "shard"))
+
+    @contextlib.contextmanager
+    def alike(self) -> Iterator[None]:
+        """Within the block all ranks do the same: what is to be warned of is told by rank 0 alone."""
+        before = logging.root.manager.disable
+        logging.disable(before if self.first else max(before, logging.WARNING))
+        try:
+            with warnings.catch_warnings():
+                if not self.first:
+                    warnings.simplefilter("ignore")
+                yield
+        finally:
+            logging.disable(before)
 
     def close(self) -> None:
         """Leave, if this process joined by itself."""

@@ -61,7 +61,7 @@ class Writing:
         losses: dict[str, HeldOutLoss] = {}
         files: dict[str, Any] = {}
         if full:
-            with learner.averaged():
+            with learner.averaged(), self._world.alike():
                 losses = held_out(learner, self._setup.batchers[place], self._setup.held_out(stage), stage)
                 self._meter.lap("evaluation")
                 with parallel.whole(learner.model), learner.autocast():
