@@ -254,14 +254,17 @@ def load_weights(model: Model[Any], place: Path, opened: Opened[Any] | None = No
 
 
 def published(place: Path) -> Opened[Any] | None:
-    """The model of a folder in its publishers' layout, in float32; None if the folder is none."""
-    from x2i.model import layouts
+    """The model of a folder in its publishers' layout, its weights as they lie there; None if the folder is none."""
+    from x2i.model import folders, layouts
 
     if not place.is_dir() or layouts.is_checkpoint(place):
         return None
     architecture = layouts.published(place)
     module = None if architecture is None else layouts.of(architecture)
-    return None if module is None else module.open_model(place)
+    if module is None:
+        return None
+    with folders.as_read():
+        return module.open_model(place)
 
 
 def pinned(spec: str) -> str:
