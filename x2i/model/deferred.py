@@ -116,7 +116,7 @@ class _Recorder(TorchDispatchMode):
         """This rank's rows of a parameter."""
         held = self.held(parameter)
         assert held is not None
-        return held.part.view(-1, *parameter.shape[1:]) if held.part.numel() else held.part
+        return held.part.view(-1 if held.part.numel() else 0, *parameter.shape[1:])
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
