@@ -1,4 +1,5 @@
-"""Checkpoints: folders step-NNNNNN, whole or not there at all.
+"""Checkpoints: folders step-NNNNNN, whole or not there at all. Files are the same whatever the number of ranks that wrote
+them, each its part (`x2i.trainer.onefile`); any other number can go on from them.
 
 model.safetensors    the weights, in the published names
 ema.safetensors      the averaged weights, if the run keeps them: what is drawn with

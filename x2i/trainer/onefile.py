@@ -23,7 +23,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.metadata import Metadata
 from torch.distributed.checkpoint.planner import SavePlan, SavePlanner, WriteItem
 from torch.distributed.checkpoint.storage import StorageWriter, WriteResult
@@ -152,8 +151,7 @@ class OneFile(StorageWriter):
                     file.seek(begin + first * data.element_size())
                     file.write(memoryview(flat[at : at + count].view(torch.uint8).numpy()))
                     at += count
-                length = data.numel() * data.element_size()
-                done.append(WriteResult(item.index, length, _StorageInfo(self._path.name, begin, length)))
+                done.append(WriteResult(item.index, data.numel() * data.element_size(), self._path.name))
             file.flush()
             os.fsync(file.fileno())
         out: Future[list[WriteResult]] = Future()

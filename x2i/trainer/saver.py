@@ -114,7 +114,8 @@ class Saver:
                 self._put(weights.pop(name), OneFile(temporary / name), target / name)
             if optimizer is not None:
                 name = checkpoint.OPTIMIZER
-                self._put(optimizer, dcp.FileSystemWriter(temporary / name), target / name)
+                writer = dcp.FileSystemWriter(temporary / name, per_thread_copy_ahead=0)  # all is in host memory
+                self._put(optimizer, writer, target / name)
             if self._world.first:
                 checkpoint.fill(temporary, files, target)
                 done()
