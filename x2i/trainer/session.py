@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import logging
 import signal
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import FrameType
 
 from x2i.base.errors import ElsewhereError, RecipeError, Stopped, X2IError
 from x2i.corpus.corpus import Corpus
@@ -26,6 +23,7 @@ from x2i.trainer.learner import Learner
 from x2i.trainer.ledger import Entry, Ledger
 from x2i.trainer.loader import Loader
 from x2i.trainer.meter import Logs, Meter, Work
+from x2i.trainer.opening import announce
 from x2i.trainer.peak import peak
 from x2i.trainer.progress import Progress
 from x2i.trainer.reports import StepReport, Totals
@@ -33,6 +31,7 @@ from x2i.trainer.run import Result, result_of
 from x2i.trainer.saver import restore
 from x2i.trainer.setup import Setup
 from x2i.trainer.shares import Shares
+from x2i.trainer.signals import Signals
 from x2i.trainer.stage import Stage
 from x2i.trainer.world import World
 from x2i.trainer.writing import Writing
@@ -83,8 +82,7 @@ class Session:
         self._meter = Meter(world.size, peak(self._setup.device))
         self._writing = Writing(run, self._setup, self._learner, self._meter, progress, world)
         self._flops = functools.lru_cache(self._flops_of)
-        self._signalled = 0  # the signal by which this rank was asked to stop
-        self._ask = ask  # is asked for one, too
+        self._signals = Signals(progress, ask)
         self._stop = 0  # the one on which all ranks have agreed
 
     def _fill(self) -> None:
@@ -107,11 +105,11 @@ class Session:
     def run(self) -> Result:
         """Train to the end. On SIGINT or SIGTERM: finish the step, write a checkpoint, raise Stopped."""
         began, made = time.monotonic(), 0
-        self._announce()
+        announce(self._run, self._setup, self._learner, self._step, self._progress)
         self._logs = Logs(self._run, 0 if self._course.ahead else self._step) if self._world.first else None
         self._progress.start(self._run.total_steps, self._step)
         try:
-            with self._interruptible():
+            with self._signals.awaited():
                 for place in self._course.places:
                     start = max(self._step - self._run.first(place), 0) if place == self._course.places[0] else 0
                     self._step = self._run.first(place) + start
@@ -160,7 +158,7 @@ class Session:
             self._meter.lap("compute")
             self._note(stage, report, work)
             if self._world.size == 1:
-                self._stop = self._asked()
+                self._stop = self._signals.asked()
             last = number + 1 == stage.steps
             if last:
                 self._learner.end_stage()
@@ -191,7 +189,7 @@ class Session:
         stage = self._run.stages[place]
         draws = self._setup.plans[place].step(number)
         owned = self._shares.owned(draws)
-        asked = self._asked() if self._world.size > 1 else 0
+        asked = self._signals.asked() if self._world.size > 1 else 0
         batches: list[Batch] = []
         fault, found, work = unread, Totals(0, 0, 0), Work(0, 0)
         filler = None
@@ -223,9 +221,6 @@ class Session:
         if faults:
             raise fault or ElsewhereError("another rank cannot read or prepare its samples: its message says why")
         return batches, Totals(rows, chats, tokens), Work(*done)
-
-    def _asked(self) -> int:
-        return self._signalled or self._ask()
 
     def _flops_of(self, place: int) -> StageFlops:
         run, stage = self._run, self._run.stages[place]
@@ -299,62 +294,6 @@ class Session:
                 *(self._step, stage.name, row.draw, ref.place, ref.key, ref.task, ref.source, ref.image_id),
                 *(row.loss, row.t, row.tokens, row.length, row.replaced),
             )
-
-    def _announce(self) -> None:
-        parameters = sum(p.numel() for p in self._setup.model.parameters())
-        training = sum(len(v) for v in self._setup.table.train.values())
-        held = sum(len(v) for v in self._setup.table.held_out.values())
-        where = f"goes on at step {self._step}" if self._step else "starts"
-        self._progress.note(
-            f"{self._run.output}: {where} on {self._setup.device}; {parameters / 1e6:.1f} million parameters, "
-            f"{training} samples to train on, {held} held out"
-        )
-        if self._setup.table.apart:
-            self._progress.note(
-                f"{self._setup.table.apart} samples are on neither side: a held-out image is among their inputs"
-            )
-        for path in self._setup.table.derived:
-            self._progress.note(
-                f"{path}: an earlier x2i built it: its images' digests are computed at each start; `x2i build` on its "
-                "recipe writes them into the manifest"
-            )
-        for place, stage in enumerate(self._run.stages):
-            trained = self._learner.what(place).count
-            if trained < parameters:
-                what = "adapters" if self._run.model.lora else ", ".join(stage.train or ())
-                self._progress.note(f"stage {stage.name} trains {trained:,} of {parameters:,} parameters: {what}")
-            if long := getattr(self._setup.plans[place], "too_long", None):
-                assert stage.pack is not None
-                shown = ", ".join(f"{count:,} of {task}" for task, count in long.items())
-                self._progress.note(
-                    f"stage {stage.name} never draws samples that do not fit into a pack of {stage.pack.tokens:,} tokens: "
-                    f"{shown}"
-                )
-        unused = sorted(set(self._setup.table.tasks) - self._setup.tasks)
-        if unused:
-            self._progress.note(f"tasks of the corpora that no stage trains: {', '.join(unused)}")
-
-    @contextlib.contextmanager
-    def _interruptible(self) -> Iterator[None]:
-        """Within the block the first SIGINT or SIGTERM asks for a checkpoint; the second one ends at once."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        before = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
-
-        def ask(number: int, frame: FrameType | None) -> None:
-            self._signalled = number
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
-            self._progress.note("stopping after this step; once more to stop at once")
-
-        for each in before:
-            signal.signal(each, ask)
-        try:
-            yield
-        finally:
-            for each, handler in before.items():
-                signal.signal(each, handler)
 
 
 def _arriving(loader: Iterable[list[Example]]) -> Iterator[tuple[list[Example], X2IError | OSError | None]]:

@@ -11,7 +11,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from x2i.base.errors import RecipeError, X2IError
+from x2i.base.errors import RecipeError
 from x2i.base.files import atomic
 from x2i.base.seeds import digest
 from x2i.corpus.corpus import Corpus
@@ -21,18 +21,15 @@ from x2i.model.base import Model, Processor
 from x2i.model.config import AutoencoderKLConfig, ModelConfig, PixelsConfig, VAEConfig
 from x2i.model.folders import Held
 from x2i.model.layouts import Opened
-from x2i.trainer import checkpoint, measuring, parallel, parts, preview, tokens
+from x2i.trainer import checkpoint, checks, measuring, parallel, parts, preview, tokens
 from x2i.trainer.batch import Batch, Batcher
 from x2i.trainer.checkpoint import Checkpoint
 from x2i.trainer.config import RunConfig
 from x2i.trainer.course import Origin
 from x2i.trainer.data import DamagedSample, Example, SampleReader
-from x2i.trainer.mixture import held_out_of, plan_of, table_of, tasks_of, training_of
+from x2i.trainer.mixture import held_out_of, plan_of, table_of, tasks_of
 from x2i.trainer.plan import Plan
 from x2i.trainer.stage import Stage
-
-#: Samples of a task that are read to see whether they tell which answer is worse.
-_ASKED = 16
 
 
 class Setup:
@@ -104,7 +101,7 @@ class Setup:
             for place, stage in enumerate(run.stages)
         ]
         self.batchers = [Batcher(p, self.vae, self.device) for p in self.processors]
-        self._check_stages()
+        checks.check_stages(run, self.table, self.model, self.processors, self.reader)
         self.plans = [early.get(place) or self._packed(place) for place in range(len(run.stages))]
         preview.check(run.preview)
 
@@ -276,53 +273,6 @@ class Setup:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(digest("begin/1", self.run.seed)[:15], 16))
             self.model.begin(tuple(self.run.model.pretrained))
-
-    def _check_stages(self) -> None:
-        """Refuse what this model cannot learn. Raises RecipeError."""
-        for place, stage in enumerate(self.run.stages):
-            tasks = tasks_of(self.table, stage)
-            chats, pictures = sorted(tasks & self.table.chats), sorted(tasks - self.table.chats)
-            if chats and not self.model.answers:
-                raise RecipeError(
-                    f"stages.{stage.name}.mixture: samples of {', '.join(chats)} have no output image, and this model "
-                    "writes no text: leave them out, or give it a head for text (model: {text_head: true})"
-                )
-            if pictures and not self.model.draws:
-                raise RecipeError(
-                    f"stages.{stage.name}.mixture: samples of {', '.join(pictures)} are to be drawn, and this model only "
-                    "writes text: leave them out"
-                )
-            if stage.preference is not None and pictures:
-                raise RecipeError(f"stages.{stage.name}.preference: {', '.join(pictures)} are drawn, not answered")
-            if stage.preference is not None:
-                self._check_preferences(stage)
-            try:
-                if pictures:
-                    self.processors[place].check_size(stage.resolution, stage.resolution)
-            except X2IError as error:
-                raise RecipeError(f"stages.{place}.resolution: {error}") from None
-            for width, height in stage.buckets if pictures else ():
-                try:
-                    self.processors[place].check_size(height, width)
-                except X2IError as error:
-                    raise RecipeError(f"stages.{place}.buckets: [{width}, {height}]: {error}") from None
-
-    def _check_preferences(self, stage: Stage) -> None:
-        """Refuse a stage for whose samples nobody says which answer is worse: no manifest tells. Raises RecipeError."""
-        strata: dict[str, list[int]] = {}
-        for task, samples in training_of(self.table, stage).items():
-            strata.setdefault(task if stage.mixture_by == "task" else "the mixture", []).extend(samples.spread(_ASKED))
-        for name, chosen in strata.items():
-            worse = []
-            for sample in chosen:
-                with contextlib.suppress(DamagedSample):  # logged when the trainer meets it
-                    worse.append(self.reader.read(sample, 8).rejected)
-            if worse and not any(worse):
-                raise RecipeError(
-                    f"stages.{stage.name}.preference: {len(worse)} samples of {name} were read, and none has a "
-                    "rejected_response to learn from: name other tasks in the mixture, or build a corpus that has them (the "
-                    "task diagnose makes them with `rejected: true`)"
-                )
 
 
 def _device(name: str) -> torch.device:
