@@ -2,7 +2,7 @@
 
 The ranks are forked by this process. Each builds, writes and reads the model of one run after the other, and prints of
 each by how many bytes its peak has grown: `built`, `written`, `read`. (The first one loads libraries, too.) What is
-written lies in the run's output as step-000001. After the word `whole` each builds all of the model.
+written lies in the run's output as step-000001.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ def _peak() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def child(rank: int, size: int, port: int, whole: str, runs: list[str]) -> int:
+def child(rank: int, size: int, port: int, _: str, runs: list[str]) -> int:
     """One rank; returns its exit code."""
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_RANK": str(rank)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     try:
         world = World()
         for path in runs:
-            grown = _measure(load_run(path), world, whole == "whole")
+            grown = _measure(load_run(path), world)
             told = json.dumps({"run": path, "rank": rank, **grown})
             sys.stdout.write(f"{told}\n")
             sys.stdout.flush()
@@ -49,15 +49,13 @@ def child(rank: int, size: int, port: int, whole: str, runs: list[str]) -> int:
     return 0
 
 
-def _measure(run: RunConfig, world: World, whole: bool) -> dict[str, int]:
+def _measure(run: RunConfig, world: World) -> dict[str, int]:
     corpora = [corpus.open(place) for place in run.corpora]
-    share = None if whole else world.share(run.compute.shards)
     peaks = [_peak()]
-    setup = Setup(run, corpora, None, "cpu", share)
+    setup = Setup(run, corpora, None, "cpu", world.share(run.compute.shards))
     learner = Learner(run, setup.model, setup.device, world, setup.build_like)
-    if share is not None:
-        setup.fill()
-        setup.begin()
+    setup.fill()
+    setup.begin()
     peaks.append(_peak())
 
     target, saver = checkpoint.folder(run.output, 1), Saver(world)
@@ -80,10 +78,9 @@ def _measure(run: RunConfig, world: World, whole: bool) -> dict[str, int]:
 def main() -> None:
     """Start the ranks: 0 if all went well."""
     torch.set_num_threads(1)
-    size, *rest = sys.argv[1:]
-    whole = rest.pop(0) if rest[0] == "whole" else ""
+    size, *runs = sys.argv[1:]
     registry.build(registry.preset("omnigen-tiny"))  # libraries that all need
-    sys.exit(any(launch(int(size), whole, rest, child)))
+    sys.exit(any(launch(int(size), "", runs, child)))
 
 
 if __name__ == "__main__":

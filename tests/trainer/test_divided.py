@@ -112,12 +112,12 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return corpora.write(tmp_path_factory.mktemp("divided") / "corpus", list(corpora.samples(6)))
 
 
-def measured(size: str, *runs: dict[str, Any]) -> list[dict[str, int]]:
+def measured(size: int, *runs: dict[str, Any]) -> list[dict[str, int]]:
     """Of each rank what the last of these runs has taken."""
     paths = [Path(run["output"]).with_suffix(".yaml") for run in runs]
     for path, run in zip(paths, runs, strict=True):
         path.write_text(yaml.safe_dump(run))
-    command = [sys.executable, "-m", "tests.trainer.memory", *size.split(), *map(str, paths)]
+    command = [sys.executable, "-m", "tests.trainer.memory", str(size), *map(str, paths)]
     given_back = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"}  # what is freed, at once
     done = subprocess.run(command, capture_output=True, text=True, timeout=150, env=given_back)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -140,13 +140,12 @@ def test_no_rank_ever_has_the_whole_model(pictures: Path, tmp_path: Path) -> Non
     write("omnigen", tmp_path / "published")
     small |= {"model": {"weights": str(tmp_path / "published")}, "vae": None, "tokenizer": None}
     small |= {"stages": small["stages"][:1], "compute": {"shards": 2}}  # two replicas
-    found = measured("4", small, large)
+    found = measured(4, small, large)
     same(small, pictures)
     size = sum(tensor.nbytes for tensor in same(large, pictures).values())
     assert size > 50e6
     assert len(found) == 4
     for rank in found:
-        assert rank["built"] < 0.7 * size, found  # a quarter that is kept, and what is drawn at a time
+        assert 0.2 * size < rank["built"] < 0.7 * size, found  # a quarter that is kept, and what is drawn at a time
         assert rank["written"] < 0.4 * size, found
         assert rank["read"] < 0.5 * size, found  # of the file, its quarter
-    assert measured("1 whole", small, large)[0]["built"] > 0.9 * size  # so it can be seen at all

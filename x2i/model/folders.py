@@ -121,7 +121,7 @@ def fill(module: Any, state: Mapping[str, Tensor], where: Path) -> None:
         X2IError: tensors are missing, unknown or of another shape: the first few are named.
     """
     wanted: dict[str, Tensor] = module.state_dict()
-    tied = weights.aliases(wanted) | _tied(module)
+    tied = weights.aliases(wanted) | weights.tied_names(module)
     groups: dict[str, set[str]] = {}
     for second, first in tied.items():
         groups.setdefault(first, {first}).add(second)
@@ -150,13 +150,6 @@ def fill(module: Any, state: Mapping[str, Tensor], where: Path) -> None:
     for second, first in tied.items():
         if {first, second} <= state.keys() and not torch.equal(state[first], state[second]):
             raise X2IError(f"{where}: {first} and {second} differ, but the numbers say that they are one")
-
-
-def _tied(module: nn.Module) -> dict[str, str]:
-    """Parameters with two names: the later name -> the first. On the meta device memory does not tell."""
-    first: dict[int, str] = {}
-    every = module.named_parameters(remove_duplicate=False)
-    return {n: first[id(p)] for n, p in every if first.setdefault(id(p), n) != n}
 
 
 def tokenizer_of(folder: Path) -> Tokenizer:

@@ -186,6 +186,17 @@ def aliases(state: Mapping[str, Tensor]) -> dict[str, str]:
     return out
 
 
+def tied_names(model: nn.Module) -> dict[str, str]:
+    """Parameters with two names: the later name -> the first. On the meta device, too, where `aliases` sees none."""
+    first: dict[int, str] = {}
+    out = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if id(parameter) in first:
+            out[name] = first[id(parameter)]
+        first.setdefault(id(parameter), name)
+    return out
+
+
 def _misfits(wanted: Mapping[str, Tensor], found: Mapping[str, tuple[int, ...]]) -> list[str]:
     both = sorted(wanted.keys() & found.keys())
     return [

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import checkpoint
 
-from x2i.model import lora
+from x2i.model import lora, weights
 from x2i.model.base import Model
 from x2i.trainer.config import RunConfig
 from x2i.trainer.world import World
@@ -61,7 +61,7 @@ def _placed(model: Model[Any], device: torch.device) -> Model[Any]:
 
     Adapters are as they are at first.
     """
-    tied, hollow = tied_names(model), any(p.is_meta for p in model.parameters())
+    tied, hollow = weights.tied_names(model), any(p.is_meta for p in model.parameters())
     model._apply(lambda t: torch.empty_like(t, device=device) if t.is_meta else t.to(device))
     for second, first in tied.items() if hollow else ():
         module, _, name = second.rpartition(".")
@@ -117,17 +117,6 @@ def local(tensor: Tensor) -> Tensor:
 def full(tensor: Tensor) -> Tensor:
     """All of a tensor, gathered: all ranks call this together."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-
-
-def tied_names(model: nn.Module) -> dict[str, str]:
-    """Parameters with two names: the later name -> the first."""
-    first: dict[int, str] = {}
-    out = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        if id(parameter) in first:
-            out[name] = first[id(parameter)]
-        first.setdefault(id(parameter), name)
-    return out
 
 
 def untied(state: Mapping[str, Tensor], tied: Mapping[str, str]) -> dict[str, Tensor]:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from x2i.base.errors import RecipeError, X2IError
-from x2i.model import lora
+from x2i.model import lora, weights
 from x2i.model.base import Model
 from x2i.model.lora_config import LoRAConfig
 from x2i.trainer import parallel
@@ -95,7 +95,7 @@ def trained(model: Model[Any], stage: Stage, where: str) -> Trained:
         if not layers:
             raise RecipeError(f"{where}.train.{part}.lora: no linear layer of this part is among its targets")
         adapted |= dict.fromkeys(layers, spec.lora)
-    tied = parallel.tied_names(model)
+    tied = weights.tied_names(model)
     shared = {*tied, *tied.values()}
     if both := [layer for layer in adapted if f"{layer}.weight" in shared]:
         raise RecipeError(
