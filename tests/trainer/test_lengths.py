@@ -14,7 +14,7 @@ from x2i.corpus.manifest import MADE
 from x2i.trainer.bins import balanced, best_fit, filled, most, packed, repair
 from x2i.trainer.classes import segments
 from x2i.trainer.lengths import Fit, Lengths, Measure, calibrate
-from x2i.trainer.plan import permuted, permuted_all, round_keys
+from x2i.trainer.order import permuted, permuted_all, round_keys
 
 
 def test_calibration_finds_what_a_tokenizer_makes_of_the_estimate() -> None:

@@ -1,6 +1,6 @@
 """The batches of a stage, read ahead: which samples are due, their bytes in few reads, decoded in threads.
 
-One thread follows the plan. It looks `join_steps` steps ahead for samples that lie beside one another in a shard, and
+One thread follows the plan. It looks `join_samples` samples ahead for those that lie beside one another in a shard, and
 lets a step in when its turn comes within `prefetch` steps and there is room for it; then its ranges are read (behind a URL
 many at a time, local ones when they are wanted) and its samples decoded by the other threads. What is read ahead is
 bounded in bytes: those of the blocks that are not used up, and those of the pictures that are decoded or will be.
@@ -99,13 +99,15 @@ class Loader:
         window = Window(self._reading.join_gap_kib << 10, self._reading.join_mib << 20)
         blocks: dict[int, Block] = {}  # of samples that are due, by number
         ahead: deque[list[_Due]] = deque()
-        number, look = 0, 0
+        number, look, seen = 0, 0, 0
         try:
             left = iter(self._steps)
             while True:
                 # one step more than at the last time, so that the first does not wait for many to be looked up
-                look = min(look + 2, self._reading.join_steps + 1)
-                while len(ahead) < look and (step := next(left, None)) is not None:
+                look = max(look + 2, len(ahead))
+                while (not ahead or (len(ahead) < look and seen < self._reading.join_samples)) and (
+                    step := next(left, None)
+                ) is not None:
                     draws = self._plan.step(step)
                     ahead.append([])
                     for draw in draws if self._share is None else self._share(draws):
@@ -113,9 +115,11 @@ class Loader:
                         ahead[-1].append(due)
                         window.add(number, due.ref)
                         number += 1
+                    seen += len(ahead[-1])
                 if not ahead:
                     return
                 dues = ahead.popleft()
+                seen -= len(dues)
                 fresh = []
                 for due in dues:
                     if due.number not in blocks:
