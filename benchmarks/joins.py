@@ -2,8 +2,8 @@
 
     python benchmarks/joins.py --rows 1_000_000
 
-A made-up corpus: shards of 1,024 samples of 113 KB (log-normal), of one task, or of seven, side by side or each in shards
-of its own. The order is the plan's (`x2i.trainer.mixture.plan_of`), the rows are those of one rank, and the reads are those
+A made-up corpus: shards of 1,024 samples of 113 KB (log-normal), of one task, or of seven: those of each side by side in a
+shard, as x2i writes them, or strewn. The order is the plan's (`x2i.trainer.mixture.plan_of`), the rows are those of one rank, and the reads are those
 that the loader makes (`x2i.trainer.ranges.Window`) with so many samples looked at ahead. Over `STEPS` steps in the middle of
 an epoch: reads of a sample, the mean read, bytes read of those wanted, and the most that was held in memory.
 """
@@ -61,9 +61,9 @@ class Found:
 CASES = (
     Case("one task, 256 a step", "one", 1, 256),
     Case("the same, 1 of 8 ranks, 1,024 a step", "one", 8, 1024),
-    Case("7 tasks side by side, evenly", "side by side", 1, 256),
-    Case("7 tasks in shards of their own, evenly", "apart", 1, 256),
-    Case("the same, 1 of 8 ranks, 1,024 a step", "apart", 8, 1024),
+    Case("7 tasks, evenly, 256 a step", "seven", 1, 256),
+    Case("the same, 1 of 8 ranks, 1,024 a step", "seven", 8, 1024),
+    Case("7 tasks, strewn in each shard, 256 a step", "strewn", 1, 256),
     Case("one task, 2 packs of 16k", "one", 1, pack=Pack(tokens=16_384, packs=2)),
     Case("the same, 1 of 8 ranks, 16 packs", "one", 8, pack=Pack(tokens=16_384, packs=16)),
 )
@@ -79,7 +79,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         corpora = {layout: written(Path(folder) / layout, options.rows, layout) for layout in {c.layout for c in CASES}}
         for shuffle in (Shuffle(block=1), Shuffle()):
-            table = Table(title=f"blocks of {shuffle.block}, window {shuffle.window:,}: reads, MB, read of wanted, MB held")
+            table = Table(
+                title=f"blocks of {shuffle.block}, window {shuffle.window:,}: reads, MB, read of wanted, MB held"
+            )
             for column in ("", *(f"{look:,} ahead" for look in looks)):
                 table.add_column(column, justify="right" if column else "left")
             for case in CASES:
@@ -151,8 +153,8 @@ def written(folder: Path, rows: int, layout: str) -> corpus.Corpus:
     with ManifestWriter(folder / "manifest.parquet") as writer:
         for start in range(0, rows, ROW_GROUP):
             task = random.integers(0, 1 if layout == "one" else TASKS, ROW_GROUP)
-            if layout == "apart":
-                task = np.sort(task)
+            if layout == "seven":
+                task = np.sort(task.reshape(-1, SHARD), axis=1).ravel()
             size = np.clip(random.lognormal(np.log(SIZE) - 0.08, 0.4, ROW_GROUP), 10_000, 1_000_000).astype(np.int64)
             shard = (start + np.arange(ROW_GROUP)) // SHARD
             within = np.arange(ROW_GROUP) % SHARD == 0
