@@ -135,7 +135,7 @@ class Reading(Config):
     join_samples: int = Field(
         4096, ge=0, description="how many samples ahead to look for neighbours of one that is read, to be read with it"
     )
-    join_gap_kib: int = Field(64, ge=0, description="between two of them at most so much is read and thrown away")
+    join_gap_kib: int = Field(256, ge=0, description="between two of them at most so much is read and thrown away")
     join_mib: int = Field(8, ge=0, description="largest joined read; 0: each sample by itself")
     in_flight: int = Field(16, gt=0, description="reads of a URL's shards at a time")
     open_files: int = Field(128, gt=0, description="local shards that are kept open")

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from x2i.trainer.config import Reading
 from x2i.trainer.data import Due, Example, SampleReader
 from x2i.trainer.plan import Draw, Plan
-from x2i.trainer.ranges import Block, Window, fetch
+from x2i.trainer.ranges import Block, Window, fetch, local
 from x2i.trainer.stage import Stage
 from x2i.trainer.table import SampleRef
 
@@ -96,7 +96,8 @@ class Loader:
         decoding: ThreadPoolExecutor,
     ) -> None:
         """Put the steps into the queue as there is room for them; or what went wrong."""
-        window = Window(self._reading.join_gap_kib << 10, self._reading.join_mib << 20)
+        most = self._reading.join_mib << 20
+        window = Window(self._reading.join_gap_kib << 10, most)
         blocks: dict[int, Block] = {}  # of samples that are due, by number
         ahead: deque[list[_Due]] = deque()
         number, look, seen = 0, 0, 0
@@ -120,18 +121,24 @@ class Loader:
                     return
                 dues = ahead.popleft()
                 seen -= len(dues)
-                fresh = []
+                fresh, held = {}, {}  # blocks that begin with this step, and those that are in memory from now on
                 for due in dues:
+                    room = most if (near := local(due.ref.corpus)) else min(self._budget.room // 2, most)
                     if due.number not in blocks:
-                        block, numbers = window.take(due.number, due.ref, self._budget.room // 2)
+                        block, numbers = window.take(due.number, due.ref, room)
                         blocks.update(dict.fromkeys(numbers, block))
-                        fresh.append(block)
+                        fresh[due.number] = block
                     due.block = blocks.pop(due.number)
+                    if near:
+                        due.block = due.block.alone(due.ref)
+                    if near or due.number in fresh:
+                        held[due.number] = due.block
                     due.size = self._guess(due)
-                if not self._budget.step_begins(sum(b.size for b in fresh) + sum(d.size for d in dues)):
+                if not self._budget.step_begins(sum(b.size for b in held.values()) + sum(d.size for d in dues)):
                     return
-                unread = {id(d.block) for d in dues if not self._reader.holds(d.draw, self._stage)}
-                fetch(fetching, self._reader.shards, [b for b in fresh if id(b) in unread], self._reading.in_flight)
+                unread = {d.number for d in dues if not self._reader.holds(d.draw, self._stage)}
+                begun = [block for number, block in fresh.items() if number in unread]
+                fetch(fetching, self._reader.shards, begun, self._reading.in_flight)
                 for due in dues:
                     due.example = decoding.submit(self._example, due)
                 steps.put(dues)
