@@ -8,13 +8,14 @@ import numpy as np
 
 from x2i.base.errors import RecipeError
 from x2i.corpus.corpus import Corpus
+from x2i.trainer.bucketed import bucket_streams
 from x2i.trainer.buckets import kept
 from x2i.trainer.config import Shuffle
 from x2i.trainer.index import HELD_OUT, TRAIN
 from x2i.trainer.lengths import COLUMNS, EARLIER, Fit, Lengths, Measure, calibrate, texts, tokens
 from x2i.trainer.measured import MeasuredGroups, MeasuredSamples
 from x2i.trainer.packing import PackPlan
-from x2i.trainer.plan import OPEN, STEPS, WINDOW, BucketPlan, Plan, StagePlan
+from x2i.trainer.plan import STEPS, WINDOW, BucketPlan, Plan, StagePlan, Stream
 from x2i.trainer.stage import Stage
 from x2i.trainer.table import Cell, Samples, SampleTable
 
@@ -136,19 +137,28 @@ def _bucketed(table: SampleTable, stage: Stage, seed: int, mixture: dict[str, fl
         here = kept(own, sizes, 0.5 / WINDOW)
         serving |= {(n, bucket): here[by] for (n, bucket), by in serving.items() if n == name}
 
+    def named(cell: Cell) -> str:
+        return table.name(cell, stage.mixture_by)
+
     def served(cell: Cell) -> int | None:
-        return serving.get((table.name(cell, stage.mixture_by), cell.buckets[place]))
+        return serving.get((named(cell), cell.buckets[place]))
 
     plans, parts = {}, shares(serving)
+    streams: dict[tuple[str, int], Stream] = {}
+    for name in sorted(mixture):
+        codes = {c: b for c, cell in enumerate(table.cells) if (b := served(cell)) is not None and named(cell) == name}
+        mine = sorted(set(codes.values()))
+        wide = max(round(shuffle.window * mixture[name] / total), 1)
+        made = bucket_streams(
+            *(table, {code: mine.index(bucket) for code, bucket in codes.items()}, TRAIN, (seed, stage.name, name)),
+            *(shuffle.block, wide, len(mixture)),
+        )
+        streams |= {(name, bucket): stream for bucket, stream in zip(mine, made, strict=True)}
     for bucket, part in parts.items():
-        samples = samples_of(bucket, served)
         width, height = sizes[bucket]
-        # its draws are so much of all
-        wide = max(round(shuffle.window * sum(part.values()) / sum(sum(p.values()) for p in parts.values())), 1)
         plans[width, height] = StagePlan(
-            *(samples, part, batch, seed, f"{stage.name}/{width}x{height}"),
-            open_samples=OPEN // len(parts),
-            shuffle=Shuffle(block=shuffle.block, window=wide),
+            *(samples_of(bucket, served), part, batch, seed, f"{stage.name}/{width}x{height}"),
+            streams={name: streams[name, bucket] for name in part},
         )
     return BucketPlan(plans, {sizes[b]: sum(part.values()) for b, part in parts.items()}, seed, stage.name)
 
