@@ -19,6 +19,7 @@ from x2i.base.seeds import digest
 from x2i.model import flow, lora
 from x2i.model.base import Model
 from x2i.model.lora_config import LoRAConfig
+from x2i.model.weights import tied_names
 from x2i.trainer import losses, parallel
 from x2i.trainer.batch import Batch, ChatBatch, DrawBatch, PackBatch
 from x2i.trainer.config import RunConfig
@@ -69,7 +70,7 @@ class Learner:
         self.run = run
         self.world = world or World(alone=True)
         self._build = build
-        self.tied = parallel.tied_names(model)
+        self.tied = tied_names(model)
         _check_tau(run, model)
         self._trained = [trained(model, s, f"stages.{i}") for i, s in enumerate(run.stages)]
         self.model = parallel.prepare(model, run, self.world, device)

@@ -88,9 +88,7 @@ class Ovis2(Model[Ovis2Batch]):
 
     def renew_table(self) -> None:
         """Draw the visual table anew, like the language model's embedding: as training begins with a pretrained one."""
-        words_VD = self.llm.model.embed_tokens.weight
-        if not words_VD.is_meta:
-            initialise_like(self.vte, words_VD)
+        initialise_like(self.vte, self.llm.model.embed_tokens.weight)
 
     def blocks(self) -> list[nn.Module]:
         """The language model's layers."""
