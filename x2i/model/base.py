@@ -129,7 +129,7 @@ class Model(nn.Module, ABC, Generic[I]):
     pretrained: ClassVar[Mapping[str, Mapping[str, str]]] = {}
     draws: bool = True
     answers: bool = True
-    packs: ClassVar[bool] = False
+    packs: bool = False
     flex: bool | None = None
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Model[I]:
