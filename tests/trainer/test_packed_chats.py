@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from tests.trainer import corpora
@@ -16,7 +19,10 @@ from x2i.base.config import parse_config
 from x2i.trainer import checkpoint
 from x2i.trainer.batch import PackBatch
 from x2i.trainer.config import RunConfig
+from x2i.trainer.flops import StageFlops
+from x2i.trainer.learner import Learner
 from x2i.trainer.progress import Silent
+from x2i.trainer.reports import Totals
 from x2i.trainer.run import Result, train
 from x2i.trainer.setup import Setup
 
@@ -33,6 +39,11 @@ def content(folder: Path, output: Path, stage: dict[str, Any] | None = None, **c
 
 def run(*args: Any, **changes: Any) -> Result:
     return train(parse_config(RunConfig, content(*args, **changes), "test"))
+
+
+def opened(*args: Any, **changes: Any) -> Setup:
+    config = parse_config(RunConfig, content(*args, **changes), "test")
+    return Setup(config, [corpus.open(path) for path in config.corpora], None)
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +68,7 @@ def furthest(one: Result, output: Path) -> float:
 
 def test_mini_gemini_is_trained_on_full_packs_cut_and_on_two_ranks(asked: Path, tmp_path: Path) -> None:
     straight = run(asked, tmp_path / "straight")
-    setup = Setup(parse_config(RunConfig, content(asked, tmp_path / "x"), "test"), [corpus.open(asked)], None)
+    setup = opened(asked, tmp_path / "x")
     packs = [batch for step in range(6) for batch in setup.batches(0, step)]
     assert all(isinstance(b, PackBatch) and len(b.examples) > 5 for b in packs)
     assert np.mean([b.tokens for b in packs if isinstance(b, PackBatch)]) >= 0.93 * BUDGET
@@ -70,3 +81,52 @@ def test_mini_gemini_is_trained_on_full_packs_cut_and_on_two_ranks(asked: Path, 
     assert told[0]["codes"] == [0, 0], said
     assert consumed(tmp_path / "two") == consumed(straight.output)
     assert furthest(straight, tmp_path / "two") < 1e-4
+
+
+# --- preferences -------------------------------------------------------------------------------------------------
+
+MODELS: dict[str, dict[str, Any]] = {
+    "mini_gemini": {"preset": "mini-gemini-tiny"},
+    "ovis2": {"preset": "ovis2-tiny"},
+    "omnigen": {
+        "preset": "omnigen-tiny",
+        "hidden_size": 64,
+        "layers": 2,
+        "heads": 2,
+        "kv_heads": 2,
+        "intermediate_size": 96,
+    },
+}
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_preference_loses_in_a_pack_what_it_loses_in_a_batch(model: str, asked: Path, tmp_path: Path) -> None:
+    """The loss of each sample, and the gradients, with a model that has left its reference."""
+    setup = opened(asked, tmp_path / "run", {"preference": {"beta": 0.5, "label_smoothing": 0.1}}, model=MODELS[model])
+    stage = setup.run.stages[0]
+    learner = Learner(setup.run, setup.model, torch.device("cpu"))
+    learner.start_stage(0)
+    learner.keep_reference()
+    drawn = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in learner.model.parameters():
+            parameter += 0.6 * torch.randn(parameter.shape, generator=drawn) * parameter.abs().mean()
+    pack = setup.batches(0, 0)[0]
+    assert isinstance(pack, PackBatch) and len(pack.examples) > 3
+    assert len(pack.inputs.lengths) == 2 * len(pack.examples)
+    batch = replace(setup.batchers[0].chat(pack.examples, rejected=True), own=(True,) * len(pack.examples))
+    found = []
+    for each in (pack, batch):
+        learner.model.zero_grad()
+        loss, losses, tokens = learner._loss(each, stage, Totals.of([each]))
+        loss.backward()
+        gradients = {n: p.grad.clone() for n, p in learner.model.named_parameters() if p.grad is not None}
+        found.append((losses.detach(), tokens, gradients, Totals.of([each])))
+    (losses, tokens, slopes, totals), (alone, counts, expected, of_batch) = found
+    assert float((alone - math.log(2)).abs().max()) > 0.05 and tokens is not None and torch.equal(tokens, counts)
+    assert float((losses - alone).abs().max()) < 1e-5 and totals == of_batch
+    largest = max(float(g.abs().max()) for g in expected.values())
+    assert max(float((slopes[n] - g).abs().max()) for n, g in expected.items()) < 1e-5 * max(largest, 1)
+    flops = StageFlops(setup.model.config, list(slopes), preference=True)
+    assert flops.step([pack]) == pytest.approx(flops.step([batch]), rel=1e-9)
+    assert flops.lengths(pack) == flops.lengths(batch)

@@ -77,13 +77,16 @@ class Lengths:
     """What a model makes of samples, in tokens.
 
     Attributes:
-        text: of the text of a sample to be drawn; `said`: of a conversation's.
+        text: of the text of a sample to be drawn; `said`: of a conversation's, or of a preference's two together: the
+            manifest's estimate is of the chosen one, and how long the other is on average follows from samples that
+            were read.
         picture: of a picture of this width and height in pixels, as it is shown; and whether in a conversation.
         per_image: besides, for each picture that is shown; `per_output`: for the one that is drawn.
         per_document: besides, for each sample.
         dropped: text of a sample that is drawn without its instruction and input images.
         text_most, said_most: of `text` and `said`, together with `per_image` of all pictures: longer ones are cut.
         chat_most: of a whole conversation.
+        answers: how often a conversation is shown, each time with another answer: 2 where preferences are learned.
     """
 
     text: Fit = Fit()
@@ -96,6 +99,12 @@ class Lengths:
     text_most: int | None = None
     said_most: int | None = None
     chat_most: int | None = None
+    answers: int = 1
+
+    @classmethod
+    def guess(cls, stage: Stage) -> Lengths:
+        """What is taken for it where no model is at hand."""
+        return cls() if stage.preference is None else cls(said=Fit(2.0, 0.0, 1.4), answers=2)
 
 
 @dataclass(frozen=True)
@@ -118,7 +127,7 @@ class Measure:
     """Lengths of a stage's samples, as a model makes them."""
 
     def __init__(self, stage: Stage, lengths: Lengths | None = None) -> None:
-        self.stage, self.lengths = stage, lengths or Lengths()
+        self.stage, self.lengths = stage, lengths or Lengths.guess(stage)
         self._shown: dict[tuple[int, int], int] = {}
 
     def __call__(self, rows: pa.Table) -> Measured:
@@ -130,7 +139,8 @@ class Measure:
             np.where(drawn, getattr(of.text, name), getattr(of.said, name)) for name in ("slope", "intercept", "spread")
         )
         most = np.where(drawn, *(np.inf if m is None else m for m in (of.text_most, of.said_most)))
-        fixed = of.per_image * np.bincount(parents, minlength=len(rows))
+        times = np.where(drawn, 1, of.answers)
+        most, fixed = most * times, of.per_image * np.bincount(parents, minlength=len(rows)) * times
         whole = slope * estimate + intercept + fixed
         text = np.minimum(np.rint(whole), np.maximum(most, 0)).astype(np.int64)
         estimate = np.where(whole - spread * np.sqrt(np.maximum(estimate, _LEAST)) > most, 0.0, estimate)
@@ -139,11 +149,11 @@ class Measure:
         asked = ~drawn[parents]
         if asked.any():
             inputs[asked] = self._chats(widths[asked], heights[asked])
-        pictures = np.bincount(parents, inputs, len(rows)).astype(np.int64)
-        own = drawn * (square + of.per_output) + of.per_document
+        pictures = np.bincount(parents, inputs, len(rows)).astype(np.int64) * times
+        own = drawn * (square + of.per_output) + of.per_document * times
         shown = own + text + pictures
         if of.chat_most is not None:
-            shown = np.where(drawn, shown, np.minimum(shown, of.chat_most))
+            shown = np.where(drawn, shown, np.minimum(shown, of.chat_most * times))
         return Measured(shown, np.where(drawn, own + of.dropped, shown), estimate, size)
 
     def _drawn(self, rows: pa.Table, drawn: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -20,7 +20,7 @@ from x2i.base.files import write_text
 from x2i.base.seeds import digest
 from x2i.model.base import Chat, Message, Processor, Request
 from x2i.model.placeholders import MARK, image_only
-from x2i.trainer.data import DamagedSample, SampleReader
+from x2i.trainer.data import DamagedSample, SampleReader, no_preference
 from x2i.trainer.lengths import Fit, Lengths
 from x2i.trainer.mixture import calibrated, checked, training_of
 from x2i.trainer.stage import Stage
@@ -52,25 +52,32 @@ def lengths_of(processor: Processor[Any], reader: SampleReader, stage: Stage, ke
     answer = (Message("user", ""), Message("assistant", long))
     longest = whole.chat(answer, 0) if chat else 0
     picture = processor.picture_tokens(whole.side, whole.side, True)
+    preferred = stage.preference is not None
 
     def text(sample: int, chats: bool) -> int | None:
-        """Tokens of a sample's text, of this kind alone."""
+        """Tokens of a sample's text, of this kind alone; of a preference those of both its conversations."""
         task = reader.table.task(sample)
         if task not in tasks or (task in reader.table.chats) != chats:
             return None
         try:
             example = reader.words(sample, whole.side)
+            if preferred and no_preference(example):
+                return None
             count = len(example.inputs)
-            found = whole.chat(example.messages, count) if chats else whole.request(example.instruction, count)
+            asked = [example.chat, example.rejected_chat] if preferred else [example.chat]
+            found = (
+                [whole.chat(a.messages, count) for a in asked] if chats else [whole.request(example.instruction, count)]
+            )
         except (DamagedSample, X2IError):  # told of when the trainer meets it
             return None
-        if chats and found + count * picture >= longest:  # cut by the model itself
+        if chats and max(found) + count * picture >= longest:  # cut by the model itself
             return None
-        return found - count * per_image - (chat if chats else request)
+        return sum(found) - len(found) * (count * per_image + (chat if chats else request))
 
     corpora, words = [c.digest for c in reader.table.corpora], processor.tokenizer.to_str()
     how = processor.max_text_tokens, stage.plain_captions, processor.config.model_dump(mode="json")
-    name = f"{stage.name} {digest('lengths/1', corpora, words, *how)[:16]}"
+    kind = "lengths/1/preferred" if preferred else "lengths/1"
+    name = f"{stage.name} {digest(kind, corpora, words, *how)[:16]}"
     noted = _noted(keep)
     if name not in noted:
         fits = [calibrated(reader.table, partial(text, chats=chats)) for chats in (False, True)]
@@ -89,6 +96,7 @@ def lengths_of(processor: Processor[Any], reader: SampleReader, stage: Stage, ke
         text_most=made.request(long, 0) - request if request else None,
         said_most=made.chat(answer, 0) - chat if chat else None,
         chat_most=longest or None,
+        answers=2 if preferred else 1,
     )
 
 

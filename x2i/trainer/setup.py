@@ -159,8 +159,6 @@ class Setup:
             raise RecipeError(
                 f"stages.{place}.pack: {self.model.config.architecture} is trained on batches: give `batch` instead"
             )
-        if stage.preference is not None:
-            raise RecipeError(f"stages.{place}.pack: preferences are learned in batches: give `batch` instead")
         keep = self.run.output / measuring.FILE
         return plan_of(
             self.table, stage, self.run.seed, measuring.lengths_of(self.processors[place], self.reader, stage, keep)
