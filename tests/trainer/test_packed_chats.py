@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -16,7 +17,8 @@ from tests.trainer import corpora
 from tests.trainer.test_ranks import consumed, start
 from x2i import corpus
 from x2i.base.config import parse_config
-from x2i.trainer import checkpoint
+from x2i.base.seeds import generator
+from x2i.trainer import checkpoint, ledger, replay
 from x2i.trainer.batch import PackBatch
 from x2i.trainer.config import RunConfig
 from x2i.trainer.flops import StageFlops
@@ -53,10 +55,10 @@ def asked(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Cut(Silent):
-    """Ends a run in the middle, as a crash does."""
+    """Ends a run in the middle of its second stage, as a crash does."""
 
     def step(self, stage: str, done: int, loss: float, by_task: dict[str, float]) -> None:
-        if done == 3:
+        if done == 4:
             raise MemoryError
 
 
@@ -64,23 +66,6 @@ def furthest(one: Result, output: Path) -> float:
     a, b = (load_file(checkpoint.folder(place, one.step) / "model.safetensors") for place in (one.output, output))
     assert a.keys() == b.keys()
     return max(float((a[n] - b[n]).abs().max()) for n in a)
-
-
-def test_mini_gemini_is_trained_on_full_packs_cut_and_on_two_ranks(asked: Path, tmp_path: Path) -> None:
-    straight = run(asked, tmp_path / "straight")
-    setup = opened(asked, tmp_path / "x")
-    packs = [batch for step in range(6) for batch in setup.batches(0, step)]
-    assert all(isinstance(b, PackBatch) and len(b.examples) > 5 for b in packs)
-    assert np.mean([b.tokens for b in packs if isinstance(b, PackBatch)]) >= 0.93 * BUDGET
-    again = parse_config(RunConfig, content(asked, tmp_path / "cut"), "test")
-    with pytest.raises(MemoryError):
-        train(again, progress=Cut())
-    resumed = train(again)
-    assert resumed.steps_now == 2 and furthest(straight, resumed.output) == 0
-    told, said = start(content(asked, tmp_path / "two"), "2")
-    assert told[0]["codes"] == [0, 0], said
-    assert consumed(tmp_path / "two") == consumed(straight.output)
-    assert furthest(straight, tmp_path / "two") < 1e-4
 
 
 # --- preferences -------------------------------------------------------------------------------------------------
@@ -130,3 +115,68 @@ def test_a_preference_loses_in_a_pack_what_it_loses_in_a_batch(model: str, asked
     flops = StageFlops(setup.model.config, list(slopes), preference=True)
     assert flops.step([pack]) == pytest.approx(flops.step([batch]), rel=1e-9)
     assert flops.lengths(pack) == flops.lengths(batch)
+
+
+def wordy(item: corpora.Made) -> corpora.Made:
+    """A conversation with a longer answer, and a worse one of another length."""
+    random = generator("wordy", item.sample.key)
+    said = [" ".join(random.choice(["a", "sky", "two", "stone", "window"], random.integers(5, n))) for n in (30, 80)]
+    question, answer = item.sample.messages
+    messages = (question, {**answer, "content": said[0]})
+    return replace(item, sample=replace(item.sample, messages=messages, rejected_response=said[1]))
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_packs_are_planned_with_both_answers(told: bool, tmp_path: Path) -> None:
+    """Full where the manifest tells of the rejected answers; where it does not, with room for what they may take."""
+    made = [wordy(item) for item in corpora.chats(200)]
+    folder = corpora.write(tmp_path / "corpus", made)
+    if not told:
+        table = pq.read_table(folder / "manifest.parquet").drop_columns(["rejected_tokens"])
+        pq.write_table(table, folder / "manifest.parquet", row_group_size=16)
+    setup = opened(folder, tmp_path / "run", {"preference": {}, "pack": {"tokens": 4096, "packs": 2}, "resolution": 8})
+    packs = [batch for step in range(8) for batch in setup.batches(0, step)]
+    assert all(isinstance(b, PackBatch) and b.preferred for b in packs)
+    assert all(sum(b.inputs.lengths) == b.tokens <= b.length == 4096 for b in packs if isinstance(b, PackBatch))
+    assert np.mean([b.tokens / b.length for b in packs if isinstance(b, PackBatch)]) > (0.95 if told else 0.85)
+    left = sum(len(b.left_out) for b in packs if isinstance(b, PackBatch))
+    assert left <= 0.01 * sum(len(b.examples) for b in packs)
+    planned = {draw.index: draw.tokens for step in range(8) for draw in setup.plans[0].step(step)}
+    flops = StageFlops(setup.model.config, [], preference=True)
+    real = {e.draw: n for b in packs for e, n in zip(b.examples, flops.lengths(b), strict=True)}
+    off = [planned[draw] / n - 1 for draw, n in real.items()]
+    assert np.abs(off).mean() < (0.03 if told else 0.3) and abs(np.mean(off)) < (0.01 if told else 0.1)
+
+
+def test_two_packed_stages_are_trained_cut_and_on_two_ranks(asked: Path, tmp_path: Path) -> None:
+    """Mini-Gemini: answers, then preferences by adapters that the stage's end merges."""
+    first = {"name": "answers", "resolution": 32, "lr": 0.002, "steps": 2, "mixture": {"describe": 1}}
+    first |= {"pack": {"tokens": BUDGET, "packs": 3}, "train": ["projector", "mining", "llm"]}
+    adapters = {"llm": {"lora": {"rank": 2, "dropout": 0.3, "targets": ["q_proj", "v_proj"]}}, "projector": {}}
+    last = first | {"name": "preferences", "steps": 3, "preference": {"beta": 0.5}, "train": adapters}
+    changes: dict[str, Any] = {"stages": [first, last], "checkpoint_every": 3}
+    straight = run(asked, tmp_path / "straight", **changes)
+    assert 0 < abs(straight.train_loss["describe"] - math.log(2)) < 0.2
+    again = parse_config(RunConfig, content(asked, tmp_path / "cut", **changes), "test")
+    with pytest.raises(MemoryError):
+        train(again, progress=Cut())
+    resumed = train(again)
+    assert resumed.steps_now == 2 and furthest(straight, resumed.output) == 0
+    told, said = start(content(asked, tmp_path / "two", **changes), "2")
+    assert told[0]["codes"] == [0, 0], said
+    assert consumed(tmp_path / "two") == consumed(straight.output)
+    assert furthest(straight, tmp_path / "two") < 1e-4
+    setup = replay.open_run(straight.output)
+    for step, answers in ((1, 1), (4, 2)):
+        batches, rows = replay.replay(setup, step)
+        assert [(r.draw, r.key) for r in rows] == [
+            (d, key) for at, d, key, *_ in consumed(straight.output) if at == step
+        ]
+        packs = [b for b in batches if isinstance(b, PackBatch)]
+        assert len(packs) == 3 and np.mean([b.tokens for b in packs]) >= 0.9 * BUDGET
+        lengths = [
+            sum(b.inputs.lengths[i : i + answers]) for b in packs for i in range(0, len(b.inputs.lengths), answers)
+        ]
+        query = f"select draw, length from ledger where step = {step}"
+        found = dict(ledger.opened([straight.output]).execute(query).fetchall())
+        assert found == dict(zip([e.draw for b in packs for e in b.examples], lengths, strict=True))

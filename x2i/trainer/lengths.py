@@ -22,6 +22,8 @@ from x2i.trainer.stage import Stage
 #: What of the manifest is needed; and where the text's estimate is missing.
 COLUMNS = ["text_tokens", "input_sizes", "output_size"]
 EARLIER = ["instruction_chars", "input_sizes", "output_size", "members"]
+#: What a stage with preferences needs besides, where it is there.
+REJECTED = "rejected_tokens"
 
 _TEXT, _SIDE = 4, 16
 
@@ -77,9 +79,7 @@ class Lengths:
     """What a model makes of samples, in tokens.
 
     Attributes:
-        text: of the text of a sample to be drawn; `said`: of a conversation's, or of a preference's two together: the
-            manifest's estimate is of the chosen one, and how long the other is on average follows from samples that
-            were read.
+        text: of the text of a sample to be drawn; `said`: of a conversation's, or of both together of a preference.
         picture: of a picture of this width and height in pixels, as it is shown; and whether in a conversation.
         per_image: besides, for each picture that is shown; `per_output`: for the one that is drawn.
         per_document: besides, for each sample.
@@ -104,7 +104,7 @@ class Lengths:
     @classmethod
     def guess(cls, stage: Stage) -> Lengths:
         """What is taken for it where no model is at hand."""
-        return cls() if stage.preference is None else cls(said=Fit(2.0, 0.0, 1.4), answers=2)
+        return cls(answers=1 if stage.preference is None else 2)
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ class Measure:
         """Measure rows, which have `COLUMNS` or `EARLIER`."""
         of = self.lengths
         drawn, parents, widths, heights = _pictures(rows)
-        estimate = texts(rows)
+        estimate = texts(rows, self.stage.preference is not None)
         slope, intercept, spread = (
             np.where(drawn, getattr(of.text, name), getattr(of.said, name)) for name in ("slope", "intercept", "spread")
         )
@@ -191,8 +191,19 @@ def tokens(rows: pa.Table, stage: Stage) -> np.ndarray:
     return np.asarray(pictures + texts(rows))
 
 
-def texts(rows: pa.Table) -> np.ndarray:
-    """Estimated tokens of each sample's text, float64. Rows without the manifest's estimate need `EARLIER` columns."""
+def texts(rows: pa.Table, preferred: bool = False) -> np.ndarray:
+    """Estimated tokens of each sample's text, float64. Rows without the manifest's estimate need `EARLIER` columns.
+
+    Args:
+        preferred: of conversations, with the chosen answer and with the rejected one, together. Where the manifest does
+            not tell of the rejected one, it is taken to be as long.
+    """
+    if preferred:
+        chosen = texts(rows)
+        if REJECTED not in rows.column_names:
+            return chosen * 2
+        rejected = rows[REJECTED].combine_chunks()
+        return chosen + np.where(rejected.is_valid().to_numpy(False), rejected.fill_null(0).to_numpy(False), chosen)
     there = "text_tokens" in rows.column_names
     if there and not rows["text_tokens"].null_count:
         return np.asarray(rows["text_tokens"].to_numpy().astype(float))

@@ -80,7 +80,7 @@ def lengths_of(processor: Processor[Any], reader: SampleReader, stage: Stage, ke
     name = f"{stage.name} {digest(kind, corpora, words, *how)[:16]}"
     noted = _noted(keep)
     if name not in noted:
-        fits = [calibrated(reader.table, partial(text, chats=chats)) for chats in (False, True)]
+        fits = [calibrated(reader.table, partial(text, chats=chats), preferred=preferred) for chats in (False, True)]
         noted[name] = [asdict(fit) for fit in fits]
         if keep is not None:
             write_text(keep, json.dumps(noted, indent=1) + "\n")
