@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -316,7 +316,7 @@ def test_ovis2_packs_conversations() -> None:
     everything = calls(made, lambda: made.packed(pack, [], torch.zeros(0)))
     for few in ([told[1]], []):
         other = words.pack(words.documents([], None, [], few), 120)
-        assert calls(made, lambda other=other: made.packed(other, [], torch.zeros(0))) == everything
+        assert calls(made, partial(made.packed, other, [], torch.zeros(0))) == everything
         found = gradients(made, made.packed(other, [], torch.zeros(0))[1].sum())
         assert found.keys() == slopes.keys()
         assert max(float(found[n].abs().max()) for n in found if n.startswith("visual_tokenizer")) == 0
@@ -371,7 +371,7 @@ def test_mini_gemini_packs_conversations(kind: str) -> None:
     everything = calls(made, lambda: made.packed(pack, [], torch.zeros(0)))
     for few in ([told[1]], []):
         other = words.pack(words.documents([], None, [], few), 250)
-        assert calls(made, lambda other=other: made.packed(other, [], torch.zeros(0))) == everything
+        assert calls(made, partial(made.packed, other, [], torch.zeros(0))) == everything
         found = gradients(made, made.packed(other, [], torch.zeros(0))[1].sum())
         assert found.keys() == slopes.keys()
         assert max(float(found[n].abs().max()) for n in found if "vision_tower" in n or "vlm_uni" in n) == 0
@@ -384,6 +384,8 @@ def test_mini_gemini_packs_conversations(kind: str) -> None:
 def test_mini_gemini_packs_only_what_a_pack_leaves_as_it_is() -> None:
     """Not with a language model whose layers look back a few tokens only, or whose frequencies follow the longest."""
     llm = test_mini_gemini.TINY.llm
+    words = MiniGeminiProcessor(test_mini_gemini.TINY, test_mini_gemini.byte_tokenizer("Words"), None)
+    pack = words.pack(words.documents([], None, [], CHATS[2:]), 200)
     for kind, numbers in (
         ("mistral", {"sliding_window": 16}),
         ("llama", {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}}),
@@ -392,7 +394,7 @@ def test_mini_gemini_packs_only_what_a_pack_leaves_as_it_is() -> None:
         made = test_mini_gemini.filled(test_mini_gemini.TINY.model_copy(update={"llm": odd}))
         assert not made.packs
         with pytest.raises(X2IError, match="takes no packs"):
-            made.packed(None, [], torch.zeros(0))
+            made.packed(pack, [], torch.zeros(0))
     plain = llm.model_copy(update={"model_type": "mistral", "numbers": llm.numbers | {"sliding_window": None}})
     assert test_mini_gemini.filled(test_mini_gemini.TINY.model_copy(update={"llm": plain})).packs
 

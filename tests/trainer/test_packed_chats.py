@@ -18,9 +18,11 @@ from tests.trainer.test_ranks import consumed, start
 from x2i import corpus
 from x2i.base.config import parse_config
 from x2i.base.seeds import generator
+from x2i.model.base import Message
 from x2i.trainer import checkpoint, ledger, replay
 from x2i.trainer.batch import PackBatch
 from x2i.trainer.config import RunConfig
+from x2i.trainer.explain import explain
 from x2i.trainer.flops import StageFlops
 from x2i.trainer.learner import Learner
 from x2i.trainer.progress import Silent
@@ -96,8 +98,14 @@ def test_a_preference_loses_in_a_pack_what_it_loses_in_a_batch(model: str, asked
     with torch.no_grad():
         for parameter in learner.model.parameters():
             parameter += 0.6 * torch.randn(parameter.shape, generator=drawn) * parameter.abs().mean()
-    pack = setup.batches(0, 0)[0]
-    assert isinstance(pack, PackBatch) and len(pack.examples) > 3
+    planned = setup.plans[0].step(0)
+    draws = {d.index: d for d in planned if d.pack == 0}
+    examples = [setup.reader.planned(setup.plans[0], d, stage) for d in draws.values()][:-3]
+    several = (Message("user", "<image> and <image>?"), Message("assistant", "Two."), Message("user", "Of what?"))
+    told, shown = (*several, examples[0].messages[1]), examples[0].inputs + examples[1].inputs
+    examples[0] = replace(examples[0], messages=told, inputs=shown)
+    (pack,) = setup.batchers[0].training(examples, 0, stage, draws=draws)
+    assert isinstance(pack, PackBatch) and len(pack.examples) == len(examples) > 3 and not pack.left_out
     assert len(pack.inputs.lengths) == 2 * len(pack.examples)
     batch = replace(setup.batchers[0].chat(pack.examples, rejected=True), own=(True,) * len(pack.examples))
     found = []
@@ -141,11 +149,22 @@ def test_packs_are_planned_with_both_answers(told: bool, tmp_path: Path) -> None
     assert np.mean([b.tokens / b.length for b in packs if isinstance(b, PackBatch)]) > (0.95 if told else 0.85)
     left = sum(len(b.left_out) for b in packs if isinstance(b, PackBatch))
     assert left <= 0.01 * sum(len(b.examples) for b in packs)
-    planned = {draw.index: draw.tokens for step in range(8) for draw in setup.plans[0].step(step)}
+    planned = {draw.index: draw.tokens or 0 for step in range(8) for draw in setup.plans[0].step(step)}
     flops = StageFlops(setup.model.config, [], preference=True)
     real = {e.draw: n for b in packs for e, n in zip(b.examples, flops.lengths(b), strict=True)}
     off = [planned[draw] / n - 1 for draw, n in real.items()]
     assert np.abs(off).mean() < (0.03 if told else 0.3) and abs(np.mean(off)) < (0.01 if told else 0.1)
+
+
+def test_a_pack_is_told_to_hold_half_as_many_preferences(asked: Path, tmp_path: Path) -> None:
+    """By `--explain`, which knows no rejected answer and takes it for as long: both answers are computed and kept."""
+    plain, preferred = (
+        explain(parse_config(RunConfig, content(asked, tmp_path, stage), "test")).stages[0]
+        for stage in ({}, {"preference": {}})
+    )
+    assert preferred.batch == pytest.approx(plain.batch / 2) and preferred.tokens == pytest.approx(plain.tokens)
+    assert preferred.flops == pytest.approx(plain.flops * 4 / 3, rel=0.15)  # the reference's forward passes
+    assert preferred.memory.activations == pytest.approx(plain.memory.activations)
 
 
 def test_two_packed_stages_are_trained_cut_and_on_two_ranks(asked: Path, tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """How many tokens samples take, as far as the manifest can tell.
 
 Of the text the manifest has an estimate that knows no tokenizer (`x2i.corpus.text`); `calibrate` turns it into tokens of
-the run's own. Corpora of earlier builds lack the estimate: then the text is counted at four characters a token, and of a
+the run's own. Of preferences it has a second estimate, with the rejected answer. Corpora of earlier builds lack the estimate: then the text is counted at four characters a token, and of a
 conversation, whose text's length they do not know at all, the record's bytes stand for it.
 
 Before any model is built, a picture is counted at one token for 16 x 16 pixels of the size that the stage shows it in.

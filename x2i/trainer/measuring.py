@@ -1,7 +1,7 @@
 """How long the samples of a corpus are for a model: measured on some of them, for the plan of packs.
 
 The texts of a few hundred samples are read, and made into documents with tiny black pictures; what the manifest's
-estimate makes of them is fitted to that. Texts that the model is shown in part alone are fitted whole, and how much of
+estimate makes of them is fitted to that. A preference is measured with both its answers. Texts that the model is shown in part alone are fitted whole, and how much of
 them is kept is found by one that is longer than any pack.
 """
 
