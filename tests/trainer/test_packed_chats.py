@@ -126,12 +126,15 @@ def test_a_preference_loses_in_a_pack_what_it_loses_in_a_batch(model: str, asked
 
 
 def wordy(item: corpora.Made) -> corpora.Made:
-    """A conversation with a longer answer, and a worse one of another length."""
+    """A conversation about none, one or three pictures with a longer answer, and a worse one of another length."""
     random = generator("wordy", item.sample.key)
+    shown = int(random.choice([0, 1, 3]))
     said = [" ".join(random.choice(["a", "sky", "two", "stone", "window"], random.integers(5, n))) for n in (30, 80)]
-    question, answer = item.sample.messages
-    messages = (question, {**answer, "content": said[0]})
-    return replace(item, sample=replace(item.sample, messages=messages, rejected_response=said[1]))
+    question, answer = ({**turn, "content": said[0]} for turn in item.sample.messages)
+    question["content"] = "<image>" * shown + "What is this?"
+    pictures = item.sample.input_images * shown
+    told = replace(item.sample, messages=(question, answer), rejected_response=said[1], input_images=pictures)
+    return replace(item, sample=told)
 
 
 @pytest.mark.parametrize("told", [True, False])
@@ -158,9 +161,9 @@ def test_packs_are_planned_with_both_answers(told: bool, tmp_path: Path) -> None
 
 def test_a_pack_is_told_to_hold_half_as_many_preferences(asked: Path, tmp_path: Path) -> None:
     """By `--explain`, which knows no rejected answer and takes it for as long: both answers are computed and kept."""
+    stages: list[dict[str, Any]] = [{}, {"preference": {}}]
     plain, preferred = (
-        explain(parse_config(RunConfig, content(asked, tmp_path, stage), "test")).stages[0]
-        for stage in ({}, {"preference": {}})
+        explain(parse_config(RunConfig, content(asked, tmp_path, stage), "test")).stages[0] for stage in stages
     )
     assert preferred.batch == pytest.approx(plain.batch / 2) and preferred.tokens == pytest.approx(plain.tokens)
     assert preferred.flops == pytest.approx(plain.flops * 4 / 3, rel=0.15)  # the reference's forward passes

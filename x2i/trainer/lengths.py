@@ -87,6 +87,7 @@ class Lengths:
         text_most, said_most: of `text` and `said`, together with `per_image` of all pictures: longer ones are cut.
         chat_most: of a whole conversation.
         answers: how often a conversation is shown, each time with another answer: 2 where preferences are learned.
+        several: besides `per_image`, for each picture of a conversation that has more than one.
     """
 
     text: Fit = Fit()
@@ -100,6 +101,7 @@ class Lengths:
     said_most: int | None = None
     chat_most: int | None = None
     answers: int = 1
+    several: float = 0.0
 
     @classmethod
     def guess(cls, stage: Stage) -> Lengths:
@@ -139,8 +141,9 @@ class Measure:
             np.where(drawn, getattr(of.text, name), getattr(of.said, name)) for name in ("slope", "intercept", "spread")
         )
         most = np.where(drawn, *(np.inf if m is None else m for m in (of.text_most, of.said_most)))
-        times = np.where(drawn, 1, of.answers)
-        most, fixed = most * times, of.per_image * np.bincount(parents, minlength=len(rows)) * times
+        times, count = np.where(drawn, 1, of.answers), np.bincount(parents, minlength=len(rows))
+        marks = of.per_image + of.several * (~drawn & (count > 1))
+        most, fixed = most * times, count * marks * times
         whole = slope * estimate + intercept + fixed
         text = np.minimum(np.rint(whole), np.maximum(most, 0)).astype(np.int64)
         estimate = np.where(whole - spread * np.sqrt(np.maximum(estimate, _LEAST)) > most, 0.0, estimate)

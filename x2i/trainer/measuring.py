@@ -47,6 +47,7 @@ def lengths_of(processor: Processor[Any], reader: SampleReader, stage: Stage, ke
     request = whole.request("", 0) if tasks.keys() - reader.table.chats else 0
     chat = whole.chat(_ASKED, 0) - _WORD if tasks.keys() & reader.table.chats else 0
     per_image = (whole.request("", 1) - request) if request else (whole.chat(_ASKING, 1) - whole.chat(_ASKED, 0))
+    several = (whole.chat(_ASKING_TWICE, 2) - whole.chat(_ASKED, 0)) / 2 - per_image if chat else 0.0
     least = min(filter(None, (request, chat)))
     long = " q 7" * stage.pack.tokens if stage.pack else ""  # longer than a pack in any vocabulary
     answer = (Message("user", ""), Message("assistant", long))
@@ -72,11 +73,12 @@ def lengths_of(processor: Processor[Any], reader: SampleReader, stage: Stage, ke
             return None
         if chats and max(found) + count * picture >= longest:  # cut by the model itself
             return None
-        return sum(found) - len(found) * (count * per_image + (chat if chats else request))
+        marks = count * (per_image + (several if chats and count > 1 else 0))
+        return round(sum(found) - len(found) * (marks + (chat if chats else request)))
 
     corpora, words = [c.digest for c in reader.table.corpora], processor.tokenizer.to_str()
     how = processor.max_text_tokens, stage.plain_captions, processor.config.model_dump(mode="json")
-    kind = "lengths/1/preferred" if preferred else "lengths/1"
+    kind = "lengths/2/preferred" if preferred else "lengths/2"
     name = f"{stage.name} {digest(kind, corpora, words, *how)[:16]}"
     noted = _noted(keep)
     if name not in noted:
@@ -90,6 +92,7 @@ def lengths_of(processor: Processor[Any], reader: SampleReader, stage: Stage, ke
         said=said,
         picture=processor.picture_tokens,
         per_image=per_image,
+        several=several,
         per_output=request - least if request else 0,
         per_document=least,
         dropped=whole.dropped() - request if request else 0,
@@ -113,6 +116,7 @@ def _noted(keep: Path | None) -> dict[str, Any]:
 
 _ASKED = (Message("user", ""), Message("assistant", "x"))
 _ASKING = (Message("user", MARK), Message("assistant", "x"))
+_ASKING_TWICE = (Message("user", MARK + MARK), Message("assistant", "x"))
 
 #: Tokens of the word that is said in these: without words there is nothing to learn.
 _WORD = 1
