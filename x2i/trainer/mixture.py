@@ -52,20 +52,23 @@ def plan_of(
     return _bucketed(table, stage, seed, mixture, shuffle) if stage.buckets else plain
 
 
-def calibrated(table: SampleTable, count: Callable[[int], int | None], number: int = 400) -> Fit:
+def calibrated(
+    table: SampleTable, count: Callable[[int], int | None], number: int = 400, preferred: bool = False
+) -> Fit:
     """What a tokenizer makes of the manifest's estimates of texts, asked of some training samples of all corpora.
 
     Args:
         count: tokens of a sample's text (its number in the table), without what stands for pictures; None to leave it
             out, as where it cannot be read.
         number: samples to ask, in row groups evenly spaced.
+        preferred: whether it counts a sample's text with either answer, together.
     """
     chosen = np.unique(np.linspace(0, len(table.sizes) - 1, min(_GROUPS, len(table.sizes))).astype(int)).tolist()
     pairs: list[tuple[float, float]] = []
     for group in chosen:
         rows = np.flatnonzero(table.kinds(group) % 3 == TRAIN)
         some = rows[np.unique(np.linspace(0, len(rows) - 1, min(number // len(chosen) + 1, len(rows))).astype(int))]
-        estimates = texts(table.lengths(group))
+        estimates = texts(table.lengths(group), preferred)
         told = [(row, count(table.first(group) + row)) for row in some.tolist()]
         pairs += [(float(estimates[row]), float(real)) for row, real in told if real is not None]
     return calibrate(pairs)

@@ -120,7 +120,8 @@ class Setup:
         """Read the weights of a checkpoint of this run into the model, and the adapters that its stage has put on."""
         if self.run.model.lora is None and (adapted := parts.resumable(self.model)):
             rest = {n: t for n, t in self.model.state_dict().items() if n not in adapted}
-            weights.fill(rest, place)
+            tied = weights.aliases(rest)  # the file has these once
+            weights.fill({n: t for n, t in rest.items() if n not in tied}, place)
             weights.fill(adapted, place / checkpoint.ADAPTED)
         elif self.run.model.lora is None:
             weights.load(self.model, place)
@@ -190,8 +191,6 @@ class Setup:
             raise RecipeError(
                 f"stages.{place}.pack: {self.model.config.architecture} is trained on batches: give `batch` instead"
             )
-        if stage.preference is not None:
-            raise RecipeError(f"stages.{place}.pack: preferences are learned in batches: give `batch` instead")
         keep = self.run.output / measuring.FILE
         lengths = measuring.lengths_of(self.processors[place], self.reader, stage, keep)
         return plan_of(self.table, stage, self.run.seed, lengths, self.run.shuffle)
