@@ -131,7 +131,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 def write(file: Path, rows: int) -> None:
     """A manifest of so many rows."""
     random = np.random.default_rng(0)
-    pool = [_texts(random) for _ in range(_POOL)]
+    pool = [texts(random) for _ in range(_POOL)]
     tasks = pa.array([f"task_{i:02d}" for i in range(_TASKS)])
     weights = 1 / np.arange(1, _TASKS + 1)
     with ManifestWriter(file) as writer:
@@ -147,6 +147,7 @@ def write(file: Path, rows: int) -> None:
                 "heights": pa.array(random.integers(256, 1024, ROW_GROUP), pa.int32()),
                 "split": pa.array(random.integers(0, 2**32, ROW_GROUP, dtype=np.uint32)),
                 "text_tokens": pa.array(np.clip(random.lognormal(3.7, 0.5, ROW_GROUP), 8, 400), pa.int32(), safe=False),
+                "rejected_tokens": pa.nulls(ROW_GROUP, pa.int32()),
                 "split_others": pa.array(
                     random.integers(0, 2**32, ROW_GROUP, dtype=np.uint32), mask=random.random(ROW_GROUP) > 0.1
                 ),
@@ -161,7 +162,7 @@ def _sources() -> list[str]:
     return [f"source_{i:02d}" for i in range(_SOURCES)]
 
 
-def _texts(random: np.random.Generator) -> dict[str, pa.Array]:
+def texts(random: np.random.Generator) -> dict[str, pa.Array]:
     """The columns that no plan looks at, and those that are looked up."""
 
     def hashes() -> pa.Array:

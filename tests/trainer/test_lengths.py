@@ -14,7 +14,7 @@ from x2i.corpus.manifest import MADE
 from x2i.trainer.bins import balanced, best_fit, filled, most, packed, repair
 from x2i.trainer.classes import segments
 from x2i.trainer.lengths import Fit, Lengths, Measure, calibrate
-from x2i.trainer.plan import permuted, permuted_all, round_keys
+from x2i.trainer.order import permuted, permuted_all, round_keys
 
 
 def test_calibration_finds_what_a_tokenizer_makes_of_the_estimate() -> None:
@@ -39,6 +39,20 @@ def test_lengths_are_those_of_the_model() -> None:
     chat = 11 + 92 + (600 + 300 + 5) + (100 + 50 + 5)
     assert found.shown.tolist() == [11 + 21 + 7 + 3, 11 + 41 + 7 + 3 + 2 * (7 + 5), chat]
     assert found.bare.tolist() == [11 + 1 + 7 + 3, 11 + 1 + 7 + 3, chat]
+
+
+def test_a_preference_takes_what_both_its_conversations_take() -> None:
+    rows = [row(n, "chat", 30, [(100, 50)] * n, None) | {"rejected_tokens": n * 20 or None} for n in (0, 1, 2)]
+    of = stage(preference={}, chat_resolution=300)
+    lengths = Lengths(said=Fit(3, 2), picture=lambda width, height, chat: width + height, per_document=11, answers=2)
+    lengths = replace(lengths, per_image=5, several=4.5)
+    for told in (True, False):  # in corpora of earlier builds it is taken to be as long
+        table = pa.Table.from_pylist(rows, MADE)
+        found = Measure(of, lengths)(table if told else table.drop_columns(["rejected_tokens"]))
+        text = [3 * (30 + other) + 2 for other in ((30, 20, 40) if told else (30,) * 3)]
+        assert found.shown.tolist() == [22 + text[0], 22 + text[1] + 2 * 155, 22 + text[2] + 4 * 155 + 2 * 9]
+    cut = replace(lengths, said_most=30, chat_most=200)
+    assert Measure(of, cut)(pa.Table.from_pylist(rows, MADE)).shown.tolist() == [22 + 60, 22 + 60 + 300, 400]
 
 
 def test_texts_that_are_cut_take_what_is_kept_of_them() -> None:

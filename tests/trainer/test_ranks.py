@@ -111,6 +111,7 @@ def test_samples_of_200_steps_are_the_same_on_1_2_4_and_8_ranks(mixed: Path) -> 
                 # as many rows of each kind, or the ranks would wait for each other for ever
                 taken = [rank.take(draws) for rank in ranks]
                 assert len({(len(t), sum(d.task in table.chats for d in t)) for t in taken}) == 1
+                assert all(len({d.index for d in t}) == len(t) for t in taken)  # twice on one rank would count twice
 
 
 def test_a_run_cut_on_2_ranks_and_continued_on_4_is_that_of_one(mixed: Path, straight: Path, tmp_path: Path) -> None:

@@ -72,7 +72,11 @@ class Setup:
         if run.cpu_threads is not None:
             torch.set_num_threads(run.cpu_threads)
         self.table = table_of(corpora, run.stages, run.held_out)
-        early = {place: plan_of(self.table, s, run.seed) for place, s in enumerate(run.stages) if s.pack is None}
+        early = {
+            place: plan_of(self.table, stage, run.seed, shuffle=run.shuffle)
+            for place, stage in enumerate(run.stages)
+            if stage.pack is None
+        }
         self.tasks = {task for stage in run.stages for task in tasks_of(self.table, stage)}
         self.device = _device(device or run.device)
         reading = run.reading
@@ -116,7 +120,8 @@ class Setup:
         """Read the weights of a checkpoint of this run into the model, and the adapters that its stage has put on."""
         if self.run.model.lora is None and (adapted := parts.resumable(self.model)):
             rest = {n: t for n, t in self.model.state_dict().items() if n not in adapted}
-            weights.fill(rest, place)
+            tied = weights.aliases(rest)  # the file has these once
+            weights.fill({n: t for n, t in rest.items() if n not in tied}, place)
             weights.fill(adapted, place / checkpoint.ADAPTED)
         elif self.run.model.lora is None:
             weights.load(self.model, place)
@@ -186,12 +191,9 @@ class Setup:
             raise RecipeError(
                 f"stages.{place}.pack: {self.model.config.architecture} is trained on batches: give `batch` instead"
             )
-        if stage.preference is not None:
-            raise RecipeError(f"stages.{place}.pack: preferences are learned in batches: give `batch` instead")
         keep = self.run.output / measuring.FILE
-        return plan_of(
-            self.table, stage, self.run.seed, measuring.lengths_of(self.processors[place], self.reader, stage, keep)
-        )
+        lengths = measuring.lengths_of(self.processors[place], self.reader, stage, keep)
+        return plan_of(self.table, stage, self.run.seed, lengths, self.run.shuffle)
 
     def _described(self) -> tuple[ModelConfig, VAEConfig | None]:
         """The model's numbers and its autoencoder, from the run file or from beside the weights."""
