@@ -168,7 +168,8 @@ class StageFlops:
         if not rows:
             return 0.0
         linear = sum(float((self._pass(r.drawn > 0).linear @ np.array(r.features, float)).sum()) for r in rows)
-        return linear + float((self.pair(rows[0]) @ np.array(pairs, float)).sum())
+        one = max(rows, key=lambda row: row.drawn)  # drawn documents have all attentions that conversations have
+        return linear + float((self.pair(one) @ np.array(pairs, float)).sum())
 
     def batch(self, inputs: Any, drawn: int = 0) -> float:
         """FLOPs of a batch of the model's inputs; of one to be drawn with so many noisy tokens a row."""

@@ -109,15 +109,11 @@ class DoubleBlock(nn.Module):
         self.txt_norm2 = _norm(width)
         self.txt_mlp = _mlp(width, config.mlp_ratio)
 
-    def forward(
-        self, img_BID: Tensor, txt_BLD: Tensor, vector_GD: Tensor, streams: Streams
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, img_BID: Tensor, txt_BLD: Tensor, vector_GD: Tensor, streams: Streams) -> tuple[Tensor, Tensor]:
         (shift1, scale1, gate1), (shift2, scale2, gate2), (shift3, scale3, gate3) = self.img_mod(
             vector_GD, streams.image
         )
-        (txt_shift1, txt_scale1, txt_gate1), (txt_shift2, txt_scale2, txt_gate2) = self.txt_mod(
-            vector_GD, streams.text
-        )
+        (txt_shift1, txt_scale1, txt_gate1), (txt_shift2, txt_scale2, txt_gate2) = self.txt_mod(vector_GD, streams.text)
         normed_BID = self.img_norm1(img_BID)
 
         img = self.img_attn.heads_of((1 + scale1) * normed_BID + shift1)

@@ -83,11 +83,15 @@ class Pictures:
     images: list[Tensor] = field(default_factory=list)
     _known: dict[Hashable, int] = field(default_factory=dict)
 
-    def add(self, key: Hashable, make: Callable[[], Image.Image]) -> int:
-        """The number of the image of this key; it is made when first seen, its sides multiples of `image_factor`."""
+    def add(self, key: Hashable, make: Callable[[], Image.Image | Tensor]) -> int:
+        """The number of the image of this key; it is made when first seen, its sides multiples of `image_factor`.
+
+        A tensor is normalised already.
+        """
         if key not in self._known:
             self._known[key] = len(self.images)
-            self.images.append(normalised(make()))
+            made = make()
+            self.images.append(made if isinstance(made, Tensor) else normalised(made))
         return self._known[key]
 
     def tokens(self, number: int) -> int:
@@ -163,6 +167,13 @@ def resized_to_draw(image: Image.Image, config: OvisU1Config) -> Image.Image:
 def drawing_size(height: int, width: int, config: OvisU1Config) -> tuple[int, int]:
     """Height and width after the first scaling of `resized_to_draw`: at most `min_pixels`, which here is the upper end."""
     return smart_resize(height, width, config.image_factor, 4 * config.image_factor**2, config.min_pixels)
+
+
+def tokens_to_draw(height: int, width: int, config: OvisU1Config) -> int:
+    """Visual tokens of an image of this size, blank or a source, as it is read in order to draw."""
+    sides = drawing_size(height, width, config)
+    height, width = smart_resize(*sides, config.image_factor, config.min_pixels, config.max_pixels)
+    return height * width // config.image_factor**2
 
 
 def smart_resize(
