@@ -128,7 +128,7 @@ class StageFlops:
         drawn = 0
         if isinstance(batch, DrawBatch):
             drawn = batch.data.shape[-2] * batch.data.shape[-1] // latents_of(self._config)[1] ** 2
-        return [row.sequence + row.drawn for row in self._lengths.rows(self._config, batch.inputs, drawn)]
+        return [row.tokens for row in self._lengths.rows(self._config, batch.inputs, drawn)]
 
     def _own(self, inputs: Any, drawn: int, own: Sequence[bool]) -> list[Lengths]:
         rows = self._lengths.rows(self._config, inputs, drawn)

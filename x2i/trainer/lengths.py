@@ -80,6 +80,7 @@ class Lengths:
         text: of the text of a sample to be drawn; `said`: of a conversation's.
         picture: of a picture of this width and height in pixels, as it is shown; and whether in a conversation.
         per_image: besides, for each picture that is shown; `per_output`: for the one that is drawn.
+        first_image: besides, for a sample that is drawn from any pictures: below 0 where they stand in place of others.
         per_document: besides, for each sample.
         dropped: text of a sample that is drawn without its instruction and input images.
         text_most, said_most: of `text` and `said`, together with `per_image` of all pictures: longer ones are cut.
@@ -96,6 +97,7 @@ class Lengths:
     text_most: int | None = None
     said_most: int | None = None
     chat_most: int | None = None
+    first_image: int = 0
 
 
 @dataclass(frozen=True)
@@ -142,6 +144,7 @@ class Measure:
         pictures = np.bincount(parents, inputs, len(rows)).astype(np.int64)
         own = drawn * (square + of.per_output) + of.per_document
         shown = own + text + pictures
+        shown[drawn & (np.bincount(parents, minlength=len(rows)) > 0)] += of.first_image
         if of.chat_most is not None:
             shown = np.where(drawn, shown, np.minimum(shown, of.chat_most))
         return Measured(shown, np.where(drawn, own + of.dropped, shown), estimate, size)

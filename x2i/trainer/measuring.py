@@ -46,7 +46,9 @@ def lengths_of(processor: Processor[Any], reader: SampleReader, stage: Stage, ke
     tasks = training_of(reader.table, stage)
     request = whole.request("", 0) if tasks.keys() - reader.table.chats else 0
     chat = whole.chat(_ASKED, 0) - _WORD if tasks.keys() & reader.table.chats else 0
-    per_image = (whole.request("", 1) - request) if request else (whole.chat(_ASKING, 1) - whole.chat(_ASKED, 0))
+    one, two = (whole.request("", count) if request else 0 for count in (1, 2))
+    per_image = two - one if request else whole.chat(_ASKING, 1) - whole.chat(_ASKED, 0)
+    first_image = one - request - per_image if request else 0
     least = min(filter(None, (request, chat)))
     long = " q 7" * stage.pack.tokens if stage.pack else ""  # longer than a pack in any vocabulary
     answer = (Message("user", ""), Message("assistant", long))
@@ -66,7 +68,7 @@ def lengths_of(processor: Processor[Any], reader: SampleReader, stage: Stage, ke
             return None
         if chats and found + count * picture >= longest:  # cut by the model itself
             return None
-        return found - count * per_image - (chat if chats else request)
+        return found - count * per_image - (chat if chats else request + first_image * (count > 0))
 
     corpora, words = [c.digest for c in reader.table.corpora], processor.tokenizer.to_str()
     how = processor.max_text_tokens, stage.plain_captions, processor.config.model_dump(mode="json")
@@ -89,6 +91,7 @@ def lengths_of(processor: Processor[Any], reader: SampleReader, stage: Stage, ke
         text_most=made.request(long, 0) - request if request else None,
         said_most=made.chat(answer, 0) - chat if chat else None,
         chat_most=longest or None,
+        first_image=first_image,
     )
 
 

@@ -71,7 +71,7 @@ class Mean:
 
 def _weighed(row: Row, dropout: float, flops: StageFlops) -> np.ndarray:
     def one(lengths: Lengths) -> np.ndarray:
-        count = lengths.sequence + lengths.drawn
+        count = lengths.tokens
         return np.array([0.0, count, flops.sample(lengths), flops.kept(lengths)])
 
     full = one(row.lengths)

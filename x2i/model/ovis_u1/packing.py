@@ -153,7 +153,7 @@ class OvisU1Pack:
     @property
     def lengths(self) -> tuple[int, ...]:
         """Tokens of each document, those of the decoder counted."""
-        return tuple(row.sequence + row.drawn + sum(row.sources) for row in self.rows)
+        return tuple(row.tokens for row in self.rows)
 
     @property
     def pairs(self) -> int:
