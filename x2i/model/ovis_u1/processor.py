@@ -13,7 +13,6 @@ Understanding: Qwen3's chat with an empty think block; images at their own resol
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from functools import cached_property, lru_cache, partial
 from typing import ClassVar
@@ -35,14 +34,15 @@ from x2i.model.ovis_u1.prompt import (
     Pictures,
     Row,
     drawing_size,
-    normalised,
+    named,
     resized,
     resized_to_draw,
     smart_resize,
     tokens_to_draw,
+    white,
 )
 from x2i.model.pixels import centre_crop, to_tensor
-from x2i.model.placeholders import numbers_of, with_placeholders
+from x2i.model.placeholders import with_placeholders
 from x2i.model.vae import VAE
 
 DESCRIBE = (
@@ -50,8 +50,6 @@ DESCRIBE = (
     "objects:"
 )
 UNCONDITIONAL = "Generate an image."
-
-_PLACE = r"\s*(?:<img>)?<\|image_(\d+)\|>(?:</img>)?\s*"
 
 
 class OvisU1Processor(Processor[OvisInputs]):
@@ -245,12 +243,8 @@ class OvisU1Processor(Processor[OvisInputs]):
 
     @cached_property
     def _white(self) -> Callable[[int, int], Tensor]:
-        """White images of this height and width before they are scaled, normalised; each is one tensor."""
-
-        def white(height: int, width: int) -> Tensor:
-            return normalised(resized(Image.new("RGB", (width, height), (255, 255, 255)), self.config))
-
-        return lru_cache(maxsize=64)(white)
+        """`prompt.white`; of a size always the same tensor, so that a pack holds it once."""
+        return lru_cache(maxsize=64)(partial(white, self.config))
 
     def _edit(self, pictures: Pictures, instruction: str, images: Sequence[np.ndarray]) -> Row:
         """A turn that shows source images in front of the instruction."""
@@ -299,19 +293,6 @@ class OvisU1Processor(Processor[OvisInputs]):
         if len(ids) - places > room:
             raise X2IError(f"{places} images do not fit into a sequence of {self.config.max_tokens} tokens: give fewer")
         return Formatted(ids, (IGNORE,) * len(ids))
-
-
-def named(instruction: str, count: int) -> str:
-    """An instruction whose placeholders have become words, for images that stand in front of it.
-
-    The only image goes unnamed. Of several, the placeholder of the k-th becomes "image k"; placeholders that all stand
-    in front of the words name nothing there, and are left out. Raises X2IError as `numbers_of`.
-    """
-    numbers_of(with_placeholders(instruction, count), count)
-    head = re.match(f"(?:{_PLACE})*", instruction)
-    text = instruction[head.end() :] if head and not re.search(_PLACE, instruction[head.end() :]) else instruction
-    text = re.sub(_PLACE, lambda found: f" image {found[1]} " if count > 1 else " ", text)
-    return re.sub(r" (?=[,.;:!?)])", "", re.sub(r" {2,}", " ", text)).strip()
 
 
 def _fitted(image: np.ndarray, height: int, width: int) -> np.ndarray:

@@ -10,6 +10,7 @@ Tensor names carry their axes: B batch · L tokens (padded) · N patches of all 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -22,12 +23,15 @@ from x2i.base.errors import X2IError
 from x2i.model.layers.aimv2 import Grid, patchify
 from x2i.model.layers.chat import IGNORE, IMAGE, Formatted
 from x2i.model.ovis_u1.config import OvisU1Config
+from x2i.model.placeholders import numbers_of, with_placeholders
 
 #: What stands at a place of `OvisInputs.marks_BL`, other than an indicator (its row of the visual table).
 TEXT, VISUAL = -1, -2
 #: CLIP's mean and standard deviation per channel (preprocessor_config.json of AIDC-AI/Ovis-U1-3B).
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
+
+_PLACE = r"\s*(?:<img>)?<\|image_(\d+)\|>(?:</img>)?\s*"
 
 
 @dataclass(frozen=True)
@@ -147,6 +151,11 @@ def normalised(image: Image.Image) -> Tensor:
     return torch.from_numpy((pixels - mean) / std).permute(2, 0, 1)
 
 
+def white(config: OvisU1Config, height: int, width: int) -> Tensor:
+    """A white image of this height and width, scaled and normalised as it is read."""
+    return normalised(resized(Image.new("RGB", (width, height), (255, 255, 255)), config))
+
+
 def resized(image: Image.Image, config: OvisU1Config, max_pixels: int | None = None) -> Image.Image:
     """An image at the resolution at which it is read, between `min_pixels` and `max_pixels`, about its own aspect."""
     largest = max_pixels or config.max_pixels
@@ -201,3 +210,16 @@ def smart_resize(
         scale = math.sqrt(min_pixels / (height * width))
         rows, columns = math.ceil(height * scale / factor), math.ceil(width * scale / factor)
     return rows * factor, columns * factor
+
+
+def named(instruction: str, count: int) -> str:
+    """An instruction whose placeholders have become words, for images that stand in front of it.
+
+    The only image goes unnamed. Of several, the placeholder of the k-th becomes "image k"; placeholders that all stand
+    in front of the words name nothing there, and are left out. Raises X2IError as `numbers_of`.
+    """
+    numbers_of(with_placeholders(instruction, count), count)
+    head = re.match(f"(?:{_PLACE})*", instruction)
+    text = instruction[head.end() :] if head and not re.search(_PLACE, instruction[head.end() :]) else instruction
+    text = re.sub(_PLACE, lambda found: f" image {found[1]} " if count > 1 else " ", text)
+    return re.sub(r" (?=[,.;:!?)])", "", re.sub(r" {2,}", " ", text)).strip()

@@ -13,7 +13,7 @@ Tensor names carry their axes:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Protocol
 
 import torch
@@ -148,7 +148,9 @@ class DocumentStreams:
         parts = torch.arange(sum(both)).split(both)
         text_L, image_I = torch.cat(parts[::2]), torch.cat(parts[1::2])
         return cls(
-            *(Documents.of(lengths) for lengths in (text, image, [a + b for a, b in zip(text, image, strict=True)])),
+            text=Documents.of(text),
+            image=Documents.of(image),
+            whole=Documents.of([a + b for a, b in zip(text, image, strict=True)]),
             order_S=torch.cat([text_L, image_I]).argsort(),
             text_L=text_L,
             image_I=image_I,
@@ -161,12 +163,7 @@ class DocumentStreams:
     def placed(self, rotation: Rotation) -> DocumentStreams:
         """The same streams with positions, those of `whole`."""
         of_image = rotation[0].index_select(2, self.image_I), rotation[1].index_select(2, self.image_I)
-        return DocumentStreams(
-            self.text,
-            Documents(self.image.lengths, self.image.rows_S, of_image),
-            Documents(self.whole.lengths, self.whole.rows_S, rotation),
-            *(self.order_S, self.text_L, self.image_I),
-        )
+        return replace(self, image=replace(self.image, rotation=of_image), whole=replace(self.whole, rotation=rotation))
 
     def join(self, text: Tensor, image: Tensor) -> Tensor:
         return torch.cat([text, image], dim=-2).index_select(-2, self.order_S)
