@@ -116,13 +116,20 @@ def test_what_is_dropped_or_cut_is_so_in_a_pack() -> None:
 
 
 def test_images_that_are_the_same_are_encoded_once() -> None:
-    """The blank image of a size, whichever call made the documents; the language model sees it in each."""
+    """Whichever call made the documents; the language model sees them in each."""
     pack = packed([0, 4, 3, 2], CHATS[:1])
     blank, *others = pack.grids
     assert blank == (8, 8) and len(others) == 3  # two sources and the conversation's
     assert [row.read for row in pack.rows] == [(16,), (), (), (16, 21), (24,)]
     assert [int((pack.visual_V < 16).sum())] == [3 * 16]
     assert len(pack.places_V) == 3 * 16 + 16 + 21 + 24
+    again = [chat("<image> What else?", "Water.", images=[image.copy() for image in CHATS[0].images])]
+    odd = picture(5, 40, 24)
+    odd[-1, -1] += 1
+    other = [chat("<image> What is it?", "A boat.", images=[odd])]
+    pack = packed([], [CHATS[0], *again, *other])
+    assert [row.read for row in pack.rows] == [(24,), (), (24,)]
+    check([0, 4], [CHATS[0], *again, *other])
 
 
 def test_a_pack_says_what_it_costs() -> None:

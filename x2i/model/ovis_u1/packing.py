@@ -5,8 +5,7 @@ A document has its tokens in two sequences, both counted in the pack's budget:
     language model   [prompt of a picture] [conversation] [prompt] … [padding]      causal within each document
     decoder          [text][noise][sources] [text][noise] …                        within each document all see all
 
-- the visual tokenizer runs once over the images of all documents; those that are one tensor (the blank image of a size,
-  an image shown twice) once
+- the visual tokenizer runs once over the images of all documents, and sees what is the same (as blank images) once
 - the language model's sequence is as long as its documents, and a little padding: so few lengths, hence shapes, occur
 - what the refiner and the decoder are given is the prompts of the pictures to be drawn, without that padding; pictures of
   any size and their sources lie one after the other in the linear maps, and attend document by document, by the kernels of
@@ -36,7 +35,7 @@ from x2i.model.layers.spans import Spans, positions, spans
 from x2i.model.lengths import Lengths
 from x2i.model.ovis_u1 import decoder
 from x2i.model.ovis_u1.config import OvisU1Config
-from x2i.model.ovis_u1.prompt import TEXT, VISUAL, Row
+from x2i.model.ovis_u1.prompt import TEXT, VISUAL, Distinct, Row
 from x2i.model.ovis_u1.streams import Documents, DocumentStreams
 from x2i.model.packs import Size, check_pictures, check_room
 
@@ -181,21 +180,17 @@ def pack(documents: Sequence[OvisU1Document], length: int, config: OvisU1Config)
     total = min(_rounded(sum(counts)), length)
     firsts = [sum(counts[:i]) for i in range(len(counts))]
     ids, marks = [0] * total, [TEXT] * total
-    images, known, before = list[Tensor](), dict[int, int](), 0  # visual tokens of the images so far
+    images = Distinct(config.image_factor)
     visual, rows = list[Tensor](), list[Lengths]()
     for one, first, count in zip(documents, firsts, counts, strict=True):
         ids[first : first + count], marks[first : first + count] = one.row.ids, one.row.marks
         left, read, places = one.row.marks.count(VISUAL), list[int](), list[Tensor]()
         for image in (one.images[number] for number in one.row.shown):
-            tokens = image.shape[-2] * image.shape[-1] // config.image_factor**2
             if left <= 0:
                 break  # the image is cut off
-            if id(image) not in known:
-                known[id(image)] = before
-                images.append(image)
-                read.append(tokens)
-                before += tokens
-            places.append(torch.arange(min(tokens, left)) + known[id(image)])
+            tokens, place, new = images.add(image)
+            read += [tokens] if new else []
+            places.append(torch.arange(min(tokens, left)) + place)
             left -= tokens
         visual += places
         sizes = [height * width for height, width in one.shapes] or [0]
@@ -204,8 +199,10 @@ def pack(documents: Sequence[OvisU1Document], length: int, config: OvisU1Config)
     drawn = [(one, range(f, f + n)) for one, f, n in zip(documents, firsts, counts, strict=True) if one.size]
     told = [(f, one.row.labels) for one, f in zip(documents, firsts, strict=True) if one.size is None]
     patches, grids = None, list[Grid]()
-    if images:
-        patches, grids = patchify(images, config.tokenizer.encoder.patch_size, config.tokenizer.encoder.hidden_stride)
+    if images.held:
+        patches, grids = patchify(
+            images.held, config.tokenizer.encoder.patch_size, config.tokenizer.encoder.hidden_stride
+        )
     marks_T = torch.tensor(marks, dtype=torch.int64)
     return OvisU1Pack(
         ids_T=torch.tensor(ids, dtype=torch.int64),

@@ -243,7 +243,7 @@ class OvisU1Processor(Processor[OvisInputs]):
 
     @cached_property
     def _white(self) -> Callable[[int, int], Tensor]:
-        """`prompt.white`; of a size always the same tensor, so that a pack holds it once."""
+        """`prompt.white`, made once a size."""
         return lru_cache(maxsize=64)(partial(white, self.config))
 
     def _edit(self, pictures: Pictures, instruction: str, images: Sequence[np.ndarray]) -> Row:

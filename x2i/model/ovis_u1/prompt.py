@@ -13,6 +13,7 @@ import math
 import re
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,6 +31,8 @@ TEXT, VISUAL = -1, -2
 #: CLIP's mean and standard deviation per channel (preprocessor_config.json of AIDC-AI/Ovis-U1-3B).
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
+#: Values of an image, about, by which others are told apart from it before all are compared.
+_LOOK = 64
 
 _PLACE = r"\s*(?:<img>)?<\|image_(\d+)\|>(?:</img>)?\s*"
 
@@ -142,6 +145,30 @@ class Pictures:
             else None,
             sources=tuple(tuple(row) for row in sources),
         )
+
+
+class Distinct:
+    """The images of a pack, each once: the blank one of a size, that of an example that comes twice, of two answers."""
+
+    def __init__(self, factor: int) -> None:
+        self.held: list[Tensor] = []
+        self._factor = factor
+        self._known: dict[tuple[Any, ...], list[tuple[Tensor, int]]] = {}  # images that look alike, and their places
+        self._tokens = 0
+
+    def add(self, image: Tensor) -> tuple[int, int, bool]:
+        """Visual tokens of an image, the place of the first among those of all, and whether the image is new."""
+        tokens = image.shape[-2] * image.shape[-1] // self._factor**2
+        some = image.flatten()[:: image.numel() // _LOOK + 1]
+        alike = self._known.setdefault((*image.shape, *some.tolist()), [])
+        for other, place in alike:
+            if other is image or torch.equal(other, image):
+                return tokens, place, False
+        place = self._tokens
+        alike.append((image, place))
+        self.held.append(image)
+        self._tokens += tokens
+        return tokens, place, True
 
 
 def normalised(image: Image.Image) -> Tensor:
