@@ -73,7 +73,9 @@ class Document(Protocol):
 
     @property
     def length(self) -> int:
-        """Tokens that it takes in a pack, all counted: text, condition images, the timestep, noisy tokens."""
+        """Tokens that it takes in a pack, all counted: text, condition images (twice, where two parts of the model see
+        them), the timestep, noisy tokens.
+        """
         ...
 
 
@@ -92,7 +94,7 @@ class PackInputs(Protocol):
 
     @property
     def pairs(self) -> int:
-        """Pairs (query, key) that the mask allows, padding left out: an attention head's work in each layer."""
+        """Pairs (query, key) that the trunk's mask allows, padding left out: an attention head's work in each layer."""
         ...
 
     def to(self, device: torch.device | str) -> Any:
@@ -355,7 +357,7 @@ class Processor(ABC, Generic[I]):
         """One sequence of exactly `length` tokens as `Model.packed` takes it: the documents in order, then padding.
 
         Positions begin at 0 in each document. Nobody sees padding. All packs of one length have the same shapes in the
-        trunk, so that a compiled trunk is compiled once.
+        trunk, so that a compiled trunk is compiled once; or few, where other parts of the model have tokens of their own.
 
         Args:
             documents: of `documents`, of one or of many calls.

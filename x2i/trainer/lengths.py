@@ -1,8 +1,9 @@
 """How many tokens samples take, as far as the manifest can tell.
 
 Of the text the manifest has an estimate that knows no tokenizer (`x2i.corpus.text`); `calibrate` turns it into tokens of
-the run's own. Of preferences it has a second estimate, with the rejected answer. Corpora of earlier builds lack the estimate: then the text is counted at four characters a token, and of a
-conversation, whose text's length they do not know at all, the record's bytes stand for it.
+the run's own. Of preferences it has a second estimate, with the rejected answer. Corpora of earlier builds lack the
+estimate: then the text is counted at four characters a token, and of a conversation, whose text's length they do not know
+at all, the record's bytes stand for it.
 
 Before any model is built, a picture is counted at one token for 16 x 16 pixels of the size that the stage shows it in.
 """
@@ -82,6 +83,7 @@ class Lengths:
         text: of the text of a sample to be drawn; `said`: of a conversation's, or of both together of a preference.
         picture: of a picture of this width and height in pixels, as it is shown; and whether in a conversation.
         per_image: besides, for each picture that is shown; `per_output`: for the one that is drawn.
+        first_image: besides, for a sample that is drawn from any pictures: below 0 where they stand in place of others.
         per_document: besides, for each sample.
         dropped: text of a sample that is drawn without its instruction and input images.
         text_most, said_most: of `text` and `said`, together with `per_image` of all pictures: longer ones are cut.
@@ -100,6 +102,7 @@ class Lengths:
     text_most: int | None = None
     said_most: int | None = None
     chat_most: int | None = None
+    first_image: int = 0
     answers: int = 1
     several: float = 0.0
 
@@ -155,6 +158,7 @@ class Measure:
         pictures = np.bincount(parents, inputs, len(rows)).astype(np.int64) * times
         own = drawn * (square + of.per_output) + of.per_document * times
         shown = own + text + pictures
+        shown[drawn & (np.bincount(parents, minlength=len(rows)) > 0)] += of.first_image
         if of.chat_most is not None:
             shown = np.where(drawn, shown, np.minimum(shown, of.chat_most * times))
         return Measured(shown, np.where(drawn, own + of.dropped, shown), estimate, size)

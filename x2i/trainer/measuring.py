@@ -46,7 +46,9 @@ def lengths_of(processor: Processor[Any], reader: SampleReader, stage: Stage, ke
     tasks = training_of(reader.table, stage)
     request = whole.request("", 0) if tasks.keys() - reader.table.chats else 0
     chat = whole.chat(_ASKED, 0) - _WORD if tasks.keys() & reader.table.chats else 0
-    per_image = (whole.request("", 1) - request) if request else (whole.chat(_ASKING, 1) - whole.chat(_ASKED, 0))
+    one, two = (whole.request("", count) if request else 0 for count in (1, 2))
+    per_image = two - one if request else whole.chat(_ASKING, 1) - whole.chat(_ASKED, 0)
+    first_image = one - request - per_image if request else 0
     several = (whole.chat(_ASKING_TWICE, 2) - whole.chat(_ASKED, 0)) / 2 - per_image if chat else 0.0
     least = min(filter(None, (request, chat)))
     long = " q 7" * stage.pack.tokens if stage.pack else ""  # longer than a pack in any vocabulary
@@ -74,7 +76,7 @@ def lengths_of(processor: Processor[Any], reader: SampleReader, stage: Stage, ke
         if chats and max(found) + count * picture >= longest:  # cut by the model itself
             return None
         marks = count * (per_image + (several if chats and count > 1 else 0))
-        return round(sum(found) - len(found) * (marks + (chat if chats else request)))
+        return round(sum(found) - len(found) * (marks + (chat if chats else request + first_image * (count > 0))))
 
     corpora, words = [c.digest for c in reader.table.corpora], processor.tokenizer.to_str()
     how = processor.max_text_tokens, stage.plain_captions, processor.config.model_dump(mode="json")
@@ -100,6 +102,7 @@ def lengths_of(processor: Processor[Any], reader: SampleReader, stage: Stage, ke
         said_most=made.chat(answer, 0) - chat if chat else None,
         chat_most=longest or None,
         answers=2 if preferred else 1,
+        first_image=first_image,
     )
 
 

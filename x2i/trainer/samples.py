@@ -72,7 +72,7 @@ class Mean:
 def _weighed(row: Row, dropout: float, flops: StageFlops) -> np.ndarray:
     def one(lengths: Lengths) -> np.ndarray:
         passes = 2 if flops.preference and not lengths.drawn else 1  # with either answer
-        count = passes * (lengths.sequence + lengths.drawn)
+        count = passes * lengths.tokens
         return np.array([0.0, count, flops.sample(lengths), passes * flops.kept(lengths)])
 
     full = one(row.lengths)
