@@ -33,9 +33,11 @@ def batches(data: Path, side: int, mode: str, threads: int) -> Iterator[tuple[li
     for examples in Loader(reader, plan_of(table, stage, 0), stage, 0, reading):
         keys = [e.key for e in examples]
         if mode == "none":
-            yield keys, np.array([len(e.instruction) for e in examples])
+            made = np.array([len(e.instruction) for e in examples])
         else:
-            yield keys, np.stack([e.output for e in examples if e.output is not None])
+            made = np.stack([e.output for e in examples if e.output is not None])
+        del examples  # as the peers' workers let go of the crops that they put together
+        yield keys, made
 
 
 def main(peer: str, data: str, side: str, mode: str, threads: str, warm: str, samples: str, kept: str) -> None:
