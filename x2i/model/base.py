@@ -23,41 +23,18 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from x2i.base.errors import X2IError
+from x2i.model.chat import Chat, Request
+from x2i.model.chat import Message as Message  # part of the contract
 from x2i.model.vae import VAE
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
     from x2i.model.layers.learned import Learned
-
-
-@dataclass(frozen=True)
-class Request:
-    """What to draw: an instruction, and its input images as uint8 [H, W, 3], in the order of the placeholders."""
-
-    instruction: str
-    images: tuple[np.ndarray, ...] = ()
-
-
-@dataclass(frozen=True)
-class Message:
-    """One turn. `role` is system, user or assistant; `<image>` in `text` stands for the next image of the chat."""
-
-    role: str
-    text: str
-
-
-@dataclass(frozen=True)
-class Chat:
-    """A conversation about images (uint8 [H, W, 3], in the order of the `<image>` marks). To be answered, or learned."""
-
-    messages: tuple[Message, ...]
-    images: tuple[np.ndarray, ...] = ()
 
 
 class Inputs(Protocol):

@@ -18,7 +18,7 @@ from PIL import Image, UnidentifiedImageError
 
 from x2i.base.errors import X2IError
 from x2i.base.seeds import generator
-from x2i.model.base import Chat, Message
+from x2i.model.chat import Chat, Message
 from x2i.model.pixels import crop
 from x2i.model.placeholders import numbers_of
 from x2i.trainer import turns
