@@ -51,7 +51,8 @@ class Shares:
         return [row for kind in (pictures, chats) for row in self._divided(kind)]
 
     def _divided(self, rows: Sequence[T]) -> list[tuple[T, bool]]:
-        begin, end = (len(rows) * rank // self.size for rank in (self.rank, self.rank + 1))
+        # rounded up: the first rank, whose row fills up the others', is never short of one itself
+        begin, end = (-(-len(rows) * rank // self.size) for rank in (self.rank, self.rank + 1))
         mine = [(row, True) for row in rows[begin:end]]
         if len(mine) < -(-len(rows) // self.size):
             mine.append((rows[end], False))  # the next rank's first: one of its own would count twice
