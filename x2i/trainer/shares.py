@@ -55,5 +55,5 @@ class Shares:
         begin, end = (-(-len(rows) * rank // self.size) for rank in (self.rank, self.rank + 1))
         mine = [(row, True) for row in rows[begin:end]]
         if len(mine) < -(-len(rows) // self.size):
-            mine.append((rows[end], False))  # the next rank's first: one of its own would count twice
+            mine.append((rows[0], False))
         return mine
