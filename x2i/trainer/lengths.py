@@ -104,13 +104,13 @@ class Measured:
 
     Attributes:
         shown: tokens of each sample, int64; `bare`: without its condition (conversations have none to drop).
-        text: the estimate of the text, float64; 0 where it is longer than what is kept of it, which is certain.
+        doubt: variance of the text's tokens, float64; 0 where it is longer than what is kept of it, which is certain.
         size: of drawn samples the place of their bucket, int16; -1 without.
     """
 
     shown: np.ndarray
     bare: np.ndarray
-    text: np.ndarray
+    doubt: np.ndarray
     size: np.ndarray
 
 
@@ -133,7 +133,8 @@ class Measure:
         fixed = of.per_image * np.bincount(parents, minlength=len(rows))
         whole = slope * estimate + intercept + fixed
         text = np.minimum(np.rint(whole), np.maximum(most, 0)).astype(np.int64)
-        estimate = np.where(whole - spread * np.sqrt(np.maximum(estimate, _LEAST)) > most, 0.0, estimate)
+        doubt = spread**2 * np.maximum(estimate, _LEAST)
+        doubt[whole - np.sqrt(doubt) > most] = 0
         size, square = self._drawn(rows, drawn)
         inputs = np.where(drawn[parents], square[parents], 0)
         asked = ~drawn[parents]
@@ -144,7 +145,7 @@ class Measure:
         shown = own + text + pictures
         if of.chat_most is not None:
             shown = np.where(drawn, shown, np.minimum(shown, of.chat_most))
-        return Measured(shown, np.where(drawn, own + of.dropped, shown), estimate, size)
+        return Measured(shown, np.where(drawn, own + of.dropped, shown), doubt, size)
 
     def _drawn(self, rows: pa.Table, drawn: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The place of each drawn sample's bucket, and the tokens of one picture of its size."""

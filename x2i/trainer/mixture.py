@@ -89,7 +89,6 @@ def _packed(table: SampleTable, stage: Stage, seed: int, measure: Measure) -> Pa
         *(samples, stage.mixture, stage.pack, seed, stage.name),
         by_tokens=stage.mixture_unit == "tokens",
         dropout=stage.condition_dropout,
-        fit=max(measure.lengths.text, measure.lengths.said, key=lambda fit: fit.spread),
     )
 
 

@@ -29,8 +29,7 @@ import numpy as np
 
 from x2i.base.errors import RecipeError
 from x2i.base.seeds import digest, generator
-from x2i.trainer.bins import most, packed
-from x2i.trainer.lengths import Fit
+from x2i.trainer.bins import fitted, most, placed
 from x2i.trainer.measured import Classed, Rows
 from x2i.trainer.plan import OPEN, SPAN, Draw
 from x2i.trainer.stage import Pack
@@ -41,13 +40,6 @@ from x2i.trainer.window import ONE, divide
 #: Draws in a window, about; fewer where an epoch is shorter.
 WINDOW = 4096
 
-#: Of the budget, left for windows that are longer than the mean one.
-_RESERVE = 0.002
-
-#: Of the budget, at most one in so many tokens is left for what the text's estimate may be wrong: where it says little,
-#: packs are now and then too long.
-_MARGIN = 8
-
 #: Bytes of all strata's samples, by row group, that are kept.
 _MEMORY = 64 << 20
 
@@ -57,7 +49,8 @@ _SPARES = 128
 
 @dataclass(frozen=True)
 class _Window:
-    """The draws of a window, by step, pack and place. `loads`: tokens by step and pack; `firsts`: of each step."""
+    """The draws of a window, by step, pack and place. `firsts`: of each step; `taken`: of a
+    pack's limit by each, `loads`: by step and pack."""
 
     stratum: np.ndarray
     part: np.ndarray
@@ -67,6 +60,7 @@ class _Window:
     tokens: np.ndarray
     pack: np.ndarray
     firsts: np.ndarray
+    taken: np.ndarray
     loads: np.ndarray
 
 
@@ -89,7 +83,6 @@ class PackPlan:
         stage: the stage's name.
         by_tokens: whether the weights are shares of the tokens, not of the samples.
         dropout: share of the samples that are shown without their condition.
-        fit: what the text's estimates are worth.
         window: draws in a window, about.
         open_samples, span: of the runs within which a stratum's samples are shuffled.
 
@@ -106,7 +99,6 @@ class PackPlan:
         stage: str,
         by_tokens: bool = False,
         dropout: float = 0.0,
-        fit: Fit | None = None,
         window: int = WINDOW,
         open_samples: int = OPEN,
         span: int = SPAN,
@@ -120,39 +112,32 @@ class PackPlan:
         weights /= weights.sum()
         some = Survey.of(self._samples, weights)
         if by_tokens:
-            weights = weights / [some.mean_of(number, dropout) for number in range(len(weights))]
+            weights = weights / [some.mean(some.stratum == number, dropout) for number in range(len(weights))]
             weights /= weights.sum()
             some = some.weighted(weights)
-        margin = some.margin(fit or Fit(), pack.tokens, dropout)
-        self.limit = pack.tokens - min(margin, pack.tokens // _MARGIN)
+        self._room = some.room(pack.tokens, dropout)
+        self.limit = self._room.limit
         self.too_long = self._check(some, stage)
         fits = some.rows.shown <= self.limit
-        values, shares = some.lengths(fits, dropout)
-        # rounded: nothing is to hang on the last bit of a sum
-        mean, lost = float(f"{np.average(values, weights=shares):.6g}"), round(1 - float(some.weight[fits].sum()), 9)
+        taken = self._room.taken(some.rows.shown, some.rows.doubt)
+        mean, shown = some.mean(fits, dropout, taken), some.mean(fits, dropout)
+        lost = round(1 - float(some.weight[fits].sum()), 9)
         epoch = min(float(s.counts.sum()) / w for s, w in zip(self._samples, weights, strict=True))
         wanted = min(window, max(epoch, 512))
         self.steps = max(round(wanted * mean / (self.limit * pack.packs)), 1)
         self.packs, packs = pack.packs, pack.packs * self.steps
-        draws = packs * self.limit / mean
-        # of all samples of an epoch the sum is fixed; of some it is not
-        spread = some.spread(fits) * np.sqrt(draws * max(1 - draws / epoch, 0.25))
-        limit = max(int(self.limit * (1 - _RESERVE) - 2 * spread / packs), self.limit // 2)
-        ends = np.round(np.cumsum(shares) / shares.sum(), 9)
+        windows = some.windows(generator("plan/pattern/2", *self.key), dropout)
 
-        def profile(count: int, places: np.ndarray | float = 0.5) -> np.ndarray:
-            """The lengths of so many draws, in order, as they come on average, or elsewhere in their ranks."""
-            ranks = np.searchsorted(ends, (np.arange(count) + places) / count)
-            # what fits into a pack, but not beside the reserve, has one to itself
-            return np.minimum(values[np.minimum(ranks, len(values) - 1)], limit)
+        def drawn(count: int) -> np.ndarray:
+            """Lengths of so many draws that fit, in order."""
+            chosen, dropped = windows(count)
+            chosen, dropped = chosen[fits[chosen]], dropped[fits[chosen]]
+            return np.sort(np.where(dropped, some.rows.bare[chosen], taken[chosen]))
 
-        self._home = most(profile, packs, limit, mean, generator("plan/pattern/1", *self.key))
-        if not len(self._home):  # nothing is left by the reserve: packs of one
-            self._home = np.arange(packs)
-        self._home = self._home[np.argsort(profile(len(self._home)), kind="stable")]
-        self.window = max(round(len(self._home) / (1 - lost)), len(self._home))
-        self.batch = len(self._home) / self.steps
-        self.fill = float(profile(len(self._home)).sum()) / (packs * pack.tokens)
+        pattern = most(drawn, packs, self.limit, int(packs * self.limit / mean / (1 - lost)) + 1)
+        self._home, self.window = pattern.home, pattern.count
+        self.batch = pattern.items / self.steps
+        self.fill = pattern.fill * shown / mean / (packs * pack.tokens)
         if len(self.strata) > self.window:
             raise RecipeError(
                 f"stages.{stage}: a mixture of {len(self.strata)} parts does not fit into windows of {self.window} draws"
@@ -188,8 +173,9 @@ class PackPlan:
         """
         assert draw.pack is not None and draw.tokens is not None and draw.part is not None
         made = self._window(draw.index // self.window)
-        step = int(made.firsts.searchsorted(draw.index % self.window, "right")) - 1
-        room = draw.tokens + max(self.limit - int(made.loads[step, draw.pack]), 0)
+        place = draw.index % self.window
+        step = int(made.firsts.searchsorted(place, "right")) - 1
+        room = int(made.taken[place]) + max(self.limit - int(made.loads[step, draw.pack]), 0)
         stratum = self.strata.index(draw.stratum)
         stream = self._streams[stratum]
         wanted = [(draw.part, draw.position + 1, _SPARES)]
@@ -201,9 +187,11 @@ class PackPlan:
             np.repeat([part for part, _, _ in wanted], [n for *_, n in wanted]),
         )
         rows = stream.at(wanted)
-        tokens = np.where(rows.drawn & bool(draw.dropped), rows.bare, rows.shown)
-        tokens = np.where(rows.shown > self.limit, 1 << 40, tokens)
-        order = np.lexsort((np.where(tokens <= room, 0, tokens), tokens > room))
+        dropped = rows.drawn & bool(draw.dropped)
+        tokens = np.where(dropped, rows.bare, rows.shown)
+        taken = np.where(dropped, rows.bare, self._room.taken(rows.shown, rows.doubt))
+        taken = np.where(rows.shown > self.limit, 1 << 40, taken)
+        order = np.lexsort((np.where(taken <= room, 0, taken), taken > room))
         order = order[np.sort(np.unique(rows.sample[order], return_index=True)[1])]  # small parts come round soon
         others = order[rows.sample[order] != draw.sample]
         order = others if len(others) else order
@@ -212,7 +200,7 @@ class PackPlan:
         return Draw(
             *(draw.index, draw.stratum, of.tasks[int(rows.task[chosen])], int(rows.sample[chosen])),
             *(int(positions[chosen]), _size(of, rows, chosen), draw.pack, int(tokens[chosen])),
-            *(bool(rows.drawn[chosen] and draw.dropped), int(parts[chosen])),
+            *(bool(dropped[chosen]), int(parts[chosen])),
         )
 
     def _draws(self, window: int, made: _Window, places: slice) -> list[Draw]:
@@ -246,22 +234,20 @@ class PackPlan:
         made = [np.concatenate(column) for column in (stratum, part, position)]
         dropped = rows.drawn & self._drops(*made)
         tokens = np.where(dropped, rows.bare, rows.shown)
+        taken = np.where(dropped, rows.bare, self._room.taken(rows.shown, rows.doubt))
         mixed = random.permutation(np.flatnonzero(rows.shown <= self.limit))  # equal lengths lie anyhow
-        mixed = mixed[np.argsort(tokens[mixed], kind="stable")]
+        mixed = mixed[np.argsort(taken[mixed], kind="stable")]
         packs = self.packs * self.steps
-        start = _fitted(self._home, len(mixed), tokens[mixed], packs)
-        home, fits = packed(tokens[mixed], packs, self.limit, start)
-        if not fits:
-            kept = ~_over(tokens[mixed], home, packs, self.limit)
-            mixed, home = mixed[kept], home[kept]
+        home = placed(taken[mixed], packs, self.limit, fitted(self._home, taken[mixed], packs))
+        mixed, home = mixed[home >= 0], home[home >= 0]
         home = random.permutation(packs)[home]
         order = np.lexsort((random.random(len(mixed)), home))
         mixed, home = mixed[order], home[order]
-        loads = np.bincount(home, tokens[mixed], packs).astype(np.int64).reshape(self.steps, self.packs)
+        loads = np.bincount(home, taken[mixed], packs).astype(np.int64).reshape(self.steps, self.packs)
         firsts = np.searchsorted(home, np.arange(self.steps + 1) * self.packs)
         mine, parts, positions = (column[mixed] for column in made)
         dropped, tokens, home = dropped[mixed], tokens[mixed], home % self.packs
-        return _Window(mine, parts, positions, rows[mixed], dropped, tokens, home, firsts, loads)
+        return _Window(mine, parts, positions, rows[mixed], dropped, tokens, home, firsts, taken[mixed], loads)
 
     def _before(self, window: int) -> list[int]:
         """For each part, its draws in all windows before this one."""
@@ -290,34 +276,6 @@ class PackPlan:
             for task, each in zip(some.rows.task[mine & long].tolist(), some.stands[mine & long].tolist(), strict=True):
                 found[of.tasks[task]] = found.get(of.tasks[task], 0.0) + each
         return {task: max(round(count), 1) for task, count in sorted(found.items())}
-
-
-def _fitted(home: np.ndarray, count: int, tokens: np.ndarray, packs: int) -> np.ndarray:
-    """The packs of so many draws, in order of length, by a pattern for another number of them."""
-    if count <= len(home):
-        return home[((np.arange(count) + 0.5) * len(home) / max(count, 1)).astype(np.int64)]
-    kept = ((np.arange(len(home)) + 0.5) * count / len(home)).astype(np.int64)
-    out = np.full(count, -1)
-    out[kept] = home
-    loads = np.bincount(home, tokens[kept], packs)
-    for item in np.flatnonzero(out < 0)[::-1].tolist():
-        out[item] = int(loads.argmin())
-        loads[out[item]] += tokens[item]
-    return out
-
-
-def _over(tokens: np.ndarray, home: np.ndarray, packs: int, limit: int) -> np.ndarray:
-    """Which draws have to be left out for packs to fit: of each the shortest that is enough, or the longest."""
-    out = np.zeros(len(home), bool)
-    loads = np.bincount(home, tokens, packs)
-    for number in np.flatnonzero(loads > limit).tolist():
-        mine = np.flatnonzero(home == number)
-        while (excess := tokens[mine].sum() - limit) > 0:
-            enough = np.flatnonzero(tokens[mine] >= excess)
-            gone = int(enough[tokens[mine][enough].argmin()] if len(enough) else tokens[mine].argmax())
-            out[mine[gone]] = True
-            mine = np.delete(mine, gone)
-    return out
 
 
 def _size(of: Classed, rows: Rows, place: int) -> tuple[int, int] | None:
