@@ -10,7 +10,7 @@ Before any model is built, a picture is counted at one token for 16 x 16 pixels 
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
@@ -24,6 +24,9 @@ COLUMNS = ["text_tokens", "input_sizes", "output_size"]
 EARLIER = ["instruction_chars", "input_sizes", "output_size", "members"]
 
 _TEXT, _SIDE = 4, 16
+
+#: Samples whose texts are asked for to find out what the estimates are worth.
+ASKED = 400
 
 #: Estimates below this are as uncertain as this many tokens.
 _LEAST = 4.0
@@ -63,8 +66,10 @@ def calibrate(pairs: Sequence[tuple[float, float]]) -> Fit:
         intercept = float(mean_y - slope * mean_x)
         if intercept < 0 or slope < 0.1:
             slope, intercept = max(float(real.sum() / max(estimate.sum(), 1)), 0.1), 0.0
-    left = (real - slope * estimate - intercept) * np.sqrt(weight)
-    return Fit(*(float(f"{v:.6g}") for v in (slope, intercept, np.sqrt(np.mean(left**2)))))
+    left = real - slope * estimate - intercept
+    # long texts are often further off than by the root: packs have the sum of all
+    spread = np.sqrt((left**2).sum() / (1 / weight).sum())
+    return Fit(*(float(f"{v:.6g}") for v in (slope, intercept, spread)))
 
 
 def _squares(width: int, height: int, chat: bool) -> int:
@@ -84,6 +89,7 @@ class Lengths:
         dropped: text of a sample that is drawn without its instruction and input images.
         text_most, said_most: of `text` and `said`, together with `per_image` of all pictures: longer ones are cut.
         chat_most: of a whole conversation.
+        counted: by sample, tokens of its text that were counted (`x2i.trainer.counted`), -1 where they are estimated.
     """
 
     text: Fit = Fit()
@@ -96,6 +102,7 @@ class Lengths:
     text_most: int | None = None
     said_most: int | None = None
     chat_most: int | None = None
+    counted: np.ndarray | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -121,8 +128,8 @@ class Measure:
         self.stage, self.lengths = stage, lengths or Lengths()
         self._shown: dict[tuple[int, int], int] = {}
 
-    def __call__(self, rows: pa.Table) -> Measured:
-        """Measure rows, which have `COLUMNS` or `EARLIER`."""
+    def __call__(self, rows: pa.Table, first: int = 0) -> Measured:
+        """Measure rows, which have `COLUMNS` or `EARLIER`, from the `first` sample of the table on."""
         of = self.lengths
         drawn, parents, widths, heights = _pictures(rows)
         estimate = texts(rows)
@@ -131,9 +138,12 @@ class Measure:
         )
         most = np.where(drawn, *(np.inf if m is None else m for m in (of.text_most, of.said_most)))
         fixed = of.per_image * np.bincount(parents, minlength=len(rows))
-        whole = slope * estimate + intercept + fixed
+        doubt, whole = spread**2 * np.maximum(estimate, _LEAST), slope * estimate + intercept
+        if of.counted is not None:
+            counted = of.counted[first : first + len(rows)]
+            doubt, whole = np.where(counted < 0, doubt, 0.0), np.where(counted < 0, whole, counted)
+        whole += fixed
         text = np.minimum(np.rint(whole), np.maximum(most, 0)).astype(np.int64)
-        doubt = spread**2 * np.maximum(estimate, _LEAST)
         doubt[whole - np.sqrt(doubt) > most] = 0
         size, square = self._drawn(rows, drawn)
         inputs = np.where(drawn[parents], square[parents], 0)
@@ -144,6 +154,7 @@ class Measure:
         own = drawn * (square + of.per_output) + of.per_document
         shown = own + text + pictures
         if of.chat_most is not None:
+            doubt[~drawn & (shown - np.sqrt(doubt) > of.chat_most)] = 0
             shown = np.where(drawn, shown, np.minimum(shown, of.chat_most))
         return Measured(shown, np.where(drawn, own + of.dropped, shown), doubt, size)
 

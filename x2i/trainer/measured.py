@@ -80,7 +80,7 @@ class MeasuredGroups:
         return self._kept.get(group, lambda: self._measured(group))
 
     def _measured(self, group: int) -> _Narrow:
-        found = self.measure(self.table.lengths(group))
+        found = self.measure(self.table.lengths(group), self.table.first(group))
         most = max(int(found.shown.max(initial=0)), int(found.bare.max(initial=0)))
         kind = np.uint16 if most < 1 << 16 else np.uint32
         return _Narrow(found.shown.astype(kind), found.bare.astype(kind), found.doubt.astype(np.float32), found.size)

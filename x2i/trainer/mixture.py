@@ -10,7 +10,7 @@ from x2i.base.errors import RecipeError
 from x2i.corpus.corpus import Corpus
 from x2i.trainer.buckets import kept
 from x2i.trainer.index import HELD_OUT, TRAIN
-from x2i.trainer.lengths import COLUMNS, EARLIER, Fit, Lengths, Measure, calibrate, texts, tokens
+from x2i.trainer.lengths import ASKED, COLUMNS, EARLIER, Fit, Lengths, Measure, calibrate, texts, tokens
 from x2i.trainer.measured import MeasuredGroups, MeasuredSamples
 from x2i.trainer.packing import PackPlan
 from x2i.trainer.plan import OPEN, STEPS, WINDOW, BucketPlan, Plan, StagePlan
@@ -46,7 +46,7 @@ def plan_of(table: SampleTable, stage: Stage, seed: int, lengths: Lengths | None
     return _bucketed(table, stage, seed, mixture) if stage.buckets else plain
 
 
-def calibrated(table: SampleTable, count: Callable[[int], int | None], number: int = 400) -> Fit:
+def calibrated(table: SampleTable, count: Callable[[int], int | None], number: int = ASKED) -> Fit:
     """What a tokenizer makes of the manifest's estimates of texts, asked of some training samples of all corpora.
 
     Args:

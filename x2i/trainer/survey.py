@@ -9,6 +9,7 @@ from statistics import NormalDist
 
 import numpy as np
 
+from x2i.trainer.lengths import ASKED
 from x2i.trainer.measured import Classed, Rows
 
 #: Packs that may come out too long, and samples that may be left out for it, at most, by what estimates are worth.
@@ -106,6 +107,7 @@ class Survey:
         count = max(budget / mean, 1.0)
         kept = np.where(self.rows.drawn, 1 - dropout, 1.0)[mine]
         variance = count * float(np.average(kept * self.rows.doubt[mine], weights=self.weight[mine]))
+        variance *= 1 + count / ASKED  # what the texts that were asked for are longer or shorter, all are taken to be
         if variance < 0.01:
             return Room(budget)
         least = -NormalDist().inv_cdf(min(_OVER, _LEFT_OUT * count))
