@@ -131,7 +131,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 def write(file: Path, rows: int) -> None:
     """A manifest of so many rows."""
     random = np.random.default_rng(0)
-    pool = [_texts(random) for _ in range(_POOL)]
+    pool = [texts(random) for _ in range(_POOL)]
     tasks = pa.array([f"task_{i:02d}" for i in range(_TASKS)])
     weights = 1 / np.arange(1, _TASKS + 1)
     with ManifestWriter(file) as writer:
@@ -161,7 +161,7 @@ def _sources() -> list[str]:
     return [f"source_{i:02d}" for i in range(_SOURCES)]
 
 
-def _texts(random: np.random.Generator) -> dict[str, pa.Array]:
+def texts(random: np.random.Generator) -> dict[str, pa.Array]:
     """The columns that no plan looks at, and those that are looked up."""
 
     def hashes() -> pa.Array:

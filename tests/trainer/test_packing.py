@@ -347,7 +347,7 @@ class Many:
         kind = np.repeat(np.arange(4), self.counts[:, entry])
         length = 200 + 60 * kind + np.arange(100) % 50
         zero = np.zeros(100, np.int64)
-        return Rows(entry * 100 + np.arange(100), kind, zero, zero - 1, length, length, zero > 0, length * 0.1)
+        return Rows(entry * 100 + np.arange(100), kind, zero, zero - 1, length, length, zero > 0, length * 0.05)
 
 
 def test_the_parts_of_a_stratum_go_through_the_row_groups_together() -> None:

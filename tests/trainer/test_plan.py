@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from x2i.base.errors import RecipeError
-from x2i.trainer.plan import StagePlan, permuted, round_mixture
+from x2i.trainer.config import Shuffle
+from x2i.trainer.order import Order, permuted
+from x2i.trainer.plan import StagePlan, round_mixture
 
 
 @dataclass
@@ -157,3 +159,45 @@ def test_a_task_without_samples_is_refused_and_the_remedy_named() -> None:
         plan(a=1, deblurr=1)
     with pytest.raises(RecipeError, match="no training samples of d; they have a, b, c"):
         plan(d=1)
+
+
+@pytest.mark.parametrize(
+    ("size", "block", "window"),
+    [(5, 64, 4), (64, 64, 16), (1000, 8, 128), (1003, 8, 250), (1003, 16, 500), (4097, 64, 2048), (3000, 64, 4096)],
+)
+def test_an_order_in_blocks_visits_every_place_once_and_is_the_same_at_a_point_and_as_a_whole(
+    size: int, block: int, window: int
+) -> None:
+    order = Order.of(size, block, window)
+    whole = order.all("k", 1)
+    assert sorted(whole.tolist()) == list(range(size))
+    assert [order.at(place, "k", 1) for place in range(0, size, 7)] == whole[::7].tolist()
+    assert whole.tolist() != order.all("k", 2).tolist()
+
+
+def test_neighbours_of_a_block_come_one_after_the_other_within_the_window_and_blocks_are_mixed() -> None:
+    size, block, window = 20_000, 32, 2048
+    whole = Order.of(size, block, window).all("k")
+    when = np.argsort(whole)
+    blocks = when[: size // block * block].reshape(-1, block)
+    steps = np.diff(blocks, axis=1)
+    assert np.quantile(steps, 0.9) == np.quantile(steps, 0.1) == window // block + 1
+    assert np.median(np.ptp(blocks, axis=1)) == pytest.approx(window, rel=0.05)
+    for start in (0, 7000, size - 64):  # 64 draws in a row are of 64 blocks, from everywhere
+        homes = whole[start : start + 64] // block
+        assert len(set(homes.tolist())) == 64
+        assert np.ptp(homes) > 0.8 * size / block
+
+
+def test_neighbours_are_drawn_within_the_window_whatever_else_is_in_the_mixture() -> None:
+    counts = np.full(40, 100)
+    of = {name: Rows(counts, np.full(40, 200), first, name) for name, first in (("a", 0), ("b", 4000))}
+    shuffle = Shuffle(block=8, window=400)
+    p = StagePlan(of, {"a": 3, "b": 1}, 8, 0, "one", 40, shuffle=shuffle)
+    for name, first in (("a", 0), ("b", 4000)):
+        when = {d.sample: d.index for d in (p.draw(i) for i in range(5000)) if d.task == name and d.position < 4000}
+        gaps = [abs(when[s + 1] - when[s]) for s in range(first, first + 3999) if s in when and s + 1 in when]
+        assert len(gaps) > 900 and np.quantile(gaps, 0.75) < 100
+    alone = StagePlan(of, {"a": 3, "b": 1}, 8, 0, "one", 40, shuffle=Shuffle(block=1, window=400))
+    when = {d.sample: d.index for d in (alone.draw(i) for i in range(5000)) if d.task == "a" and d.position < 4000}
+    assert np.median([abs(when[s + 1] - when[s]) for s in range(3999) if s in when and s + 1 in when]) > 500

@@ -69,13 +69,13 @@ def read(path: Path | str, open_files: int = 128, **reading: int) -> tuple[list[
 
 def test_neighbours_are_read_at_once_and_come_out_the_same(corpus_folder: Path) -> None:
     plain, each, _ = read(corpus_folder, join_mib=0)
-    joined, few, _ = read(corpus_folder, join_steps=12)
+    joined, few, _ = read(corpus_folder, join_samples=48)
     assert len(plain) == 48 and all(map(same, plain, joined))
     assert each.shards.reads == 48 and few.shards.reads < 24
-    _, close, _ = read(corpus_folder, join_steps=12, join_gap_kib=0)
+    _, close, _ = read(corpus_folder, join_samples=48, join_gap_kib=0)
     assert few.shards.reads < close.shards.reads < 48
     assert close.shards.bytes_read <= each.shards.bytes_read  # what two steps want is read once
-    again = read(corpus_folder, join_steps=3, threads=1, prefetch=1)[0]
+    again = read(corpus_folder, join_samples=12, threads=1, prefetch=1)[0]
     assert all(map(same, plain, again))
 
 
@@ -116,11 +116,11 @@ def test_a_shard_that_is_cut_off_costs_no_neighbour(tmp_path: Path, monkeypatch:
     shard = folder / "shards/00000.tar"
     shard.write_bytes(shard.read_bytes()[: shard.stat().st_size * 2 // 3])
     alone, first, _ = read(folder, join_mib=0)
-    together, second, _ = read(folder, join_steps=12)
+    together, second, _ = read(folder, join_samples=48)
     assert all(map(same, alone, together)) and any(e.replaced for e in alone)
     assert first.damaged == second.damaged and len(first.damaged) > 5
     with served(folder) as url:
-        assert all(map(same, alone, read(url, join_steps=12)[0]))
+        assert all(map(same, alone, read(url, join_samples=48)[0]))
 
 
 def test_what_is_read_ahead_has_a_bound(tmp_path: Path) -> None:

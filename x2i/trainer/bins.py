@@ -22,7 +22,7 @@ _FEW = 16
 _AGAIN = 4
 
 #: Of the items of a window, those that may be left out for the others to fit.
-LEFT = 0.0015
+LEFT = 0.002
 
 
 def balanced(lengths: np.ndarray, bins: int) -> np.ndarray:
@@ -200,17 +200,27 @@ def most(drawn: Callable[[int], np.ndarray], bins: int, limit: int, count: int) 
         count: of draws; more can never fit.
     """
 
+    def begun(count: int) -> np.ndarray:
+        """The bins of a first window; -1 for what is left out. Of several rules the best: each has its luck."""
+        best = np.zeros(0, np.int64)
+        for rule in (40, 160, 0):
+            lengths = drawn(count)
+            if not rule or len(lengths) > _FEW * bins:
+                start = balanced(lengths, bins)
+            else:
+                start = filled(lengths, bins, limit, rule)
+            found = placed(lengths, bins, limit, start, 4 * LEFT)
+            best = found if np.count_nonzero(found >= 0) > np.count_nonzero(best >= 0) else best
+            left = np.count_nonzero(found < 0)
+            if not left or left > 4 * LEFT * len(found):
+                break
+        return best
+
     def tried(count: int) -> tuple[Pattern, bool]:
-        lengths = drawn(count)
-        starts = [filled(lengths, bins, limit)] if len(lengths) <= _FEW * bins else []
-        if len(lengths) >= _FEW * bins // 2:
-            starts.append(balanced(lengths, bins))
-        tries = [placed(lengths, bins, limit, start, 4 * LEFT) for start in starts]
-        home = max(tries, key=lambda one: np.count_nonzero(one >= 0))
-        left, items, total = np.count_nonzero(home < 0), 0, 0
-        if left > 4 * LEFT * len(lengths):
-            return Pattern(home, count, len(lengths) - left, 0), False
-        home, left = home[home >= 0], 0
+        home, left, items, total = begun(count), 0, 0, 0
+        if np.count_nonzero(home < 0) > 2 * LEFT * len(home):
+            return Pattern(home[home >= 0], count, np.count_nonzero(home >= 0), 0), False
+        home = home[home >= 0]
         for again in range(1, _AGAIN + 1):
             lengths = drawn(count)
             found = placed(lengths, bins, limit, fitted(home, lengths, bins), 4 * LEFT) >= 0
@@ -224,10 +234,14 @@ def most(drawn: Callable[[int], np.ndarray], bins: int, limit: int, count: int) 
     while not fits and low > 1:  # from above by steps that double: the answer is mostly near
         high, low, step = low, max(low - step, 1), 2 * step
         best, fits = tried(low)
-    while high - low > max(high // 1600, 1):
+    least = max(count // 1600, 1)
+    while high - low > least:
         middle = (low + high) // 2
         other, fits = tried(middle)
         best, low, high = (other, middle, high) if fits else (best, low, middle)
+    for number in range(high, min(high + 4 * least, count), least):  # what failed may have had bad luck
+        other, fits = tried(number)
+        best = other if fits else best
     return best
 
 

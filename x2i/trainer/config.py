@@ -111,6 +111,19 @@ class Preview(Config):
 Decode = Literal["full", "reduced"]
 
 
+class Shuffle(Config):
+    """How samples are mixed. Small blocks and a wide window mix best; large blocks are read in few, large pieces."""
+
+    block: int = Field(
+        64,
+        gt=0,
+        description="samples that lie beside one another and are drawn soon after one another; 1: each by itself",
+    )
+    window: int = Field(
+        16_384, gt=0, description="draws within which the samples of a block come, one at a time and evenly spaced"
+    )
+
+
 class Reading(Config):
     """How samples are read. Nothing here changes what is read."""
 
@@ -119,10 +132,10 @@ class Reading(Config):
     prefetch_mib: int = Field(
         512, gt=0, description="most memory for what is read ahead, as it is stored and decoded; one step may have more"
     )
-    join_steps: int = Field(
-        16, ge=0, description="samples due in so many steps more that lie beside one that is read are read with it"
+    join_samples: int = Field(
+        4096, ge=0, description="how many samples ahead to look for neighbours of one that is read, to be read with it"
     )
-    join_gap_kib: int = Field(64, ge=0, description="between two of them at most so much is read and thrown away")
+    join_gap_kib: int = Field(256, ge=0, description="between two of them at most so much is read and thrown away")
     join_mib: int = Field(8, ge=0, description="largest joined read; 0: each sample by itself")
     in_flight: int = Field(16, gt=0, description="reads of a URL's shards at a time")
     open_files: int = Field(128, gt=0, description="local shards that are kept open")
@@ -190,6 +203,7 @@ class RunConfig(Config):
     keep: int = Field(3, gt=0, description="newest checkpoints kept; the ends of stages are always kept")
     held_out_samples: int = Field(16, gt=0, description="held-out samples per task in the evaluation")
     preview: Preview = Field(default_factory=Preview, description="pictures drawn at a checkpoint")
+    shuffle: Shuffle = Field(default_factory=Shuffle, description="how far samples that lie together are scattered")
     decode: Decode = Field(
         "reduced",
         description="reduced: JPEGs are decoded at 1/2, 1/4 or 1/8 where that suffices, and scaled by a faster filter; "

@@ -1,6 +1,6 @@
 """The batches of a stage, read ahead: which samples are due, their bytes in few reads, decoded in threads.
 
-One thread follows the plan. It looks `join_steps` steps ahead for samples that lie beside one another in a shard, and
+One thread follows the plan. It looks `join_samples` samples ahead for those that lie beside one another in a shard, and
 lets a step in when its turn comes within `prefetch` steps and there is room for it; then its ranges are read (behind a URL
 many at a time, local ones when they are wanted) and its samples decoded by the other threads. What is read ahead is
 bounded in bytes: those of the blocks that are not used up, and those of the pictures that are decoded or will be.
@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from x2i.trainer.config import Reading
 from x2i.trainer.data import Due, Example, SampleReader
 from x2i.trainer.plan import Draw, Plan
-from x2i.trainer.ranges import Block, Window, fetch
+from x2i.trainer.ranges import Block, Window, fetch, local
 from x2i.trainer.stage import Stage
 from x2i.trainer.table import SampleRef
 
@@ -96,16 +96,19 @@ class Loader:
         decoding: ThreadPoolExecutor,
     ) -> None:
         """Put the steps into the queue as there is room for them; or what went wrong."""
-        window = Window(self._reading.join_gap_kib << 10, self._reading.join_mib << 20)
+        most = self._reading.join_mib << 20
+        window = Window(self._reading.join_gap_kib << 10, most)
         blocks: dict[int, Block] = {}  # of samples that are due, by number
         ahead: deque[list[_Due]] = deque()
-        number, look = 0, 0
+        number, look, seen = 0, 0, 0
         try:
             left = iter(self._steps)
             while True:
                 # one step more than at the last time, so that the first does not wait for many to be looked up
-                look = min(look + 2, self._reading.join_steps + 1)
-                while len(ahead) < look and (step := next(left, None)) is not None:
+                look = max(look + 2, len(ahead))
+                while (not ahead or (len(ahead) < look and seen < self._reading.join_samples)) and (
+                    step := next(left, None)
+                ) is not None:
                     draws = self._plan.step(step)
                     ahead.append([])
                     for draw in draws if self._share is None else self._share(draws):
@@ -113,21 +116,29 @@ class Loader:
                         ahead[-1].append(due)
                         window.add(number, due.ref)
                         number += 1
+                    seen += len(ahead[-1])
                 if not ahead:
                     return
                 dues = ahead.popleft()
-                fresh = []
+                seen -= len(dues)
+                fresh, held = {}, {}  # blocks that begin with this step, and those that are in memory from now on
                 for due in dues:
+                    room = most if (near := local(due.ref.corpus)) else min(self._budget.room // 2, most)
                     if due.number not in blocks:
-                        block, numbers = window.take(due.number, due.ref, self._budget.room // 2)
+                        block, numbers = window.take(due.number, due.ref, room)
                         blocks.update(dict.fromkeys(numbers, block))
-                        fresh.append(block)
+                        fresh[due.number] = block
                     due.block = blocks.pop(due.number)
+                    if near:
+                        due.block = due.block.alone(due.ref)
+                    if near or due.number in fresh:
+                        held[due.number] = due.block
                     due.size = self._guess(due)
-                if not self._budget.step_begins(sum(b.size for b in fresh) + sum(d.size for d in dues)):
+                if not self._budget.step_begins(sum(b.size for b in held.values()) + sum(d.size for d in dues)):
                     return
-                unread = {id(d.block) for d in dues if not self._reader.holds(d.draw, self._stage)}
-                fetch(fetching, self._reader.shards, [b for b in fresh if id(b) in unread], self._reading.in_flight)
+                unread = {d.number for d in dues if not self._reader.holds(d.draw, self._stage)}
+                begun = [block for number, block in fresh.items() if number in unread]
+                fetch(fetching, self._reader.shards, begun, self._reading.in_flight)
                 for due in dues:
                     due.example = decoding.submit(self._example, due)
                 steps.put(dues)

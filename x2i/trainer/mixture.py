@@ -9,6 +9,7 @@ import numpy as np
 from x2i.base.errors import RecipeError
 from x2i.corpus.corpus import Corpus
 from x2i.trainer.buckets import kept
+from x2i.trainer.config import Shuffle
 from x2i.trainer.index import HELD_OUT, TRAIN
 from x2i.trainer.lengths import ASKED, COLUMNS, EARLIER, Fit, Lengths, Measure, calibrate, texts, tokens
 from x2i.trainer.measured import MeasuredGroups, MeasuredSamples
@@ -27,14 +28,18 @@ def table_of(corpora: Sequence[Corpus], stages: Sequence[Stage], held_out: float
     return SampleTable(corpora, held_out, list(buckets), packed=any(s.pack is not None for s in stages))
 
 
-def plan_of(table: SampleTable, stage: Stage, seed: int, lengths: Lengths | None = None) -> Plan:
+def plan_of(
+    table: SampleTable, stage: Stage, seed: int, lengths: Lengths | None = None, shuffle: Shuffle | None = None
+) -> Plan:
     """The stream of a stage. Raises RecipeError if its mixture names what has no training samples.
 
     Args:
         lengths: what the run's model makes of samples; packed stages are planned by it. Default: a guess.
+        shuffle: the run's.
     """
+    shuffle = shuffle or Shuffle()
     if stage.pack is not None:
-        return _packed(table, stage, seed, Measure(stage, lengths))
+        return _packed(table, stage, seed, Measure(stage, lengths), shuffle)
     assert stage.batch is not None
     samples = table.samples(TRAIN, stage.mixture_by)
     mixture = dict(stage.mixture)
@@ -42,8 +47,8 @@ def plan_of(table: SampleTable, stage: Stage, seed: int, lengths: Lengths | None
         for name in mixture.keys() & {n for n, s in samples.items() if len(s)}:
             mean = tokens(samples[name].some([*COLUMNS, *EARLIER], _GROUPS), stage).mean()
             mixture[name] /= float(f"{mean:.6g}")  # not to hang on the last bit of a sum
-    plain = StagePlan(samples, mixture, stage.batch, seed, stage.name)
-    return _bucketed(table, stage, seed, mixture) if stage.buckets else plain
+    plain = StagePlan(samples, mixture, stage.batch, seed, stage.name, shuffle=shuffle)
+    return _bucketed(table, stage, seed, mixture, shuffle) if stage.buckets else plain
 
 
 def calibrated(table: SampleTable, count: Callable[[int], int | None], number: int = ASKED) -> Fit:
@@ -75,7 +80,7 @@ def checked(table: SampleTable, stage: Stage) -> None:
         )
 
 
-def _packed(table: SampleTable, stage: Stage, seed: int, measure: Measure) -> PackPlan:
+def _packed(table: SampleTable, stage: Stage, seed: int, measure: Measure, shuffle: Shuffle) -> PackPlan:
     """A plan of packs, by the lengths that a model makes of the samples."""
     assert stage.pack is not None
     checked(table, stage)
@@ -89,10 +94,11 @@ def _packed(table: SampleTable, stage: Stage, seed: int, measure: Measure) -> Pa
         *(samples, stage.mixture, stage.pack, seed, stage.name),
         by_tokens=stage.mixture_unit == "tokens",
         dropout=stage.condition_dropout,
+        shuffle=shuffle,
     )
 
 
-def _bucketed(table: SampleTable, stage: Stage, seed: int, mixture: dict[str, float]) -> BucketPlan:
+def _bucketed(table: SampleTable, stage: Stage, seed: int, mixture: dict[str, float], shuffle: Shuffle) -> BucketPlan:
     """A plan for each bucket.
 
     What would get less than half a step in a window of steps, or of a stratum less than half a draw in a window of
@@ -136,8 +142,12 @@ def _bucketed(table: SampleTable, stage: Stage, seed: int, mixture: dict[str, fl
     for bucket, part in parts.items():
         samples = samples_of(bucket, served)
         width, height = sizes[bucket]
+        # its draws are so much of all
+        wide = max(round(shuffle.window * sum(part.values()) / sum(sum(p.values()) for p in parts.values())), 1)
         plans[width, height] = StagePlan(
-            *(samples, part, batch, seed, f"{stage.name}/{width}x{height}"), open_samples=OPEN // len(parts)
+            *(samples, part, batch, seed, f"{stage.name}/{width}x{height}"),
+            open_samples=OPEN // len(parts),
+            shuffle=Shuffle(block=shuffle.block, window=wide),
         )
     return BucketPlan(plans, {sizes[b]: sum(part.values()) for b, part in parts.items()}, seed, stage.name)
 

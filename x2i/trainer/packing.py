@@ -8,7 +8,7 @@ As all plans, a pure function of the manifests, the mixture, the seed, the stage
   windows from the first (as a line is drawn in pixels): parts of one stratum go through their epochs side by side, and
   the mixture is off by less than a draw for each part, after however many steps.
 - Each part is a stream, as the strata of `x2i.trainer.plan` are. The parts of a stratum go through the row groups in the
-  same order, and are shuffled in the same runs.
+  same order, and are shuffled in the same runs and blocks.
 - How many draws fit into a window, and which ranks of length make up a pack, is found once for a stage: as many as
   can be packed. In a window the draws, measured by the manifest, take the places of their ranks, and packs that came out
   too long exchange samples with others. Then the packs are dealt to the steps.
@@ -30,6 +30,7 @@ import numpy as np
 from x2i.base.errors import RecipeError
 from x2i.base.seeds import digest, generator
 from x2i.trainer.bins import fitted, most, placed
+from x2i.trainer.config import Shuffle
 from x2i.trainer.measured import Classed, Rows
 from x2i.trainer.plan import OPEN, SPAN, Draw
 from x2i.trainer.stage import Pack
@@ -84,7 +85,7 @@ class PackPlan:
         by_tokens: whether the weights are shares of the tokens, not of the samples.
         dropout: share of the samples that are shown without their condition.
         window: draws in a window, about.
-        open_samples, span: of the runs within which a stratum's samples are shuffled.
+        open_samples, span: of the runs within which a stratum's samples are shuffled; `shuffle`: how.
 
     Raises:
         RecipeError: a stratum of the mixture has no samples that fit, or there are more than draws in a window.
@@ -102,6 +103,7 @@ class PackPlan:
         window: int = WINDOW,
         open_samples: int = OPEN,
         span: int = SPAN,
+        shuffle: Shuffle | None = None,
     ) -> None:
         self.strata = sorted(mixture)
         self.key = (seed, stage)
@@ -144,10 +146,13 @@ class PackPlan:
             )
         self._parts, self._ends = divide([s.counts.sum(1) for s in self._samples], some, weights, self.window)
         share, memory = max(open_samples // len(self.strata), 1), _MEMORY // len(self.strata)
-        self._streams = [
-            PartStream(s, [p.kinds for p in self._parts if p.stratum == number], (*self.key, name), share, span, memory)
-            for number, (name, s) in enumerate(zip(self.strata, self._samples, strict=True))
-        ]
+        shuffle, ends = shuffle or Shuffle(), [0, *self._ends]
+        self._streams = []
+        for number, (name, of) in enumerate(zip(self.strata, self._samples, strict=True)):
+            mine = [place for place, part in enumerate(self._parts) if part.stratum == number]
+            wide = shuffle.window * sum(ends[place + 1] - ends[place] for place in mine) // ends[-1]
+            limits = share, span, shuffle.block, wide, memory
+            self._streams.append(PartStream(of, [self._parts[p].kinds for p in mine], (*self.key, name), *limits))
         self._window = lru_cache(maxsize=4)(self._made)
 
     def step(self, number: int) -> list[Draw]:
@@ -241,6 +246,10 @@ class PackPlan:
         home = placed(taken[mixed], packs, self.limit, fitted(self._home, taken[mixed], packs))
         mixed, home = mixed[home >= 0], home[home >= 0]
         home = random.permutation(packs)[home]
+        # those of one length change places: neighbours in a corpus go to neighbours among a step's packs
+        by_place = np.lexsort((rows.sample[mixed], taken[mixed]))
+        by_pack = np.lexsort((random.random(len(mixed)), home % self.packs, taken[mixed]))
+        home[by_place] = home[by_pack]
         order = np.lexsort((random.random(len(mixed)), home))
         mixed, home = mixed[order], home[order]
         loads = np.bincount(home, taken[mixed], packs).astype(np.int64).reshape(self.steps, self.packs)

@@ -7,10 +7,13 @@ Nothing is stored, so a step number is the whole state of the stream; and no sha
   least one for each stratum), and each window shuffles them anew with a generator of its own.
 - A stratum is what the mixture names: a task, a source or a corpus. Each is a stream of its own, which walks through
   its samples epoch by epoch, each time in another order. An epoch puts the manifest's row groups in a random order,
-  cuts them into runs, and shuffles the stratum's samples within each run: by a keyed permutation that is computed at a
-  point (a Feistel network with cycle walking). So a place in the stream leads to one row group, which is read then, and
-  the row groups of one run serve all draws until the next. A run ends with the row group that brings it to its share of
-  `OPEN` samples, or to `SPAN` rows of whatever stratum. A stratum that fits into one run is shuffled as a whole.
+  cuts them into runs, and shuffles the stratum's samples within each run, by an order that is computed at a point
+  (`x2i.trainer.order`). So a place in the stream leads to one row group, which is read then, and the row groups of one
+  run serve all draws until the next. A run ends with the row group that brings it to its share of `OPEN` samples, or to
+  `SPAN` rows of whatever stratum.
+- Within a run blocks of neighbours are shuffled (`shuffle.block`), and the samples of a block come within
+  `shuffle.window` draws of all strata: so they can be read at once. A run that is no longer than its stratum's part of
+  the window is shuffled sample by sample.
 
 The order is that of the manifests' rows: the same samples in other row groups, or in another order, make another plan.
 """
@@ -25,8 +28,10 @@ from typing import Protocol
 import numpy as np
 
 from x2i.base.errors import RecipeError
-from x2i.base.seeds import digest, generator
+from x2i.base.seeds import generator
 from x2i.trainer.buckets import Size
+from x2i.trainer.config import Shuffle
+from x2i.trainer.order import Order
 
 WINDOW = 4096
 
@@ -39,8 +44,6 @@ OPEN = 1 << 19
 
 #: Rows of the manifest that a run may span, for strata that are rare and everywhere.
 SPAN = 1 << 19
-
-_ROUNDS = 6
 
 
 @dataclass(frozen=True)
@@ -115,7 +118,7 @@ class StagePlan:
         seed: the run's seed.
         stage: the stage's name.
         window: draws per window.
-        open_samples, span: of the runs within which a stratum's samples are shuffled.
+        open_samples, span: of the runs within which a stratum's samples are shuffled; `shuffle`: how.
 
     Raises:
         RecipeError: a stratum of the mixture has no samples, or there are more than draws in a window.
@@ -131,6 +134,7 @@ class StagePlan:
         window: int = WINDOW,
         open_samples: int = OPEN,
         span: int = SPAN,
+        shuffle: Shuffle | None = None,
     ) -> None:
         there = {name for name, stratum in samples.items() if len(stratum.counts)}
         if missing := [name for name in mixture if name not in there]:
@@ -142,10 +146,15 @@ class StagePlan:
         self.batch = batch
         self.window = window
         self.key = (seed, stage)
-        share = max(open_samples // len(self.strata), 1)
-        self._streams = {name: _Stream(samples[name], (*self.key, name), share, span) for name in self.strata}
+        share, shuffle = max(open_samples // len(self.strata), 1), shuffle or Shuffle()
         counts = round_mixture([mixture[name] for name in self.strata], window)
         self.counts = dict(zip(self.strata, counts, strict=True))
+        self._streams = {
+            name: _Stream(
+                samples[name], (*self.key, name), share, span, shuffle.block, shuffle.window * count // window
+            )
+            for name, count in self.counts.items()
+        }
         self._deal_window = lru_cache(maxsize=4)(
             lambda number: _dealt(list(self.counts.values()), "plan/window/1", *self.key, number)
         )
@@ -241,9 +250,12 @@ class _Epoch:
 class _Stream:
     """One stratum's samples, epoch after epoch."""
 
-    def __init__(self, samples: Stratum, key: tuple[int | str, ...], share: int, span: int) -> None:
+    def __init__(
+        self, samples: Stratum, key: tuple[int | str, ...], share: int, span: int, block: int, window: int
+    ) -> None:
         self.samples = samples
         self._key, self._share, self._span = key, share, span
+        self._block, self._window = block, window
         self._size = int(samples.counts.sum())
         self._epoch = lru_cache(maxsize=4)(self._ordered)
 
@@ -253,7 +265,7 @@ class _Stream:
         epoch = self._epoch(number)
         run = int(epoch.runs.searchsorted(place, "right")) - 1
         begin, end = int(epoch.runs[run]), int(epoch.runs[run + 1])
-        place = begin + permuted(place - begin, end - begin, *self._key, number, run)
+        place = begin + Order.of(end - begin, self._block, self._window).at(place - begin, *self._key, number, run)
         entry = int(epoch.ends.searchsorted(place, "right"))
         group = int(epoch.order[entry])
         return self.samples.at(group, place - int(epoch.ends[entry]) + int(self.samples.counts[group]))
@@ -287,61 +299,3 @@ def round_mixture(weights: list[float], total: int) -> list[int]:
             gap[counts == 1] = np.inf  # never below one
         counts[gap.argmax() if rest > 0 else gap.argmin()] += np.sign(rest)
     return [int(c) for c in counts]
-
-
-def permuted(place: int, size: int, *key: int | str) -> int:
-    """Where a keyed permutation of range(size) sends `place`. Every key is another permutation.
-
-    A balanced Feistel network over the next even number of bits (Luby and Rackoff 1988), applied again
-    while its result lies outside the range (cycle walking, Black and Rogaway 2002): four times at most
-    on average, and no memory.
-    """
-    half = max((size - 1).bit_length() + 1, 2) // 2
-    mask = (1 << half) - 1
-    rounds = round_keys(*key)
-    while True:
-        left, right = place >> half, place & mask
-        for round_key in rounds:
-            left, right = right, left ^ (_mix(right ^ round_key) & mask)
-        place = left << half | right
-        if place < size:
-            return place
-
-
-def permuted_all(places: np.ndarray, sizes: np.ndarray, keys: np.ndarray) -> np.ndarray:
-    """As `permuted`, of many places, each with a size and the round keys (uint64 [places, rounds]) of its own."""
-    half = np.array([max((size - 1).bit_length() + 1, 2) // 2 for size in sizes.tolist()], np.uint64)
-    out, wide = places.astype(np.uint64), sizes.astype(np.uint64)
-    left_over = np.arange(len(out))
-    while len(left_over):
-        by, rounds = half[left_over], keys[left_over]
-        mask = (np.uint64(1) << by) - np.uint64(1)
-        left, right = out[left_over] >> by, out[left_over] & mask
-        for number in range(rounds.shape[1]):
-            left, right = right, left ^ (_mix_all(right ^ rounds[:, number]) & mask)
-        out[left_over] = left << by | right
-        left_over = left_over[out[left_over] >= wide[left_over]]
-    return out.astype(np.int64)
-
-
-@lru_cache(maxsize=8192)
-def round_keys(*key: int | str) -> tuple[int, ...]:
-    """The round keys of a permutation with this key, 32 bits each."""
-    whole = digest("plan/permutation/1", *key)
-    return tuple(int(whole[i * 8 : i * 8 + 8], 16) for i in range(_ROUNDS))
-
-
-def _mix(x: int) -> int:
-    """SplitMix64's finaliser (Steele, Lea, Flood 2014): every input bit reaches every output bit."""
-    x = (x + 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF
-    x = ((x ^ x >> 30) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
-    x = ((x ^ x >> 27) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
-    return x ^ x >> 31
-
-
-def _mix_all(x: np.ndarray) -> np.ndarray:
-    """`_mix` of many, uint64: numpy's arithmetic wraps by itself."""
-    x = x + np.uint64(0x9E3779B97F4A7C15)
-    x = (x ^ x >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ x >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
-    return x ^ x >> np.uint64(31)

@@ -1,11 +1,15 @@
 """Byte ranges of shards, local or by fsspec: few files open, neighbours read at once, and what was read counted.
 
+Behind a URL neighbours are read into memory, and held until they are wanted. Of local shards the system is told to read
+them into its own cache (posix_fadvise), where they cost this process nothing.
+
 What a sample's bytes are does not hang on how they were read: where a joined read fails, each of its samples is read by
 itself, and it is that one which succeeds or fails.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import posixpath
 import threading
@@ -25,6 +29,9 @@ from x2i.trainer.table import SampleRef
 
 #: Calls for many ranges at a time: while the last reads of one are under way, the other has begun.
 _CALLS = 2
+
+#: Bytes that the system is told of at a time: of more it may read the beginning alone.
+_ADVICE = 128 << 10
 
 #: How often a URL is asked, and seconds before the second time; they double.
 _TRIES, _PAUSE = 3, 0.5
@@ -48,16 +55,25 @@ class Shards:
         self._remote: dict[str, tuple[Any, str]] = {}
         self._lock = threading.Lock()
 
-    def read(self, corpus: Corpus, shard: str, offset: int, size: int) -> bytes:
-        """A range of a shard; less of it where the shard ends. Raises OSError."""
+    def read(self, corpus: Corpus, shard: str, offset: int, size: int, advised: bool = False) -> bytes:
+        """A range of a shard; less of it where the shard ends. `advised`: it is counted already. Raises OSError."""
         if isinstance(corpus.path, Path):
             with self._file(str(corpus.path / shard)) as descriptor:
                 data = os.pread(descriptor, size, offset)
         else:
             fs, root = self._filesystem(corpus)
             data = _patiently(lambda: fs.cat_file(posixpath.join(root, shard), offset, offset + size))
-        self._count(1, len(data))
+        if not advised:
+            self._count(1, len(data))
         return data
+
+    def advise(self, block: Block) -> None:
+        """Let the system read a block of a local shard into its cache: in large pieces, and while others are decoded."""
+        with contextlib.suppress(OSError), self._file(f"{block.corpus.path}/{block.shard}") as descriptor:
+            for begin in range(0, block.size, _ADVICE):
+                size = min(_ADVICE, block.size - begin)
+                os.posix_fadvise(descriptor, block.offset + begin, size, os.POSIX_FADV_WILLNEED)
+        self._count(1, block.size)
 
     def fill(self, corpus: Corpus, blocks: Sequence[Block], in_flight: int) -> None:
         """Read blocks of a corpus that lies behind a URL, at most so many at a time. Those that fail stay empty."""
@@ -145,10 +161,14 @@ class Block:
     Attributes:
         size: bytes; `data`: they, once they are read; fewer if that failed.
         users: samples that have not been read out of it; with the last, the data goes.
+        advised: whether it is a part of one that the system has been told to read.
     """
 
-    def __init__(self, corpus: Corpus, shard: str, offset: int, size: int, users: int) -> None:
+    def __init__(
+        self, corpus: Corpus, shard: str, offset: int, size: int, users: int = 1, advised: bool = False
+    ) -> None:
         self.corpus, self.shard, self.offset, self.size, self.users = corpus, shard, offset, size, users
+        self.advised = advised
         self.data: bytes | None = None
         self.fetched: Future[None] | None = None
         self._lock = threading.Lock()
@@ -166,8 +186,12 @@ class Block:
             data = self.data or b""
         start = ref.offset - self.offset
         if len(data) < start + ref.size:  # the only sample, or the joined read failed
-            return shards.read(ref.corpus, ref.shard, ref.offset, ref.size)
+            return shards.read(ref.corpus, ref.shard, ref.offset, ref.size, self.advised)
         return data if ref.size == len(data) else data[start : start + ref.size]
+
+    def alone(self, ref: SampleRef) -> Block:
+        """One sample of it, to be read by itself."""
+        return Block(ref.corpus, ref.shard, ref.offset, ref.size, advised=self.users > 1)
 
     def done(self) -> bool:
         """One of the samples needs it no longer. Returns whether it was the last."""
@@ -203,7 +227,7 @@ class Window:
         (The sample itself is served in any case.)
         """
         if number not in self._of:
-            return Block(ref.corpus, ref.shard, ref.offset, ref.size, 1), [number]
+            return Block(ref.corpus, ref.shard, ref.offset, ref.size), [number]
         waiting, most = self._waiting[ref.place, ref.shard], min(self._most, room)
         first = last = bisect_left(waiting, (ref.offset, ref.size, number))
         start, end = ref.offset, ref.offset + ref.size
@@ -226,12 +250,19 @@ class Window:
         return Block(ref.corpus, ref.shard, start, end - start, len(numbers)), numbers
 
 
+def local(corpus: Corpus) -> bool:
+    """Whether the neighbours of a corpus's samples are read into the system's cache, not into memory of our own."""
+    return isinstance(corpus.path, Path) and hasattr(os, "posix_fadvise")
+
+
 def fetch(pool: Executor, shards: Shards, blocks: Iterable[Block], in_flight: int) -> None:
-    """Begin to read the blocks that lie behind URLs; local ones are read when they are wanted."""
+    """Begin to read the blocks that lie behind URLs, and those of several local samples; others are read when wanted."""
     by_corpus: dict[str, list[Block]] = {}
     for block in blocks:
         if not isinstance(block.corpus.path, Path):
             by_corpus.setdefault(str(block.corpus.path), []).append(block)
+        elif block.users > 1 and local(block.corpus):
+            pool.submit(shards.advise, block)
     for together in by_corpus.values():
         corpus = together[0].corpus
         for part in [together] if shards.at_once(corpus) else [[block] for block in together]:

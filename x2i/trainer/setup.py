@@ -67,7 +67,11 @@ class Setup:
         if run.cpu_threads is not None:
             torch.set_num_threads(run.cpu_threads)
         self.table = table_of(corpora, run.stages, run.held_out)
-        early = {place: plan_of(self.table, s, run.seed) for place, s in enumerate(run.stages) if s.pack is None}
+        early = {
+            place: plan_of(self.table, stage, run.seed, shuffle=run.shuffle)
+            for place, stage in enumerate(run.stages)
+            if stage.pack is None
+        }
         self.tasks = {task for stage in run.stages for task in tasks_of(self.table, stage)}
         self.device = _device(device or run.device)
         reading = run.reading
@@ -162,9 +166,8 @@ class Setup:
         if stage.preference is not None:
             raise RecipeError(f"stages.{place}.pack: preferences are learned in batches: give `batch` instead")
         keep = self.run.output / measuring.FILE
-        return plan_of(
-            self.table, stage, self.run.seed, measuring.lengths_of(self.processors[place], self.reader, stage, keep)
-        )
+        lengths = measuring.lengths_of(self.processors[place], self.reader, stage, keep)
+        return plan_of(self.table, stage, self.run.seed, lengths, self.run.shuffle)
 
     def _described(self) -> tuple[ModelConfig, VAEConfig | None]:
         """The model's numbers and its autoencoder, from the run file or from beside the weights."""

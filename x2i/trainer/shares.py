@@ -2,6 +2,9 @@
 
 All ranks get as many rows of each kind, because a model that is sharded over them makes them wait for each other in
 every pass. Where a step's rows cannot be divided, some ranks compute a row that is another's: `owned` says whose it is.
+
+Rows are divided in the order in which the samples lie in the corpora, and so neighbours, which come one after the other,
+are mostly read by the same rank.
 """
 
 from __future__ import annotations
@@ -42,12 +45,14 @@ class Shares:
             for draw in draws:
                 packs.setdefault(draw.pack, []).append(draw)
             return [(draw, own) for pack, own in self._divided(list(packs.values())) for draw in pack]
-        pictures = [d for d in draws if d.task not in self.chats]
-        chats = [d for d in draws if d.task in self.chats]
+        there = sorted(draws, key=lambda draw: draw.sample)
+        pictures = [d for d in there if d.task not in self.chats]
+        chats = [d for d in there if d.task in self.chats]
         return [row for kind in (pictures, chats) for row in self._divided(kind)]
 
     def _divided(self, rows: Sequence[T]) -> list[tuple[T, bool]]:
-        mine = [(row, True) for row in rows[self.rank :: self.size]]
+        begin, end = (len(rows) * rank // self.size for rank in (self.rank, self.rank + 1))
+        mine = [(row, True) for row in rows[begin:end]]
         if len(mine) < -(-len(rows) // self.size):
             mine.append((rows[0], False))
         return mine

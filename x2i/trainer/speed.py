@@ -74,7 +74,7 @@ def measure(run: str | Path | RunConfig, stage: str | None = None, steps: int = 
     config, chosen = _stage(run, stage)
     short = chosen.model_copy(update={"steps": min(steps, chosen.steps)})
     table = table_of([corpus.open(path) for path in config.corpora], [chosen], config.held_out)
-    plan, reading = plan_of(table, chosen, config.seed), config.reading
+    plan, reading = plan_of(table, chosen, config.seed, shuffle=config.shuffle), config.reading
     found = []
     ways: tuple[Decode | Literal["none"], ...] = ("full", "reduced", "none")
     for what in ways:

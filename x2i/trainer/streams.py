@@ -1,4 +1,8 @@
-"""The streams of a packed stage: a stratum's samples, each part of it for itself, all through the same row groups."""
+"""The streams of a packed stage: a stratum's samples, each part of it for itself, all through the same blocks.
+
+All samples of a run have one order (`x2i.trainer.order`), and each part takes its own out of it. So parts that go on at the
+pace at which they occur are in the same blocks at the same time, and these can be read at once.
+"""
 
 from __future__ import annotations
 
@@ -10,16 +14,30 @@ import numpy as np
 from x2i.base.seeds import generator
 from x2i.trainer.kept import Kept
 from x2i.trainer.measured import Classed, Rows
-from x2i.trainer.plan import permuted_all, round_keys
+from x2i.trainer.order import Order
 
 
 @dataclass(frozen=True)
 class _Epoch:
-    """The order of a stratum's row groups in one epoch: for each part where they end, and where its runs do."""
+    """The order of a stratum's row groups in one epoch: for each part where its runs end, and in `cuts` where all do."""
 
     order: np.ndarray
-    ends: np.ndarray  # [parts, row groups]
     runs: np.ndarray  # [parts, runs + 1]
+    cuts: np.ndarray  # [runs + 1], places in `order`
+
+
+@dataclass(frozen=True)
+class _Run:
+    """The samples of a run in order, part by part, each by its row group and its place there; `firsts`: of the parts."""
+
+    entry: np.ndarray
+    place: np.ndarray
+    firsts: np.ndarray
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the arrays."""
+        return self.entry.nbytes + self.place.nbytes
 
 
 class PartStream:
@@ -32,7 +50,8 @@ class PartStream:
         parts: classes of each.
         key: seeds the order.
         share, span: samples and rows of a run.
-        memory: bytes of row groups that are kept.
+        block, window: neighbours that come within so many places of the stratum's stream.
+        memory: bytes of row groups and orders that are kept.
     """
 
     def __init__(
@@ -42,36 +61,33 @@ class PartStream:
         key: tuple[int | str, ...],
         share: int,
         span: int,
+        block: int,
+        window: int,
         memory: int,
     ) -> None:
         self._samples, self._key, self._share, self._span = samples, key, share, span
+        self._block, self._window = block, window
         self._counts = np.stack([samples.counts[list(kinds)].sum(0) for kinds in parts])
         self.totals: list[int] = self._counts.sum(1).tolist()
-        self._part_of = np.zeros(len(samples.counts), np.int64)
+        self._part_of = np.full(len(samples.counts), -1, np.int16)
         for number, kinds in enumerate(parts):
             self._part_of[list(kinds)] = number
         self._epoch = lru_cache(maxsize=3)(self._ordered)
-        self._kept: Kept[Rows] = Kept(memory)
+        self._rows: Kept[Rows] = Kept(memory * 3 // 4)
+        self._runs: Kept[_Run] = Kept(memory // 4)
 
     def at(self, wanted: list[tuple[int, int, int]]) -> Rows:
         """The samples at positions of parts: of each part, so many from a first on."""
         pieces = [piece for part, first, count in wanted for piece in self._pieces(part, first, count)]
-        repeats = [count for *_, count in pieces]
-        places = np.concatenate([np.arange(first, first + count) for *_, first, count in pieces])
-        widths = np.repeat([end - begin for _, _, _, begin, end, _, _ in pieces], repeats)
-        keys = np.array([round_keys(*self._key, part, number, run) for part, number, run, *_ in pieces], np.uint64)
-        places = permuted_all(places, widths, np.repeat(keys, repeats, 0))
-        entries, ranks, at = [], [], 0
-        for part, number, _, begin, _, _, count in pieces:
-            epoch, place = self._epoch(number), places[at : at + count] + begin
-            found = epoch.ends[part].searchsorted(place, "right")
-            entries.append(epoch.order[found])
-            ranks.append(place - epoch.ends[part][found] + self._counts[part, entries[-1]])
-            at += count
-        return self._taken(np.concatenate(entries), np.repeat([p for p, *_ in pieces], repeats), np.concatenate(ranks))
+        entries, places = [], []
+        for number, run, first, count in pieces:
+            found = self._run(number, run)
+            entries.append(found.entry[first : first + count])
+            places.append(found.place[first : first + count])
+        return self._taken(np.concatenate(entries), np.concatenate(places))
 
-    def _pieces(self, part: int, first: int, count: int) -> list[tuple[int, int, int, int, int, int, int]]:
-        """Positions by run: part, epoch, run, where the run begins and ends, the first place in it, how many."""
+    def _pieces(self, part: int, first: int, count: int) -> list[tuple[int, int, int, int]]:
+        """Positions by run: epoch, run, the first place in its order, how many."""
         out = []
         while count:
             number, place = divmod(first, self.totals[part])
@@ -79,40 +95,50 @@ class PartStream:
             run = int(runs.searchsorted(place, "right")) - 1
             begin, end = int(runs[run]), int(runs[run + 1])
             here = min(count, end - place)
-            out.append((part, number, run, begin, end, place - begin, here))
+            out.append((number, run, int(self._run(number, run).firsts[part]) + place - begin, here))
             first, count = first + here, count - here
         return out
 
-    def _taken(self, entries: np.ndarray, parts: np.ndarray, ranks: np.ndarray) -> Rows:
+    def _taken(self, entries: np.ndarray, places: np.ndarray) -> Rows:
         order = np.argsort(entries, kind="stable")
         ends = np.flatnonzero(np.diff(entries[order], append=-1)) + 1
         found, begin = [], 0
         for end in ends.tolist():
             mine = order[begin:end]
-            rows, firsts = self._rows(int(entries[mine[0]]))
-            found.append(rows[firsts[parts[mine]] + ranks[mine]])
+            found.append(self._group(int(entries[mine[0]]))[places[mine]])
             begin = end
         back = np.empty(len(order), np.int64)
         back[order] = np.arange(len(order))
         return Rows(*(np.concatenate(c)[back] for c in zip(*(vars(f).values() for f in found), strict=True)))
 
-    def _rows(self, entry: int) -> tuple[Rows, np.ndarray]:
-        """A row group's samples, in order of their parts, and where each part begins."""
-        counts = self._counts[:, entry]
-        return self._kept.get(entry, lambda: self._sorted(entry)), np.cumsum(counts) - counts
+    def _group(self, entry: int) -> Rows:
+        return self._rows.get(entry, lambda: self._samples.rows(entry))
 
-    def _sorted(self, entry: int) -> Rows:
-        rows = self._samples.rows(entry)
-        return rows[np.argsort(self._part_of[rows.kind], kind="stable")]
+    def _run(self, number: int, run: int) -> _Run:
+        return self._runs.get((number, run), lambda: self._mixed(number, run))
+
+    def _mixed(self, number: int, run: int) -> _Run:
+        """The order of a run's samples."""
+        epoch = self._epoch(number)
+        entries = epoch.order[epoch.cuts[run] : epoch.cuts[run + 1]]
+        kinds = [self._group(entry).kind for entry in entries.tolist()]
+        counts = [len(kind) for kind in kinds]
+        mixed = Order.of(sum(counts), self._block, self._window).all(*self._key, number, run)
+        parts = self._part_of[np.concatenate(kinds)][mixed]
+        by_part = mixed[np.argsort(parts, kind="stable")]
+        entry, place = np.repeat(entries, counts), np.concatenate([np.arange(count) for count in counts])
+        kind = np.min_scalar_type(max(len(epoch.order), *counts))
+        firsts = np.searchsorted(np.sort(parts), np.arange(len(self._counts)))
+        return _Run(entry[by_part].astype(kind), place[by_part].astype(kind), firsts)
 
     def _ordered(self, number: int) -> _Epoch:
         counts, sizes = self._counts.sum(0), self._samples.sizes
         order = generator("plan/groups/1", *self._key, number).permutation(len(sizes))
-        cuts, samples, rows = [], 0, 0
+        cuts, samples, rows = [0], 0, 0
         for place, (count, size) in enumerate(zip(counts[order].tolist(), sizes[order].tolist(), strict=True)):
             samples, rows = samples + count, rows + size
             if samples >= self._share or rows >= self._span or place == len(order) - 1:
-                cuts.append(place)
+                cuts.append(place + 1)
                 samples = rows = 0
-        ends = np.cumsum(self._counts[:, order], 1)
-        return _Epoch(order, ends, np.concatenate([np.zeros((len(ends), 1), np.int64), ends[:, cuts]], 1))
+        ends = np.concatenate([np.zeros((len(self._counts), 1), np.int64), np.cumsum(self._counts[:, order], 1)], 1)
+        return _Epoch(order, ends[:, cuts], np.array(cuts))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -62,7 +63,7 @@ def assemble_group(plan: Plan, units: dict[str, Unit], rows: list[dict[str, Any]
             for row, got in read_rows(plan, units, rows):
                 for sample in _samples(plan, row, got, heavy, others, outcome):
                     spooled.append(_spool(sample, row, spool))
-            # neighbours in the source are strangers in the shard: plain readers shuffle little
+            # neighbours in the source are strangers among the shards: plain readers shuffle little
             spooled.sort(key=lambda s: digest("order/1", s.key))
             _write(plan, spooled, spool, temporary, outcome)
         text = json.dumps(
@@ -146,26 +147,33 @@ def _spool(sample: Sample, row: dict[str, Any], spool: IO[bytes]) -> _Spooled:
 
 def _write(plan: Plan, spooled: list[_Spooled], spool: IO[bytes], folder: Path, outcome: Outcome) -> None:
     rows: list[dict[str, Any]] = []
-    waiting = iter(spooled)
-    sample = next(waiting, None)
-    while sample is not None:
+    for samples in _shards(plan, spooled):
+        # of each task all, one after the other: who reads some tasks, or each at its own pace, reads few large ranges
+        samples.sort(key=lambda s: s.manifest["task_type"])
         name = f"{len(outcome.shards):02d}.tar"
         with ShardWriter(folder / name) as writer:
-            while sample is not None and _fits(plan, writer, sample):
+            for sample in samples:
                 spool.seek(sample.offset)
                 entry = writer.write(sample.key, [(suffix, spool.read(size)) for suffix, size in sample.members])
                 place = {"shard": name, "offset": entry.offset, "size": entry.size, "sha256": entry.sha256}
                 members = [{"suffix": m.suffix, "offset": m.offset, "size": m.size} for m in entry.members]
                 rows.append({**sample.manifest, **place, "members": members})
-                sample = next(waiting, None)
         shard = {"name": name, "size": writer.size, "samples": writer.samples, "sha256": writer.sha256}
         outcome.shards.append(shard)
     pq.write_table(pa.Table.from_pylist(rows, schema=MADE), folder / PART, compression="zstd")
 
 
-def _fits(plan: Plan, writer: ShardWriter, sample: _Spooled) -> bool:
+def _shards(plan: Plan, spooled: list[_Spooled]) -> Iterator[list[_Spooled]]:
+    """The samples of each shard: as many as it may have, in number and bytes."""
     output = plan.recipe.output
-    if writer.samples == 0:
-        return True
-    grown = writer.size + entry_size(size for _, size in sample.members)
-    return writer.samples < output.shard_samples and grown <= output.shard_bytes
+    samples: list[_Spooled] = []
+    held = 0
+    for sample in spooled:
+        size = entry_size(size for _, size in sample.members)
+        if samples and (len(samples) == output.shard_samples or held + size > output.shard_bytes):
+            yield samples
+            samples, held = [], 0
+        samples.append(sample)
+        held += size
+    if samples:
+        yield samples

@@ -113,7 +113,7 @@ class Staging:
                     writer.write_table(table, row_group_size=per_group)
         selected = pq.read_metadata(rows).num_rows
         assembly = digest(
-            "assembly/2",
+            "assembly/3",
             digest_of(rows),
             [t.fingerprint for t in plan.tasks],
             {n: [a.fingerprint, columns] for n, (a, columns) in plan.heavy_reads().items()},
