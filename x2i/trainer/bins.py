@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import bisect
 import heapq
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ import numpy as np
 #: Pairs of items that are compared at once, and items of a bin, evenly spaced, of which one may be exchanged.
 _AT_ONCE, _WIDEST = 1 << 20, 96
 
-#: Bins with room that one which is too full is paired with.
+#: Bins with room that one which is too full is paired with, at most.
 _TURNS = 16
 
 #: Items in a bin, below which it is worth while to look for those that fill it.
@@ -34,19 +33,6 @@ def balanced(lengths: np.ndarray, bins: int) -> np.ndarray:
         load, number = loads[0]
         out[item] = number
         heapq.heapreplace(loads, (load + length, number))
-    return out
-
-
-def best_fit(lengths: np.ndarray, bins: int, limit: int) -> np.ndarray:
-    """The bin of each item: longest first, each into the fullest that has room; or into the emptiest, if none has."""
-    room = [(limit, number) for number in range(bins)]  # sorted
-    out = np.empty(len(lengths), np.int64)
-    order = np.argsort(-lengths, kind="stable")
-    for item, length in zip(order.tolist(), lengths[order].tolist(), strict=True):
-        place = bisect.bisect_left(room, (length, -1))
-        left, number = room.pop(min(place, bins - 1))
-        out[item] = number
-        bisect.insort(room, (left - length, number))
     return out
 
 

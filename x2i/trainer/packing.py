@@ -29,13 +29,14 @@ import numpy as np
 
 from x2i.base.errors import RecipeError
 from x2i.base.seeds import digest, generator
-from x2i.trainer.bins import fitted, most, placed
+from x2i.trainer.bins import fitted, placed
+from x2i.trainer.capacity import FULL
 from x2i.trainer.config import Shuffle
 from x2i.trainer.measured import Classed, Rows
 from x2i.trainer.plan import OPEN, SPAN, Draw
 from x2i.trainer.stage import Pack
 from x2i.trainer.streams import PartStream
-from x2i.trainer.survey import Survey
+from x2i.trainer.survey import Room, Survey
 from x2i.trainer.window import ONE, divide
 
 #: Draws in a window, about; fewer where an epoch is shorter.
@@ -71,7 +72,8 @@ class PackPlan:
     Attributes:
         strata: names.
         batch: mean number of samples in a step.
-        fill: planned mean share of the budget that is used; less than `limit / tokens`, the most that is planned.
+        fill: planned mean share of the budget that is used. `better`: where it is less than `capacity.FULL`, a larger
+            budget that would reach it, and how far; None if none does that is near.
         too_long: by task, samples that are longer than a pack and are never drawn: exact if the corpora are small,
             else estimated from some row groups.
         limit: tokens to which packs are planned.
@@ -120,26 +122,21 @@ class PackPlan:
         self._room = some.room(pack.tokens, dropout)
         self.limit = self._room.limit
         self.too_long = self._check(some, stage)
-        fits = some.rows.shown <= self.limit
-        taken = self._room.taken(some.rows.shown, some.rows.doubt)
-        mean, shown = some.mean(fits, dropout, taken), some.mean(fits, dropout)
-        lost = round(1 - float(some.weight[fits].sum()), 9)
+        self.better: tuple[int, float] | None = None
+        lot = some.lot(self._room, dropout)
+        mean, shown = lot.mean(self.limit), some.mean(some.rows.shown <= self.limit, dropout)
         epoch = min(float(s.counts.sum()) / w for s, w in zip(self._samples, weights, strict=True))
         wanted = min(window, max(epoch, 512))
         self.steps = max(round(wanted * mean / (self.limit * pack.packs)), 1)
         self.packs, packs = pack.packs, pack.packs * self.steps
-        windows = some.windows(generator("plan/pattern/2", *self.key), dropout)
-
-        def drawn(count: int) -> np.ndarray:
-            """Lengths of so many draws that fit, in order."""
-            chosen, dropped = windows(count)
-            chosen, dropped = chosen[fits[chosen]], dropped[fits[chosen]]
-            return np.sort(np.where(dropped, some.rows.bare[chosen], taken[chosen]))
-
-        pattern = most(drawn, packs, self.limit, int(packs * self.limit / mean / (1 - lost)) + 1)
+        random = generator("plan/pattern/2", *self.key)
+        pattern = lot.most(self.limit, packs, random)
         self._home, self.window = pattern.home, pattern.count
         self.batch = pattern.items / self.steps
         self.fill = pattern.fill * shown / mean / (packs * pack.tokens)
+        if self.fill < FULL:
+            margin = 1 - self.limit / pack.tokens * shown / mean
+            self.better = some.lot(Room(pack.tokens), dropout).better(pack.tokens, random, margin)
         if len(self.strata) > self.window:
             raise RecipeError(
                 f"stages.{stage}: a mixture of {len(self.strata)} parts does not fit into windows of {self.window} draws"

@@ -25,6 +25,7 @@ from x2i.model.config import ModelFile
 from x2i.model.sampling import Painter
 from x2i.trainer import changes, checkpoint, parallel, parts, preview, tokens
 from x2i.trainer.batch import Batch, ChatBatch
+from x2i.trainer.capacity import words
 from x2i.trainer.checkpoint import Checkpoint
 from x2i.trainer.config import RunConfig
 from x2i.trainer.course import Course, Origin
@@ -35,6 +36,7 @@ from x2i.trainer.learner import Learner
 from x2i.trainer.ledger import Entry, Ledger
 from x2i.trainer.loader import Loader
 from x2i.trainer.meter import Logs, Meter, Work
+from x2i.trainer.packing import PackPlan
 from x2i.trainer.peak import peak
 from x2i.trainer.progress import Progress
 from x2i.trainer.reports import StepReport, Totals
@@ -66,7 +68,7 @@ class Session:
         self._course, newest = course, course.newest
         fault: X2IError | OSError | None = None
         try:
-            self._setup = Setup(run, corpora, newest, world.device(run.device))
+            self._setup = Setup(run, corpora, newest, world.device(run.device), progress.note)
             self._check_world()
             for origin in course.origins.values():
                 if isinstance(origin, str):
@@ -415,6 +417,10 @@ class Session:
                     f"stage {stage.name} never draws samples that do not fit into a pack of {stage.pack.tokens:,} tokens: "
                     f"{shown}"
                 )
+            plan = self._setup.plans[place]
+            if stage.pack and isinstance(plan, PackPlan):
+                if told := words(stage.name, stage.pack.tokens, plan.fill, plan.better):
+                    self._progress.note(told)
         unused = sorted(set(self._setup.table.tasks) - self._setup.tasks)
         if unused:
             self._progress.note(f"tasks of the corpora that no stage trains: {', '.join(unused)}")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,8 @@ from x2i.trainer.mixture import held_out_of, plan_of, table_of, tasks_of, traini
 from x2i.trainer.plan import Plan
 from x2i.trainer.stage import Stage
 
+log = logging.getLogger(__name__)
+
 #: Samples of a task that are read to see whether they tell which answer is worse.
 _ASKED = 16
 
@@ -49,7 +52,12 @@ class Setup:
     """
 
     def __init__(
-        self, run: RunConfig, corpora: Sequence[Corpus], newest: Checkpoint | None, device: str | None = None
+        self,
+        run: RunConfig,
+        corpora: Sequence[Corpus],
+        newest: Checkpoint | None,
+        device: str | None = None,
+        note: Callable[[str], None] = log.info,
     ) -> None:
         """Build it all.
 
@@ -58,12 +66,13 @@ class Setup:
             corpora: those that it names, opened.
             newest: the checkpoint to take tokenizer and weights from; None to start.
             device: where to compute, if not where the run file says.
+            note: is told what takes long.
 
         Raises:
             RecipeError: the file asks for what the corpora, the model or the weights do not have.
             X2IError: weights cannot be had.
         """
-        self.run = run
+        self.run, self._note = run, note
         if run.cpu_threads is not None:
             torch.set_num_threads(run.cpu_threads)
         self.table = table_of(corpora, run.stages, run.held_out)
@@ -166,7 +175,7 @@ class Setup:
         if stage.preference is not None:
             raise RecipeError(f"stages.{place}.pack: preferences are learned in batches: give `batch` instead")
         keep = self.run.output / measuring.FILE
-        lengths = measuring.lengths_of(self.processors[place], self.reader, stage, keep)
+        lengths = measuring.lengths_of(self.processors[place], self.reader, stage, keep, self._note)
         return plan_of(self.table, stage, self.run.seed, lengths, self.run.shuffle)
 
     def _described(self) -> tuple[ModelConfig, VAEConfig | None]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from math import log, pi, sqrt
 from statistics import NormalDist
 
 import numpy as np
 
+from x2i.trainer.capacity import Lot
 from x2i.trainer.lengths import ASKED
 from x2i.trainer.measured import Classed, Rows
 
@@ -80,13 +80,9 @@ class Survey:
         mine, stand, each_weight = (np.concatenate(column) for column in (stratum, stands, weight))
         return cls(rows, mine, each_weight, stand, len(samples[0].counts))
 
-    def mean(self, of: np.ndarray, dropout: float, shown: np.ndarray | None = None) -> float:
-        """Mean length of the chosen samples, to six digits: not to hang on the last bit of a sum.
-
-        Args:
-            shown: of all samples, in place of their own lengths.
-        """
-        lengths, drop = (self.rows.shown if shown is None else shown)[of], np.where(self.rows.drawn, dropout, 0.0)[of]
+    def mean(self, of: np.ndarray, dropout: float) -> float:
+        """Mean length of the chosen samples, to six digits: not to hang on the last bit of a sum."""
+        lengths, drop = self.rows.shown[of], np.where(self.rows.drawn, dropout, 0.0)[of]
         return float(f"{np.average(lengths - drop * (lengths - self.rows.bare[of]), weights=self.weight[of]):.6g}")
 
     def weighted(self, weights: np.ndarray) -> Survey:
@@ -116,25 +112,12 @@ class Survey:
         # rounded: nothing is to hang on the last bit of a sum
         return Room(budget - round(margin / 2), float(f"{margin / 2 / variance:.6g}"))
 
-    def windows(
-        self, random: np.random.Generator, dropout: float
-    ) -> Callable[[int], tuple[np.ndarray, np.ndarray]]:
-        """What makes up as many samples as a window might draw, each class at its share, others each time.
-
-        Of these samples the places, and which are shown without their condition.
-        """
-        order = random.permutation(len(self.weight))
-        name = (self.stratum * self.classes + self.rows.kind)[order]
-        order = order[np.argsort(name.astype(np.uint16) if name.max() < 1 << 16 else name, kind="stable")]
-        ends = np.cumsum(self.weight[order])
-
-        def drawn(count: int) -> tuple[np.ndarray, np.ndarray]:
-            places = (np.arange(count) + random.random()) / count * ends[-1]
-            chosen = order[np.minimum(np.searchsorted(ends, places, "right"), len(order) - 1)]
-            dropped = (np.arange(count) * _GOLDEN + random.random()) % 1 < dropout
-            return chosen, dropped & self.rows.drawn[chosen]
-
-        return drawn
+    def lot(self, room: Room, dropout: float) -> Lot:
+        """What packing makes of them."""
+        rows, kind = self.rows, self.stratum * self.classes + self.rows.kind
+        return Lot(
+            *(room.taken(rows.shown, rows.doubt), rows.bare, np.where(rows.drawn, dropout, 0.0), self.weight, kind)
+        )
 
     def means(self, stratum: int) -> np.ndarray:
         """Mean length of each class of a stratum; 0 where there is none."""
