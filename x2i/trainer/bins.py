@@ -20,8 +20,8 @@ _FEW = 16
 #: How often items are drawn anew to see whether as many fit again.
 _AGAIN = 4
 
-#: Of the items of a window, those that may be left out for the others to fit.
-LEFT = 0.002
+#: Of the items of a window, those that may be left out for the others to fit; and more than are left out by rights.
+LEFT, _MANY = 0.002, 0.008
 
 
 def balanced(lengths: np.ndarray, bins: int) -> np.ndarray:
@@ -135,7 +135,20 @@ def _exchange(
     return any_moved
 
 
-def placed(lengths: np.ndarray, bins: int, limit: int, home: np.ndarray, most: float = 1.0) -> np.ndarray:
+def placed(lengths: np.ndarray, bins: int, limit: int, home: np.ndarray) -> np.ndarray:
+    """The bin of each item, -1 for those that are left out for the others to fit: `home`, mended (`mended`).
+
+    If many are left out, items are put into bins anew.
+    """
+    found = mended(lengths, bins, limit, home)
+    if np.count_nonzero(found < 0) <= _MANY * len(found):
+        return found
+    start = filled(lengths, bins, limit) if len(lengths) <= _FEW * bins else balanced(lengths, bins)
+    other = mended(lengths, bins, limit, start)
+    return other if lengths[other >= 0].sum() > lengths[found >= 0].sum() else found
+
+
+def mended(lengths: np.ndarray, bins: int, limit: int, home: np.ndarray, most: float = 1.0) -> np.ndarray:
     """The bin of each item, -1 for those that are left out for the others to fit: `home`, mended by exchanges.
 
     Where no exchange helps, items are left out of the fullest bins, as many as take what all have too much, and then it
@@ -195,7 +208,7 @@ def most(drawn: Callable[[int], np.ndarray], bins: int, limit: int, count: int) 
                 start = balanced(lengths, bins)
             else:
                 start = filled(lengths, bins, limit, rule)
-            found = placed(lengths, bins, limit, start, 4 * LEFT)
+            found = mended(lengths, bins, limit, start, 4 * LEFT)
             best = found if np.count_nonzero(found >= 0) > np.count_nonzero(best >= 0) else best
             left = np.count_nonzero(found < 0)
             if not left or left > 4 * LEFT * len(found):
@@ -203,17 +216,19 @@ def most(drawn: Callable[[int], np.ndarray], bins: int, limit: int, count: int) 
         return best
 
     def tried(count: int) -> tuple[Pattern, bool]:
-        home, left, items, total = begun(count), 0, 0, 0
-        if np.count_nonzero(home < 0) > 2 * LEFT * len(home):
-            return Pattern(home[home >= 0], count, np.count_nonzero(home >= 0), 0), False
-        home = home[home >= 0]
-        for again in range(1, _AGAIN + 1):
+        home = begun(count)
+        kept = home[home >= 0]
+        if len(home) - len(kept) > 2 * LEFT * len(home):
+            return Pattern(kept, count, len(kept), 0), False
+        left, items, sums = 0, list[int](), list[int]()
+        while len(items) < _AGAIN and left <= 4 * LEFT * len(home):
             lengths = drawn(count)
-            found = placed(lengths, bins, limit, fitted(home, lengths, bins), 4 * LEFT) >= 0
-            left, items, total = left + int((~found).sum()), items + int(found.sum()), total + int(lengths[found].sum())
-            if left > 4 * LEFT * len(lengths):
-                break
-        return Pattern(home, count, items / again, total / again), left <= max(LEFT * items, again - 1)
+            found = mended(lengths, bins, limit, fitted(kept, lengths, bins), 4 * LEFT) >= 0
+            left += int((~found).sum())
+            items.append(int(found.sum()))
+            sums.append(int(lengths[found].sum()))
+        pattern = Pattern(kept, count, float(np.mean(items)), float(np.mean(sums)))
+        return pattern, left <= max(LEFT * sum(items), len(items) - 1)
 
     high, low, step = count + 1, count, max(count // 800, 1)
     best, fits = tried(low)

@@ -67,6 +67,13 @@ class Lot:
 
         return drawn
 
+    def few(self, random: np.random.Generator, count: int = 4 * _WINDOW) -> Lot:
+        """Some of them, which stand for all."""
+        if len(self.weight) <= count:
+            return self
+        chosen, _ = self.windows(random)(count)
+        return Lot(self.shown[chosen], self.bare[chosen], self.dropout[chosen], np.ones(count), self.kind[chosen])
+
     def fill(self, budget: int, random: np.random.Generator, margin: float = 0.0) -> float:
         """Share of packs that is planned, in a small window. 0 if nothing fits.
 

@@ -18,7 +18,7 @@ from x2i.base.files import atomic, in_turn
 from x2i.trainer.table import SampleTable
 from x2i.trainer.world import turn
 
-#: Rows of a file, at least.
+#: Rows of a file, about.
 _ROWS = 4096
 
 #: Seconds between two words about how far it has come.
@@ -45,7 +45,7 @@ def counted(
     """
     codes = np.array([cell.task in tasks for cell in table.cells])
     ends = np.cumsum(table.sizes)
-    parts = np.split(np.arange(len(ends)), np.flatnonzero(np.diff(ends // _ROWS)) + 1)
+    parts = np.split(np.arange(len(ends)), np.flatnonzero(np.diff((ends - table.sizes) // _ROWS)) + 1)
     out, begun, told = np.full(len(table), -1, np.int32), time.monotonic(), 0.0
     first = int(turn() * len(parts))
     for done, place in enumerate([*range(first, len(parts)), *range(first)]):

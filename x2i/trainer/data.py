@@ -291,8 +291,8 @@ class SampleReader:
     def _json(self, ref: SampleRef) -> dict[str, Data]:
         """The sample's JSON alone."""
         try:
-            places = [(offset, size) for suffix, offset, size in ref.members if suffix == "json"]
-            return {"json": self.shards.read(ref.corpus, ref.shard, *place) for place in places}
+            names = [member for member in ref.members if member[0] == "json"]
+            return {name: self.shards.read(ref.corpus, ref.shard, offset, size) for name, offset, size in names}
         except OSError as error:
             raise DamagedSample(f"the shard cannot be read ({error})") from None
 

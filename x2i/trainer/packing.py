@@ -6,17 +6,19 @@ As all plans, a pure function of the manifests, the mixture, the seed, the stage
   length (`x2i.trainer.classes`); each part of a stratum gets its share of the window's draws, so that all windows have
   about the same lengths in them, however the corpora are sorted. Shares are not rounded window by window, but over all
   windows from the first (as a line is drawn in pixels): parts of one stratum go through their epochs side by side, and
-  the mixture is off by less than a draw for each part, after however many steps.
+  the mixture is off by less than a draw for each part, after however many steps, but for draws that are left out.
 - Each part is a stream, as the strata of `x2i.trainer.plan` are. The parts of a stratum go through the row groups in the
   same order, and are shuffled in the same runs and blocks.
-- How many draws fit into a window, and which ranks of length make up a pack, is found once for a stage: as many as
-  can be packed. In a window the draws, measured by the manifest, take the places of their ranks, and packs that came out
-  too long exchange samples with others. Then the packs are dealt to the steps.
-- What is planned is somewhat less than the budget, by what the text's estimate may be wrong (`x2i.trainer.survey`), for real texts
-  are longer or shorter. Now and then a pack is too long all the same: then its last samples have to be left out.
+- How many draws fit into a window, and which ranks of length make up a pack, is found once for a stage, on windows that
+  are made up like those that will come (`x2i.trainer.capacity`). In a window the draws, measured by the manifest, take the
+  places of their ranks, and packs that came out too long exchange samples with others. Then the packs are dealt to the
+  steps.
+- Texts are counted by the run's tokenizer where there are few (`x2i.trainer.counted`), else estimated. Beside its tokens
+  a sample takes of a pack what its estimate may be wrong (`x2i.trainer.survey.Room`): now and then a pack is too long all
+  the same, and its last samples have to be left out.
 
-Samples longer than the budget are never drawn. A draw that no exchange makes room for is left out, until the next epoch. Which samples are shown without their condition is planned too, for they
-are short.
+Samples longer than the budget are never drawn. A draw that no exchange makes room for, of a few in a thousand, is left out
+until the next epoch. Which samples are shown without their condition is planned too, for they are short.
 """
 
 from __future__ import annotations
@@ -52,7 +54,8 @@ _SPARES = 128
 @dataclass(frozen=True)
 class _Window:
     """The draws of a window, by step, pack and place. `firsts`: of each step; `taken`: of a
-    pack's limit by each, `loads`: by step and pack."""
+    pack's limit by each, `loads`: by step and pack.
+    """
 
     stratum: np.ndarray
     part: np.ndarray
@@ -72,8 +75,7 @@ class PackPlan:
     Attributes:
         strata: names.
         batch: mean number of samples in a step.
-        fill: planned mean share of the budget that is used. `better`: where it is less than `capacity.FULL`, a larger
-            budget that would reach it, and how far; None if none does that is near.
+        fill: planned mean share of the budget that is used.
         too_long: by task, samples that are longer than a pack and are never drawn: exact if the corpora are small,
             else estimated from some row groups.
         limit: tokens to which packs are planned.
@@ -122,7 +124,6 @@ class PackPlan:
         self._room = some.room(pack.tokens, dropout)
         self.limit = self._room.limit
         self.too_long = self._check(some, stage)
-        self.better: tuple[int, float] | None = None
         lot = some.lot(self._room, dropout)
         mean, shown = lot.mean(self.limit), some.mean(some.rows.shown <= self.limit, dropout)
         epoch = min(float(s.counts.sum()) / w for s, w in zip(self._samples, weights, strict=True))
@@ -134,9 +135,8 @@ class PackPlan:
         self._home, self.window = pattern.home, pattern.count
         self.batch = pattern.items / self.steps
         self.fill = pattern.fill * shown / mean / (packs * pack.tokens)
-        if self.fill < FULL:
-            margin = 1 - self.limit / pack.tokens * shown / mean
-            self.better = some.lot(Room(pack.tokens), dropout).better(pack.tokens, random, margin)
+        margin = 1 - self.limit / pack.tokens * shown / mean
+        self._budget, self._lot = (pack.tokens, margin), some.lot(Room(pack.tokens), dropout).few(random)
         if len(self.strata) > self.window:
             raise RecipeError(
                 f"stages.{stage}: a mixture of {len(self.strata)} parts does not fit into windows of {self.window} draws"
@@ -151,6 +151,13 @@ class PackPlan:
             limits = share, span, shuffle.block, wide, memory
             self._streams.append(PartStream(of, [self._parts[p].kinds for p in mine], (*self.key, name), *limits))
         self._window = lru_cache(maxsize=4)(self._made)
+
+    def better(self) -> tuple[int, float] | None:
+        """Where packs do not reach `capacity.FULL`: a larger budget that would, and how far; None if none does nearby."""
+        if self.fill >= FULL:
+            return None
+        budget, margin = self._budget
+        return self._lot.better(budget, generator("plan/better/1", *self.key), margin)
 
     def step(self, number: int) -> list[Draw]:
         """The draws of step `number` (from 0), pack by pack: the global batch, to be split by rank."""

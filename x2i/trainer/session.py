@@ -417,9 +417,8 @@ class Session:
                     f"stage {stage.name} never draws samples that do not fit into a pack of {stage.pack.tokens:,} tokens: "
                     f"{shown}"
                 )
-            plan = self._setup.plans[place]
-            if stage.pack and isinstance(plan, PackPlan):
-                if told := words(stage.name, stage.pack.tokens, plan.fill, plan.better):
+            if stage.pack and isinstance(plan := self._setup.plans[place], PackPlan):
+                for told in filter(None, [words(stage.name, stage.pack.tokens, plan.fill, plan.better())]):
                     self._progress.note(told)
         unused = sorted(set(self._setup.table.tasks) - self._setup.tasks)
         if unused:
