@@ -12,10 +12,10 @@ import numpy as np
 _AT_ONCE, _WIDEST = 1 << 20, 96
 
 #: Bins with room that one which is too full is paired with, at most.
-_TURNS = 16
+_TURNS = 8
 
 #: Items in a bin, below which it is worth while to look for those that fill it.
-_FEW = 16
+_FEW = 8
 
 #: How often items are drawn anew to see whether as many fit again.
 _AGAIN = 4
@@ -102,7 +102,7 @@ def _exchange(
     lengths: np.ndarray, home: np.ndarray, loads: np.ndarray, full: np.ndarray, empty: np.ndarray, limit: int
 ) -> bool:
     """One exchange for each pair of bins; whether there was any."""
-    order = np.argsort(home, kind="stable")
+    order = np.argsort(home.astype(np.uint16) if len(loads) <= 1 << 16 else home, kind="stable")  # much faster
     firsts = np.searchsorted(home[order], np.arange(len(loads) + 1))
     counts = np.diff(firsts)
     widest = min(int(max(counts[full].max(), counts[empty].max())), _WIDEST)
@@ -202,16 +202,13 @@ def most(drawn: Callable[[int], np.ndarray], bins: int, limit: int, count: int) 
     def begun(count: int) -> np.ndarray:
         """The bins of a first window; -1 for what is left out. Of several rules the best: each has its luck."""
         best = np.zeros(0, np.int64)
-        for rule in (40, 160, 0):
+        for rule in (40, 160) if count < _FEW * bins else (0, 40) if count < 2 * _FEW * bins else (0,):
             lengths = drawn(count)
-            if not rule or len(lengths) > _FEW * bins:
-                start = balanced(lengths, bins)
-            else:
-                start = filled(lengths, bins, limit, rule)
-            found = mended(lengths, bins, limit, start, 4 * LEFT)
+            start = filled(lengths, bins, limit, rule) if rule else balanced(lengths, bins)
+            found = mended(lengths, bins, limit, start, 2 * LEFT)
             best = found if np.count_nonzero(found >= 0) > np.count_nonzero(best >= 0) else best
             left = np.count_nonzero(found < 0)
-            if not left or left > 4 * LEFT * len(found):
+            if not left or (rule and left > 2 * LEFT * len(found)):
                 break
         return best
 
@@ -223,7 +220,7 @@ def most(drawn: Callable[[int], np.ndarray], bins: int, limit: int, count: int) 
         left, items, sums = 0, list[int](), list[int]()
         while len(items) < _AGAIN and left <= 4 * LEFT * len(home):
             lengths = drawn(count)
-            found = mended(lengths, bins, limit, fitted(kept, lengths, bins), 4 * LEFT) >= 0
+            found = mended(lengths, bins, limit, fitted(kept, lengths, bins), 2 * LEFT) >= 0
             left += int((~found).sum())
             items.append(int(found.sum()))
             sums.append(int(lengths[found].sum()))
@@ -240,7 +237,7 @@ def most(drawn: Callable[[int], np.ndarray], bins: int, limit: int, count: int) 
         middle = (low + high) // 2
         other, fits = tried(middle)
         best, low, high = (other, middle, high) if fits else (best, low, middle)
-    for number in range(high, min(high + 4 * least, count), least):  # what failed may have had bad luck
+    for number in range(high, min(high + 3 * least, count), least):  # what failed may have had bad luck
         other, fits = tried(number)
         best = other if fits else best
     return best

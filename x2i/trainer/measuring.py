@@ -95,7 +95,7 @@ def lengths_of(
     drawn, said = (Fit(**fit) for fit in noted[name])
     counts = None
     if stage.pack is not None and sum(len(samples) for samples in tasks.values()) <= stage.pack.count:
-        place = digest("texts/1", corpora, words, *how[1:], sorted(tasks))[:16]
+        place = digest("texts/1", corpora, words, *how[1:], stage.preference is not None, sorted(tasks))[:16]
         counts = counted(reader.table, tasks, text, None if keep is None else keep.with_name(COUNTS) / place, note)
     return Lengths(
         text=drawn,
