@@ -46,6 +46,7 @@ class Case:
     ranks: int
     batch: int | None = None
     pack: Pack | None = None
+    buckets: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -58,11 +59,14 @@ class Found:
     held: int
 
 
+BUCKETS = ((512, 512), (576, 448), (448, 576), (640, 384), (384, 640))
+
 CASES = (
     Case("one task, 256 a step", "one", 1, 256),
     Case("the same, 1 of 8 ranks, 1,024 a step", "one", 8, 1024),
     Case("7 tasks, evenly, 256 a step", "seven", 1, 256),
     Case("the same, 1 of 8 ranks, 1,024 a step", "seven", 8, 1024),
+    Case("one task, 5 buckets, 256 a step", "one", 1, 256, buckets=BUCKETS),
     Case("7 tasks, strewn in each shard, 256 a step", "strewn", 1, 256),
     Case("one task, 2 packs of 16k", "one", 1, pack=Pack(tokens=16_384, packs=2)),
     Case("the same, 1 of 8 ranks, 16 packs", "one", 8, pack=Pack(tokens=16_384, packs=16)),
@@ -102,6 +106,7 @@ def simulated(case: Case, opened: corpus.Corpus, shuffle: Shuffle, look: int) ->
         batch=case.batch,
         pack=case.pack,
         mixture=dict.fromkeys(tasks, 1.0),
+        buckets=case.buckets,
     )
     table = table_of([opened], [stage], 0.01)
     plan = plan_of(table, stage, 0, shuffle=shuffle)
@@ -160,14 +165,14 @@ def written(folder: Path, rows: int, layout: str) -> corpus.Corpus:
             within = np.arange(ROW_GROUP) % SHARD == 0
             end = np.cumsum(size)
             offset = end - size - np.repeat((end - size)[within], SHARD)
-            side = pa.array(random.integers(256, 1024, ROW_GROUP), pa.int32())
+            width, height = (pa.array(random.integers(256, 1024, ROW_GROUP), pa.int32()) for _ in range(2))
             columns: dict[str, Any] = shared | {
                 "shard": pa.array([f"shards/{n:06d}.tar" for n in shard.tolist()]),
                 "offset": pa.array(offset),
                 "size": pa.array(size),
                 "task_type": pa.array([f"task_{n}" for n in task.tolist()]),
                 "source": pa.array(["made-up"] * ROW_GROUP),
-                "output_size": pa.StructArray.from_arrays([side, side], names=["width", "height"]),
+                "output_size": pa.StructArray.from_arrays([width, height], names=["width", "height"]),
                 "split": pa.array(random.integers(0, 2**32, ROW_GROUP, dtype=np.uint32)),
                 "split_others": pa.nulls(ROW_GROUP, pa.uint32()),
                 "text_tokens": pa.array(np.clip(random.lognormal(3.7, 0.5, ROW_GROUP), 8, 400), pa.int32(), safe=False),

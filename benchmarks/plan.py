@@ -147,6 +147,7 @@ def write(file: Path, rows: int) -> None:
                 "heights": pa.array(random.integers(256, 1024, ROW_GROUP), pa.int32()),
                 "split": pa.array(random.integers(0, 2**32, ROW_GROUP, dtype=np.uint32)),
                 "text_tokens": pa.array(np.clip(random.lognormal(3.7, 0.5, ROW_GROUP), 8, 400), pa.int32(), safe=False),
+                "rejected_tokens": pa.nulls(ROW_GROUP, pa.int32()),
                 "split_others": pa.array(
                     random.integers(0, 2**32, ROW_GROUP, dtype=np.uint32), mask=random.random(ROW_GROUP) > 0.1
                 ),

@@ -25,7 +25,7 @@ from x2i import corpus
 from x2i.base.seeds import canonical_json, digest
 from x2i.corpus import forget
 from x2i.corpus.manifest import MADE, SPLIT, STORED, ManifestWriter, corpus_digest
-from x2i.corpus.text import sample_tokens, text_tokens
+from x2i.corpus.text import rejected_tokens, sample_tokens, text_tokens
 from x2i.corpus.verify import verify
 
 
@@ -34,7 +34,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A corpus whose samples share images, as an earlier x2i wrote it. Not to be changed."""
     root = make(tmp_path_factory.mktemp("earlier"))
     file = root / "corpus/manifest.parquet"
-    earlier = pq.read_table(file).drop_columns([*SPLIT.names, "text_tokens"])
+    earlier = pq.read_table(file).drop_columns([*SPLIT.names, "text_tokens", "rejected_tokens"])
     pq.write_table(earlier, file, row_group_size=5)
     found = hashlib.sha256(file.read_bytes()).hexdigest()
 
@@ -109,9 +109,10 @@ def test_verify_finds_a_row_on_the_wrong_side(built: Built, tmp_path: Path, colu
     assert report.digest == corpus.open(folder).digest
 
 
-def test_verify_finds_a_text_of_another_length(built: Built, tmp_path: Path) -> None:
+@pytest.mark.parametrize("column", ["text_tokens", "rejected_tokens"])
+def test_verify_finds_a_text_of_another_length(column: str, built: Built, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(built.corpus, tmp_path / "corpus"))
-    edit_table(folder, "manifest.parquet", lambda rows: rows[3].update({"text_tokens": 700}))
+    edit_table(folder, "manifest.parquet", lambda rows: rows[3].update({column: 700}))
     report = verify(folder)
     assert kinds(report) == {"manifest_row", "seal"} and report.digest == corpus.open(folder).digest
     assert any("tokens of the text" in f.problem and "700 in the manifest" in f.problem for f in report.faults)
@@ -153,6 +154,8 @@ def test_of_a_conversation_all_turns_count_and_boxes_besides() -> None:
         "[100, 200, 300, 400]"
     )
     assert sample_tokens("Draw a cat", [], {}) == 3
+    assert rejected_tokens(turns, "Not here", {"ref": ["dog"]}) == plain + 1 + 2
+    assert rejected_tokens(turns, None, {}) is None
 
 
 def test_the_estimate_is_nearer_to_a_tokenizer_than_the_number_of_characters() -> None:

@@ -23,6 +23,7 @@ from x2i.corpus.faults import Faults
 from x2i.corpus.forget import forget
 from x2i.corpus.sample import Picture, Sample
 from x2i.corpus.shard import ShardWriter
+from x2i.corpus.text import sample_tokens
 from x2i.corpus.trace import trace
 from x2i.corpus.verify import verify
 from x2i.corpus.verify_sample import SampleCheck
@@ -51,6 +52,9 @@ def test_it_is_read_verified_traced_and_shown(built: Built) -> None:
     made = [s for s in Corpus(built.corpus) if s.task_type == "diagnose"]
     assert made and all(s.rejected_response and s.rejected_response != s.messages[-1]["content"] for s in made)
     assert not any(s.rejected_response for s in Corpus(built.corpus) if s.task_type != "diagnose")
+    estimated = {row["key"]: row["rejected_tokens"] for row in Corpus(built.corpus).manifest.to_pylist()}
+    question = {s.key: [s.messages[0], {"content": s.rejected_response}] for s in made}
+    assert estimated == {key: sample_tokens("", question[key], {}) if key in question else None for key in estimated}
     assert not verify(built.corpus).faults
     told = trace(built.corpus, made[0].key)["sample"]
     assert told["rejected_response"] == made[0].rejected_response

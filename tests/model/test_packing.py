@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from x2i.model.base import Chat, Message, Model, Request
 from x2i.model.config import PixelsConfig
 from x2i.model.layers.attention import mask_of
 from x2i.model.layers.spans import spans
+from x2i.model.lengths import lengths_of
 from x2i.model.mini_gemini.processor import MiniGeminiProcessor
 from x2i.model.omnigen import packing
 from x2i.model.omnigen.config import OmniGenConfig
@@ -315,7 +316,7 @@ def test_ovis2_packs_conversations() -> None:
     everything = calls(made, lambda: made.packed(pack, [], torch.zeros(0)))
     for few in ([told[1]], []):
         other = words.pack(words.documents([], None, [], few), 120)
-        assert calls(made, lambda other=other: made.packed(other, [], torch.zeros(0))) == everything
+        assert calls(made, partial(made.packed, other, [], torch.zeros(0))) == everything
         found = gradients(made, made.packed(other, [], torch.zeros(0))[1].sum())
         assert found.keys() == slopes.keys()
         assert max(float(found[n].abs().max()) for n in found if n.startswith("visual_tokenizer")) == 0
@@ -323,6 +324,79 @@ def test_ovis2_packs_conversations() -> None:
         words.pack(documents, 100)
     with pytest.raises(X2IError, match="draws no pictures"):
         words.documents(REQUESTS[:1], None, [(8, 8)], [])
+
+
+# --- Mini-Gemini -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["plain", "hd", "vicuna"])
+def test_mini_gemini_packs_conversations(kind: str) -> None:
+    """With several images, plain and in views, as in padded batches; what a pack lacks is run all the same."""
+    config = test_mini_gemini.TINY_HD if kind == "hd" else test_mini_gemini.TINY
+    if kind == "vicuna":  # no scaled embeddings, and another template
+        llm = config.llm.model_copy(update={"model_type": "llama"})
+        config = config.model_copy(update={"llm": llm, "template": "vicuna_v1"})
+    made = test_mini_gemini.filled(config)
+    special = (*MiniGeminiProcessor.special_tokens, "<s>", "</s>")
+    words = MiniGeminiProcessor(config, test_mini_gemini.byte_tokenizer("What? A boat. Words", special=special), None)
+    told = [
+        chat("<image>\nWhat?", "A boat.", images=[image(5, 40, 24)]),
+        CHATS[2],
+        chat("<image> or <image>?", "The first.", "Why?", "It is red.", images=[image(6, 24, 24), image(7, 8, 24)]),
+    ]
+    documents = words.documents([], None, [], told)
+    pack = words.pack(documents, sum(d.length for d in documents) + 19)
+    velocities, sums, counts = made.packed(pack, [], torch.zeros(0))
+    expected, expected_counts = made.next_token(words.chats(told, labels=True))
+    assert velocities == [] and torch.equal(counts, expected_counts) and int(counts.min()) > 3
+    assert float((sums - expected).detach().abs().max()) < 1e-5 * float(expected.detach().max())
+    slopes = gradients(made, sums.sum() / counts.sum())
+    assert furthest(slopes, gradients(made, expected.sum() / counts.sum())) < 1e-5
+    alone = [words.chats([one], labels=True) for one in told]
+    assert pack.lengths == tuple(row.ids_BL.shape[1] for row in alone)
+    ways = lengths_of(config)
+    rows, pairs = ways.packed(config, pack)
+    assert rows == [row for one in alone for row in ways.rows(config, one, 0)]
+    assert pairs == [
+        sum(a.pairs for a in kind) for kind in zip(*(ways.attention(config, r) for r in rows), strict=True)
+    ]
+    assert {words.picture_tokens(24, 24, True)} == {n for row in rows for n in row.read}
+    made.flex = True
+    with torch.no_grad():
+        assert float((made.packed(pack, [], torch.zeros(0))[1] - sums).abs().max()) < 1e-5 * float(
+            expected.detach().max()
+        )
+    made.flex = None
+
+    everything = calls(made, lambda: made.packed(pack, [], torch.zeros(0)))
+    for few in ([told[1]], []):
+        other = words.pack(words.documents([], None, [], few), 250)
+        assert calls(made, partial(made.packed, other, [], torch.zeros(0))) == everything
+        found = gradients(made, made.packed(other, [], torch.zeros(0))[1].sum())
+        assert found.keys() == slopes.keys()
+        assert max(float(found[n].abs().max()) for n in found if "vision_tower" in n or "vlm_uni" in n) == 0
+    with pytest.raises(X2IError, match="3 conversations of .* do not fit into a pack of 100"):
+        words.pack(documents, 100)
+    with pytest.raises(X2IError, match="draws no pictures"):
+        words.documents(REQUESTS[:1], None, [(8, 8)], [])
+
+
+def test_mini_gemini_packs_only_what_a_pack_leaves_as_it_is() -> None:
+    """Not with a language model whose layers look back a few tokens only, or whose frequencies follow the longest."""
+    llm = test_mini_gemini.TINY.llm
+    words = MiniGeminiProcessor(test_mini_gemini.TINY, test_mini_gemini.byte_tokenizer("Words"), None)
+    pack = words.pack(words.documents([], None, [], CHATS[2:]), 200)
+    for kind, numbers in (
+        ("mistral", {"sliding_window": 16}),
+        ("llama", {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}}),
+    ):
+        odd = llm.model_copy(update={"model_type": kind, "numbers": llm.numbers | numbers})
+        made = test_mini_gemini.filled(test_mini_gemini.TINY.model_copy(update={"llm": odd}))
+        assert not made.packs
+        with pytest.raises(X2IError, match="takes no packs"):
+            made.packed(pack, [], torch.zeros(0))
+    plain = llm.model_copy(update={"model_type": "mistral", "numbers": llm.numbers | {"sliding_window": None}})
+    assert test_mini_gemini.filled(test_mini_gemini.TINY.model_copy(update={"llm": plain})).packs
 
 
 # --- all architectures -------------------------------------------------------------------------------------------
@@ -370,6 +444,7 @@ def mini_gemini() -> tuple[Model[Any], dict[str, Callable[[], Any]]]:
     return made, {
         "chats": lambda: made.next_token(words.chats(told, labels=True)),
         "words": lambda: made.next_token(words.chats(told[1:], labels=True)),
+        "a pack": lambda: made.packed(words.pack(words.documents([], None, [], told), 300), [], torch.zeros(0)),
     }
 
 

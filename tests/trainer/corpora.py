@@ -18,7 +18,7 @@ from sklearn.datasets import load_sample_image
 from x2i.corpus.manifest import MADE, SCHEMA, ManifestWriter, corpus_digest
 from x2i.corpus.sample import Picture, Sample, placeholder
 from x2i.corpus.shard import ShardWriter
-from x2i.corpus.text import sample_tokens
+from x2i.corpus.text import rejected_tokens, sample_tokens
 
 PHOTOGRAPHS = {
     "an astronaut": skimage.data.astronaut,
@@ -137,6 +137,7 @@ def _row(item: Made, shard: str, entry: Any) -> dict[str, Any]:
         "task_type": item.sample.task_type,
         "instruction_chars": len(item.sample.instruction),
         "text_tokens": sample_tokens(item.sample.instruction, item.sample.messages, {}),
+        "rejected_tokens": rejected_tokens(item.sample.messages, item.sample.rejected_response, {}),
         "input_sizes": [{"width": p.width, "height": p.height} for p in item.sample.input_images],
         "output_size": None if out is None else {"width": out.width, "height": out.height},
         "image_id": item.image_id,

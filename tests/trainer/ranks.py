@@ -1,6 +1,6 @@
 """Starts the ranks of a run as a launcher does, once or one launch after the other; all share one import of torch.
 
-python -m tests.trainer.ranks RUN.yaml COUNT[,STEP:RANK:kill|stop|full|nan|blind|dumb ...] ...
+python -m tests.trainer.ranks RUN.yaml COUNT[,STEP:RANK:kill|stop|full|nan|blind|dumb|unread|warn ...] ...
 
 At the given step that rank kills itself, is asked to stop, finds the disk full at its next checkpoint, or loses what is
 not a number; or it cannot see at its start what the run file names, or cannot show its model every third conversation.
@@ -10,21 +10,25 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
 import os
 import signal
 import socket
 import sys
 import time
 import traceback
+import warnings
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from x2i.base.errors import RecipeError, Stopped, X2IError
 from x2i.model import flow
-from x2i.trainer import batch, checkpoint, learner, session
+from x2i.trainer import batch, checkpoint, learner, loader, onefile, session
 from x2i.trainer.config import load_run
 from x2i.trainer.run import train
+from x2i.trainer.setup import Setup
 
 
 def child(rank: int, size: int, port: int, run: str, events: list[str]) -> int:
@@ -55,6 +59,10 @@ def child(rank: int, size: int, port: int, run: str, events: list[str]) -> int:
         session.Setup = _blind  # type: ignore[assignment,misc]
     if "dumb" in due.values():
         _hide()
+    if "unread" in due.values():
+        _lose()
+    if "warn" in due.values():
+        session.Setup = _warned  # type: ignore[assignment,misc]
     try:
         train(run)
     except Stopped:
@@ -70,6 +78,24 @@ def child(rank: int, size: int, port: int, run: str, events: list[str]) -> int:
 
 def _blind(*_: Any) -> Any:
     raise RecipeError("start: cannot be seen on this machine")
+
+
+def _warned(*options: Any) -> Setup:
+    logging.getLogger("x2i").warning("a hint for all")
+    warnings.warn("a word of a library", stacklevel=1)
+    return Setup(*options)
+
+
+def _lose() -> None:
+    """From the third step on no sample can be read."""
+    exact, steps = loader.Loader._wait, iter((False, False, True))
+
+    def waited(self: Any, *options: Any) -> Any:
+        if next(steps):
+            raise X2IError("the corpus is gone")
+        return exact(self, *options)
+
+    loader.Loader._wait = waited  # type: ignore[method-assign]
 
 
 def _hide() -> None:
@@ -93,6 +119,7 @@ def _fill_disk() -> None:
 
     checkpoint.fill = refuse
     files._write_item = refuse
+    onefile.OneFile.write_data = refuse  # type: ignore[method-assign]
 
 
 def _spoil() -> None:
@@ -106,7 +133,7 @@ def _spoil() -> None:
     flow.squared_error = spoilt
 
 
-def launch(size: int, run: str, events: list[str]) -> list[int]:
+def launch(size: int, run: str, events: list[str], child: Callable[..., int] = child) -> list[int]:
     """Start them all and wait for them all: their exit codes."""
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))

@@ -41,6 +41,20 @@ def test_lengths_are_those_of_the_model() -> None:
     assert found.bare.tolist() == [11 + 1 + 7 + 3, 11 + 1 + 7 + 3, chat]
 
 
+def test_a_preference_takes_what_both_its_conversations_take() -> None:
+    rows = [row(n, "chat", 30, [(100, 50)] * n, None) | {"rejected_tokens": n * 20 or None} for n in (0, 1, 2)]
+    of = stage(preference={}, chat_resolution=300)
+    lengths = Lengths(said=Fit(3, 2), picture=lambda width, height, chat: width + height, per_document=11, answers=2)
+    lengths = replace(lengths, per_image=5, several=4.5)
+    for told in (True, False):  # in corpora of earlier builds it is taken to be as long
+        table = pa.Table.from_pylist(rows, MADE)
+        found = Measure(of, lengths)(table if told else table.drop_columns(["rejected_tokens"]))
+        text = [3 * (30 + other) + 2 for other in ((30, 20, 40) if told else (30,) * 3)]
+        assert found.shown.tolist() == [22 + text[0], 22 + text[1] + 2 * 155, 22 + text[2] + 4 * 155 + 2 * 9]
+    cut = replace(lengths, said_most=30, chat_most=200)
+    assert Measure(of, cut)(pa.Table.from_pylist(rows, MADE)).shown.tolist() == [22 + 60, 22 + 60 + 300, 400]
+
+
 def test_texts_that_are_cut_take_what_is_kept_of_them() -> None:
     rows = [row(1, "t2i", 10), row(2, "few", 900, [(9, 9), (9, 9)]), row(3, "chat", 900, [(100, 50)], None)]
     lengths = Lengths(picture=lambda width, height, chat: 7, per_image=5, text_most=40, said_most=60)

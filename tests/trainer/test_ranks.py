@@ -148,6 +148,14 @@ def test_a_rank_that_cannot_begin_says_why_and_none_waits(mixed: Path, tmp_path:
     assert said.count("start: cannot be seen on this machine") == 1
 
 
+def test_a_rank_that_cannot_read_says_why_and_all_stop_in_order(mixed: Path, tmp_path: Path) -> None:
+    told, said = start(content(mixed, tmp_path / "run"), "2,0:0:warn,0:1:warn,0:1:unread")
+    assert told[0]["codes"] == [1, 1], said
+    assert said.count("rank 1: the corpus is gone") == 1
+    assert said.count("rank 0: another rank cannot read or prepare its samples: its message says why") == 1
+    assert said.count("a hint for all") == 1 and said.count("UserWarning: a word of a library") == 1
+
+
 def test_a_rank_whose_conversations_cannot_be_shown_does_not_end_the_run(mixed: Path, tmp_path: Path) -> None:
     stage = {**STAGES[0], "batch": 6, "steps": 4, "mixture": {"describe": 2, "deblur": 1}}
     runs = [content(mixed, tmp_path / name) | {"stages": [stage]} for name in ("one", "three")]

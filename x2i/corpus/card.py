@@ -57,7 +57,8 @@ import webdataset as wds
 for sample in wds.WebDataset("{shards}", shardshuffle=False).decode("pil"):
     ...
 ```
-`manifest.parquet` has a row per sample (shard, offset, sizes, scores), `selection.parquet` a row per source row
+Within a shard the samples lie task by task: to train with a plain reader, shuffle with a buffer of a shard or more
+(`.shuffle(2000)`). `manifest.parquet` has a row per sample (shard, offset, sizes, scores), `selection.parquet` a row per source row
 (kept, or the reason for which it fell), `corpus.json` the recipe, the versions and the hashes. `x2i verify` checks
 all of it, `x2i trace` tells where a sample comes from.
 """

@@ -3,8 +3,8 @@
 Offsets are bytes from the start of the shard; `members[].offset` points at a file's content, past its
 tar header. `scores` are the annotators' values that the selection saw, named `annotator.column`.
 
-The file has three columns more. Two follow from the images' ids (`SPLIT`); `text_tokens` says about how long the sample's
-text is (`x2i.corpus.text`). It has row groups of a fixed number of rows: so a reader can split the corpus and count its
+The file has four columns more. Two follow from the images' ids (`SPLIT`); `text_tokens` says about how long the sample's
+text is, and `rejected_tokens` how long it is with the rejected answer (`x2i.corpus.text`). It has row groups of a fixed number of rows: so a reader can split the corpus and count its
 parts by narrow columns, plan packs by lengths, and fetch rows by the group (`ManifestWriter`).
 """
 
@@ -59,10 +59,12 @@ SPLIT = pa.schema(
 
 #: Follows from the sample's text: no part of the digest, absent or null in corpora of earlier builds.
 TEXT = pa.field("text_tokens", pa.int32())
+#: The same with the rejected answer in place of the last; null where there is none.
+REJECTED = pa.field("rejected_tokens", pa.int32())
 
 #: What assembly knows of a sample, and the file's columns.
-MADE = pa.schema([*SCHEMA, TEXT])
-STORED = pa.schema([*SCHEMA, *SPLIT, TEXT])
+MADE = pa.schema([*SCHEMA, TEXT, REJECTED])
+STORED = pa.schema([*SCHEMA, *SPLIT, TEXT, REJECTED])
 
 #: Rows of a row group: small enough to fetch one for a few samples, large enough for a short footer.
 ROW_GROUP = 16_384
@@ -97,8 +99,9 @@ def stored(table: pa.Table) -> pa.Table:
     if not set(SPLIT.names) <= set(table.column_names):
         for field, column in zip(SPLIT, split_columns(table["image_id"], table["images"]), strict=True):
             table = table.append_column(field, column)
-    if TEXT.name not in table.column_names:
-        table = table.append_column(TEXT, pa.nulls(len(table), TEXT.type))
+    for field in (TEXT, REJECTED):
+        if field.name not in table.column_names:
+            table = table.append_column(field, pa.nulls(len(table), field.type))
     return table.select(STORED.names).cast(STORED)
 
 
@@ -180,7 +183,7 @@ def corpus_digest(shards: Iterable[dict[str, Any]], batches: Iterable[pa.RecordB
     """
     rows = hashlib.sha256()
     for batch in batches:
-        derived = [n for n in (*SPLIT.names, TEXT.name) if n in batch.schema.names]
+        derived = [n for n in (*SPLIT.names, TEXT.name, REJECTED.name) if n in batch.schema.names]
         for row in batch.drop_columns(derived).to_pylist():
             row["scores"] = sorted(row["scores"])  # a map has no order of its own
             rows.update(canonical_json(row).encode() + b"\n")

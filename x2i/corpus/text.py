@@ -1,4 +1,5 @@
-"""How many tokens a sample's text takes, without any model's tokenizer: what the manifest's `text_tokens` holds.
+"""How many tokens a sample's text takes, without any model's tokenizer: what the manifest's `text_tokens` and
+`rejected_tokens` hold.
 
 The text is cut as byte-level BPEs cut it before they merge (words, digits, punctuation), and each piece is counted at
 what vocabularies of 16,000 to 50,000 make of it on English text: a word one token up to nine letters and one more for
@@ -40,3 +41,12 @@ def sample_tokens(instruction: str, messages: Sequence[Mapping[str, Any]], objec
     turns = sum(text_tokens(str(turn.get("content", ""))) for turn in messages)
     names = sum(text_tokens(str(name)) for name in objects.get("ref") or ())
     return turns + names + _BOX * len(objects.get("bbox") or ())
+
+
+def rejected_tokens(
+    messages: Sequence[Mapping[str, Any]], rejected: str | None, objects: Mapping[str, Any]
+) -> int | None:
+    """Tokens of a conversation with the rejected answer in place of its last turn, about; None if there is none."""
+    if rejected is None or not messages:
+        return None
+    return sample_tokens("", [*messages[:-1], {"content": rejected}], objects)

@@ -41,7 +41,12 @@ COLUMNS: dict[str, pa.DataType] = {
 }
 
 #: Further columns, which follow from the images' ids and from the text; no part of the digest; earlier builds wrote none.
-DERIVED: dict[str, pa.DataType] = {"split": pa.uint32(), "split_others": pa.uint32(), "text_tokens": pa.int32()}
+DERIVED: dict[str, pa.DataType] = {
+    "split": pa.uint32(),
+    "split_others": pa.uint32(),
+    "text_tokens": pa.int32(),
+    "rejected_tokens": pa.int32(),
+}
 
 #: What reading damaged Parquet raises; ValueError covers text that is no UTF-8.
 UNREADABLE = (pa.ArrowException, OSError, ValueError)
@@ -276,12 +281,12 @@ class Manifest:
                     self._faults.add("manifest_null", MANIFEST, problem, row["key"])
                 else:
                     split = {name: row.pop(name) for name in DERIVED if name in row}
-                    text = split.pop("text_tokens", None)
+                    texts = {name: split.pop(name, None) for name in ("text_tokens", "rejected_tokens")}
                     if any(split[name] != value for name, value in split_of(row).items() if name in split):
                         problem = f"row {number} has {split}, by its images it is {split_of(row)}"
                         self._faults.add("manifest_split", MANIFEST, problem, row["key"])
                     self._hash.update(line(row))
-                    yield {**row, "text_tokens": text}
+                    yield row | texts
                 number += 1
 
 

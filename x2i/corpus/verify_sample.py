@@ -16,7 +16,7 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from x2i.corpus.faults import AGAIN, Faults
-from x2i.corpus.text import sample_tokens
+from x2i.corpus.text import rejected_tokens, sample_tokens
 
 #: How the published layout names the images of an instruction, from 1.
 IMAGE_MARK = re.compile(r"<img><\|image_(\d+)\|></img>")
@@ -158,6 +158,9 @@ class SampleCheck:
         if row["text_tokens"] is not None:  # earlier builds did not count them
             text = sample_tokens(record.instruction, record.messages, record.objects)
             pairs.append(("tokens of the text", text, row["text_tokens"]))
+        if row["rejected_tokens"] is not None:
+            whole = rejected_tokens(record.messages, record.rejected_response, record.objects)
+            pairs.append(("tokens of the text with the rejected answer", whole, row["rejected_tokens"]))
         for what, found, told in pairs:
             if found != told:
                 self._fault("manifest_row", f"{what}: {found!r} in {self._key}.json, {told!r} in the manifest", STRANGE)

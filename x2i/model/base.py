@@ -120,7 +120,7 @@ class Model(nn.Module, ABC, Generic[I]):
         parts: names of the papers for parts of it -> prefixes of their parameters' names. `stages.train` names these.
         pretrained: names of parts that public checkpoints of other models hold -> prefix here -> prefix there.
         draws, answers: what it can do.
-        packs: whether it can be trained on packs, by `packed`.
+        packs: whether it can be trained on packs, by `packed`; it may depend on its numbers.
         flex: the attention of packs: FlexAttention, or SDPA with a dense mask; None: FlexAttention on a GPU.
     """
 
@@ -129,7 +129,7 @@ class Model(nn.Module, ABC, Generic[I]):
     pretrained: ClassVar[Mapping[str, Mapping[str, str]]] = {}
     draws: bool = True
     answers: bool = True
-    packs: ClassVar[bool] = False
+    packs: bool = False
     flex: bool | None = None
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Model[I]:

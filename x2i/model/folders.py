@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,15 @@ from torch import Tensor, nn
 
 from x2i.base.errors import X2IError
 from x2i.base.weights import Weights
-from x2i.model import registry, weights
+from x2i.model import deferred, registry, weights
 from x2i.model.config import AutoencoderKLConfig
 from x2i.model.vae import AutoencoderKL
 
 CONFIG, TOKENIZER = "config.json", "tokenizer.json"
 #: Larger checkpoints are cut into shards of this size.
 SHARD = "5GB"
+
+_as_read: ContextVar[bool] = ContextVar("as_read", default=False)
 
 
 class Held(AutoencoderKL):
@@ -83,10 +86,24 @@ def refuse_pickles(folder: Path, stem: str = "pytorch_model") -> None:
         )
 
 
+@contextmanager
+def as_read() -> Iterator[None]:
+    """Within the block `fill` gives a network of `hollow` the tensors of its files as they are, in whatever type.
+
+    They are not copied into memory until somebody reads them, and then not for this process alone.
+    """
+    before = _as_read.set(True)
+    try:
+        yield
+    finally:
+        _as_read.reset(before)
+
+
 def hollow(config: Any, dtype: torch.dtype) -> Any:
     """A network whose weights are still to be read: nothing is drawn for them. Its buffers are as they should be."""
-    with _unfilled():
-        model = registry.build(config)
+    model, _ = deferred.build(lambda: registry.build(config), keep=False)
+    if _as_read.get():
+        return model.to(dtype).eval()
     made: dict[int, nn.Parameter] = {}  # tied parameters stay one
     for module in model.modules():
         for name, parameter in module._parameters.items():
@@ -94,23 +111,6 @@ def hollow(config: Any, dtype: torch.dtype) -> Any:
                 empty = nn.Parameter(torch.empty(parameter.shape, dtype=dtype), requires_grad=False)
                 module._parameters[name] = made.setdefault(id(parameter), empty)
     return model.to(dtype).eval()
-
-
-@contextmanager
-def _unfilled() -> Iterator[None]:
-    """Parameters that are registered lie on the meta device, and are not filled."""
-    register = nn.Module.register_parameter
-
-    def registered(self: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
-        if parameter is not None and not parameter.is_meta:
-            parameter = nn.Parameter(parameter.to("meta"), parameter.requires_grad)
-        register(self, name, parameter)
-
-    nn.Module.register_parameter = registered
-    try:
-        yield
-    finally:
-        nn.Module.register_parameter = register
 
 
 @torch.no_grad()
@@ -121,8 +121,9 @@ def fill(module: Any, state: Mapping[str, Tensor], where: Path) -> None:
         X2IError: tensors are missing, unknown or of another shape: the first few are named.
     """
     wanted: dict[str, Tensor] = module.state_dict()
+    tied = weights.aliases(wanted) | weights.tied_names(module)
     groups: dict[str, set[str]] = {}
-    for second, first in weights.aliases(wanted).items():
+    for second, first in tied.items():
         groups.setdefault(first, {first}).add(second)
     spare = {name for group in groups.values() if group & state.keys() for name in group}
     faults = [f"missing {n}" for n in sorted(wanted.keys() - state.keys() - spare)]
@@ -135,10 +136,18 @@ def fill(module: Any, state: Mapping[str, Tensor], where: Path) -> None:
     ]
     if faults:
         raise X2IError(f"{where}: not weights of this model: {'; '.join(faults[:5])} ({len(faults)} in all)")
+    named = dict(module.named_parameters(remove_duplicate=False))
+    read: dict[int, nn.Parameter] = {}
     for name in both:
-        wanted[name].copy_(state[name])
+        if _as_read.get() and wanted[name].is_meta:
+            read[id(named[name])] = nn.Parameter(state[name], requires_grad=False)
+        else:
+            wanted[name].copy_(state[name])
+    for owner in module.modules() if read else ():
+        for name, parameter in owner._parameters.items():
+            owner._parameters[name] = read.get(id(parameter), parameter)
     # tied ones lie in the same memory: the last one written counts, and must be what the others are
-    for second, first in weights.aliases(wanted).items():
+    for second, first in tied.items():
         if {first, second} <= state.keys() and not torch.equal(state[first], state[second]):
             raise X2IError(f"{where}: {first} and {second} differ, but the numbers say that they are one")
 

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from x2i.base.errors import X2IError
 from x2i.base.files import atomic, write_text
 from x2i.base.seeds import generator
+from x2i.model import weights
 from x2i.model.lora_config import LoRAConfig, from_peft, to_peft
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -39,6 +40,7 @@ class LoRALinear(nn.Linear):
         super().__init__(base.in_features, base.out_features, bias=base.bias is not None, device="meta")
         self.weight, self.bias = base.weight, base.bias
         self.config = config
+        self._seed: tuple[Any, ...] = ()
         device = base.weight.device
         self.dropout = nn.Dropout(config.dropout)
         self.lora_A = nn.Linear(base.in_features, config.rank, bias=False, device=device, dtype=torch.float32)
@@ -46,16 +48,20 @@ class LoRALinear(nn.Linear):
         self.train(base.training)
 
     def initialise(self, *seed: Any) -> None:
-        """Draw A from the seed, the same on every device; B = 0."""
+        """Draw A from the seed, the same on every device; B = 0. What is not on a device yet is to be drawn by `renew`."""
+        self._seed = seed
+        self.renew()
+
+    def renew(self) -> None:
+        """As `initialise`, from the same seed once more; A and B may be divided among ranks by now."""
         weight, rank = self.lora_A.weight, self.config.rank
         nn.init.zeros_(self.lora_B.weight)
         if weight.is_meta:
             return
-        drawn, bound = generator("lora/1", *seed), self.in_features**-0.5
+        drawn, bound = generator("lora/1", *self._seed), self.in_features**-0.5
         gaussian = self.config.init == "gaussian"
         values = drawn.normal(0, 1 / rank, weight.shape) if gaussian else drawn.uniform(-bound, bound, weight.shape)
-        with torch.no_grad():
-            weight.copy_(torch.from_numpy(values))
+        weights.assign(weight, torch.from_numpy(values))
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., inputs] -> [..., outputs], in the type of the layer without the adapter."""

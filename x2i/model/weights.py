@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from x2i.base.errors import X2IError
 
@@ -35,7 +36,11 @@ def load(model: nn.Module, path: Path) -> None:
         X2IError: not a safetensors file, or tensors are missing, unknown or of another shape (the first few named).
             The model is untouched.
     """
-    wanted = model.state_dict()
+    load_state(model.state_dict(), path)
+
+
+def load_state(wanted: Mapping[str, Tensor], path: Path) -> None:
+    """As `load`, all of a model's state, or of what it is without its adapters. Raises X2IError."""
     found = shapes(path)
     tied = aliases(wanted)
     missing = wanted.keys() - found.keys()
@@ -118,10 +123,25 @@ def tensors_of(path: Path) -> Iterator[tuple[str, Tensor]]:
 
 @torch.no_grad()
 def copy_into(state: Mapping[str, Tensor], path: Path) -> None:
-    """Copy the tensors of a file over those of the same names, in place; other names are passed over."""
-    for name, tensor in tensors_of(path):
-        if name in state:
-            assign(state[name], tensor)
+    """Copy the tensors of a file over those of the same names, in place; other names are passed over.
+
+    Of a tensor that is divided among ranks each reads its part alone.
+    """
+    for file in files_of(path):
+        with _opened(file) as tensors:
+            for name in tensors.keys():  # noqa: SIM118 - no mapping
+                if name in state:
+                    _read_into(state[name], tensors, name)
+
+
+def _read_into(target: Tensor, tensors: safe_open, name: str) -> None:
+    if not isinstance(target, DTensor) or not target.ndim:
+        assign(target, tensors.get_tensor(name))
+        return
+    sizes, offsets = compute_local_shape_and_global_offset(target.shape, target.device_mesh, target.placements)
+    if all(sizes):
+        box = tuple(slice(o, o + n) for o, n in zip(offsets, sizes, strict=True))
+        target.to_local().copy_(tensors.get_slice(name)[box])
 
 
 @torch.no_grad()
@@ -163,6 +183,17 @@ def aliases(state: Mapping[str, Tensor]) -> dict[str, str]:
         if place in first:
             out[name] = first[place]
         first.setdefault(place, name)
+    return out
+
+
+def tied_names(model: nn.Module) -> dict[str, str]:
+    """Parameters with two names: the later name -> the first. On the meta device, too, where `aliases` sees none."""
+    first: dict[int, str] = {}
+    out = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if id(parameter) in first:
+            out[name] = first[id(parameter)]
+        first.setdefault(id(parameter), name)
     return out
 
 

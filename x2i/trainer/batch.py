@@ -68,8 +68,9 @@ class PackBatch:
     Attributes:
         data, noise: latents [C, H, W] of each picture, which may differ in size; `t` [G] and `dropped` are theirs, too.
         weights: of each picture's error [1 or C, H, W], or None.
-        left_out: samples that were planned for this pack and did not fit.
         length: tokens of the pack, padding included.
+        preferred: whether each conversation is two documents: with the chosen answer, then with the rejected one.
+        left_out: samples that were planned for this pack and did not fit.
     """
 
     examples: tuple[Example, ...]
@@ -80,14 +81,16 @@ class PackBatch:
     weights: tuple[Tensor | None, ...]
     dropped: tuple[bool, ...]
     length: int
+    preferred: bool = False
     left_out: tuple[Example, ...] = ()
     own: tuple[bool, ...] = ()
     lengths: tuple[int, ...] = ()
 
     @property
     def learned(self) -> Tensor:
-        """Tokens of each conversation that are learned, [K]."""
-        return self.inputs.learned.counts_K
+        """Tokens of each conversation that are learned; of the chosen answer, where there are two."""
+        counts_K = self.inputs.learned.counts_K
+        return counts_K[::2] if self.preferred else counts_K
 
     @property
     def tokens(self) -> int:
@@ -160,16 +163,17 @@ class Batcher:
         room = stage.pack.tokens
         for place, example in enumerate(order):
             try:
-                document = self._document(example, bool(draws[example.draw].dropped), stage, posterior[place])
+                made = self._documents(example, bool(draws[example.draw].dropped), stage, posterior[place])
             except X2IError as error:
                 log.warning("left out: sample %s (%s): %s", example.key, example.task, error)
                 continue
-            if document.length > room:
+            length = sum(document.length for document in made)
+            if length > room:
                 left.append(example)
                 continue
-            room -= document.length
+            room -= length
             kept.append(place)
-            documents.append(document)
+            documents += made
         if not kept:
             raise X2IError(
                 f"stages.{stage.name}.pack: none of the samples of a pack can be shown; the first: {order[0].key}"
@@ -194,17 +198,20 @@ class Batcher:
             ),
             dropped=dropped,
             length=stage.pack.tokens,
+            preferred=stage.preference is not None,
             left_out=tuple(left),
         )
 
-    def _document(
+    def _documents(
         self, example: Example, dropped: bool, stage: Stage, posterior: Sequence[torch.Generator]
-    ) -> Document:
+    ) -> list[Document]:
+        """A sample's document, or both of a preference."""
         if example.output is None:
-            return self._processor.documents([], [], [], [example.chat], stage.plain_captions)[0]
+            chats = [example.chat] if stage.preference is None else [example.chat, example.rejected_chat]
+            return self._processor.documents([], [], [], chats, stage.plain_captions)
         request = Request(example.instruction, example.inputs)
         size = example.output.shape[0], example.output.shape[1]
-        return self._processor.documents([request], [dropped], [size], [], generators=posterior)[0]
+        return self._processor.documents([request], [dropped], [size], [], generators=posterior)
 
     def _latents(self, images: Sequence[np.ndarray], generators: Sequence[torch.Generator]) -> list[Tensor]:
         """Latents [C, H, W] of pictures of several sizes; those of one size are encoded together."""

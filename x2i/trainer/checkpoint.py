@@ -1,4 +1,5 @@
-"""Checkpoints: folders step-NNNNNN, whole or not there at all.
+"""Checkpoints: folders step-NNNNNN, whole or not there at all. Files are the same whatever the number of ranks that wrote
+them, each its part (`x2i.trainer.onefile`); any other number can go on from them.
 
 model.safetensors    the weights, in the published names
 ema.safetensors      the averaged weights, if the run keeps them: what is drawn with
@@ -231,36 +232,40 @@ def load_weights(model: Model[Any], place: Path, opened: Opened[Any] | None = No
     """Read all weights that a run starts from into a model.
 
     Args:
-        model: of the same numbers.
+        model: of the same numbers; adapters that it has stay as they are.
         place: a checkpoint (its averaged weights where it has them), a file, or a folder in its publishers' layout.
         opened: that folder's model, if it is open already.
 
     Raises:
         X2IError: they are no weights of this model.
     """
-    from x2i.model import weights
+    from x2i.model import lora, weights
 
+    adapters = lora.adapter_state(model)
+    wanted = {name: tensor for name, tensor in model.state_dict().items() if name not in adapters}
     opened = opened or published(place)
     if opened is None:
-        weights.load(model, weights_of(place))
+        weights.load_state(wanted, weights_of(place))
         return
     state = opened.model.state_dict()
-    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    if wanted != {name: tuple(tensor.shape) for name, tensor in state.items()}:
+    if {n: tuple(t.shape) for n, t in wanted.items()} != {n: tuple(t.shape) for n, t in state.items()}:
         raise X2IError(f"{place}: its {type(opened.model).__name__} has other numbers than the run's model")
-    for name, tensor in model.state_dict().items():
+    for name, tensor in wanted.items():
         weights.assign(tensor, state[name])
 
 
 def published(place: Path) -> Opened[Any] | None:
-    """The model of a folder in its publishers' layout, in float32; None if the folder is none."""
-    from x2i.model import layouts
+    """The model of a folder in its publishers' layout, its weights as they lie there; None if the folder is none."""
+    from x2i.model import folders, layouts
 
     if not place.is_dir() or layouts.is_checkpoint(place):
         return None
     architecture = layouts.published(place)
     module = None if architecture is None else layouts.of(architecture)
-    return None if module is None else module.open_model(place)
+    if module is None:
+        return None
+    with folders.as_read():
+        return module.open_model(place)
 
 
 def pinned(spec: str) -> str:

@@ -158,7 +158,8 @@ class SampleReader:
         record = self._record(self._json(ref))
         inputs = (np.zeros((side, side, 3), np.uint8),) * len(record.get("input_images") or ())
         if "output_image" not in record:
-            return Example(-1, ref.key, ref.task, "", inputs, None, turns.messages(record), sample=index)
+            said, rejected = turns.messages(record), record.get("rejected_response")
+            return Example(-1, ref.key, ref.task, "", inputs, None, said, rejected, index)
         return Example(-1, ref.key, ref.task, str(record.get("instruction") or ""), inputs, None, sample=index)
 
     def planned(self, plan: Plan, draw: Draw, stage: Stage, due: Due | None = None) -> Example:
@@ -181,7 +182,7 @@ class SampleReader:
                 if stage.min_crop < 1 and not chat:
                     width, height = candidate.size or (stage.resolution, stage.resolution)
                     return _cut(example, height, width, stage.min_crop, plan.key)
-                last = _no_preference(example) if stage.preference is not None else ""
+                last = no_preference(example) if stage.preference is not None else ""
                 if not last:
                     return example
             except DamagedSample as damage:
@@ -313,7 +314,7 @@ class SampleReader:
         return {s: view[o - ref.offset : o - ref.offset + n] for s, o, n in ref.members}
 
 
-def _no_preference(example: Example) -> str:
+def no_preference(example: Example) -> str:
     """Why a sample teaches no preference; empty if it does."""
     if example.rejected is None:
         return "it has no rejected_response, which a stage with `preference` learns from"

@@ -36,7 +36,7 @@ from x2i.model.base import Model
 from x2i.model.config import ModelConfig
 from x2i.model.lengths import Attention, Lengths, lengths_of
 from x2i.model.lora_config import LoRAConfig
-from x2i.trainer.batch import Batch, DrawBatch, PackBatch
+from x2i.trainer.batch import Batch, ChatBatch, DrawBatch, PackBatch
 from x2i.trainer.counting import Call, Known, latents_of, run
 
 #: Shapes of operators' results: stages of one model have most of them in common.
@@ -94,7 +94,7 @@ class StageFlops:
         preference: bool = False,
         dtype: torch.dtype = torch.bfloat16,
     ) -> None:
-        self._config, self._preference = config, preference
+        self._config, self.preference = config, preference
         self._lengths = lengths_of(config)
         self.model = on_meta(config, lora, adapted).to(dtype).train()
         for name, parameter in self.model.named_parameters():
@@ -109,7 +109,9 @@ class StageFlops:
         total = 0.0
         for batch in batches:
             if isinstance(batch, PackBatch):
-                total += self.pack(batch.inputs) if any(batch.own) else 0.0
+                if any(batch.own):
+                    forward, backward = self._packed(batch.inputs)
+                    total += forward + backward + (forward if batch.preferred else 0.0)  # by the reference
             elif isinstance(batch, DrawBatch):
                 tokens = batch.data.shape[-2] * batch.data.shape[-1] // latents_of(self._config)[1] ** 2
                 total += sum(sum(self.both(row)) for row in self._own(batch.inputs, tokens, batch.own))
@@ -122,12 +124,14 @@ class StageFlops:
         return total
 
     def lengths(self, batch: Batch) -> list[int]:
-        """Tokens of each example of a batch, text and pictures, padding left out."""
+        """Tokens of each example of a batch, text and pictures, padding left out; of a preference those of both answers."""
         if isinstance(batch, PackBatch):
-            return list(batch.inputs.lengths)
-        drawn = 0
-        if isinstance(batch, DrawBatch):
-            drawn = batch.data.shape[-2] * batch.data.shape[-1] // latents_of(self._config)[1] ** 2
+            lengths = batch.inputs.lengths
+            return [a + b for a, b in zip(lengths[::2], lengths[1::2], strict=True)] if batch.preferred else [*lengths]
+        if isinstance(batch, ChatBatch):
+            both = [self._lengths.rows(self._config, i, 0) for i in (batch.inputs, batch.rejected) if i is not None]
+            return [sum(row.sequence for row in rows) for rows in zip(*both, strict=True)]
+        drawn = batch.data.shape[-2] * batch.data.shape[-1] // latents_of(self._config)[1] ** 2
         return [row.sequence + row.drawn for row in self._lengths.rows(self._config, batch.inputs, drawn)]
 
     def _own(self, inputs: Any, drawn: int, own: Sequence[bool]) -> list[Lengths]:
@@ -141,7 +145,7 @@ class StageFlops:
     def sample(self, row: Lengths) -> float:
         """FLOPs of one sample."""
         forward, backward = self.both(row)
-        if self._preference and not row.drawn:  # chosen and rejected, and the reference of both
+        if self.preference and not row.drawn:  # chosen and rejected, and the reference of both
             return 2 * (forward + backward) + 2 * forward
         return forward + backward
 
@@ -162,13 +166,18 @@ class StageFlops:
 
     def pack(self, inputs: Any) -> float:
         """FLOPs of a pack, of `Processor.pack`. Raises X2IError if the model takes none."""
+        return sum(self._packed(inputs))
+
+    def _packed(self, inputs: Any) -> tuple[float, float]:
+        """FLOPs of the forward and of the backward pass of a pack."""
         if not self.model.packs:
             raise X2IError(f"{self._config.architecture} takes no packs")
         rows, pairs = self._lengths.packed(self._config, inputs)
         if not rows:
-            return 0.0
-        linear = sum(float((self._pass(r.drawn > 0).linear @ np.array(r.features, float)).sum()) for r in rows)
-        return linear + float((self.pair(rows[0]) @ np.array(pairs, float)).sum())
+            return 0.0, 0.0
+        total = sum(self._pass(r.drawn > 0).linear @ np.array(r.features, float) for r in rows)
+        total = total + self.pair(rows[0]) @ np.array(pairs, float)
+        return float(total[0]), float(total[1])
 
     def batch(self, inputs: Any, drawn: int = 0) -> float:
         """FLOPs of a batch of the model's inputs; of one to be drawn with so many noisy tokens a row."""

@@ -27,7 +27,7 @@ from x2i.corpus.manifest import SPLIT, split_columns
 from x2i.trainer.buckets import COLUMNS, Size, nearest, sizes_of
 from x2i.trainer.classes import Classes
 from x2i.trainer.lengths import COLUMNS as LENGTHS
-from x2i.trainer.lengths import columns_of
+from x2i.trainer.lengths import REJECTED, columns_of
 
 #: The sides of the split, as numbers of a row.
 TRAIN, HELD_OUT, APART = range(3)
@@ -99,7 +99,8 @@ class ManifestReader:
 
     def lengths(self, group: int) -> pa.Table:
         """What `x2i.trainer.lengths` wants to know of one row group."""
-        return self.read(group, columns_of(self._columns, self._estimated))
+        rejected = [REJECTED] if REJECTED in self._columns else []
+        return self.read(group, [*columns_of(self._columns, self._estimated), *rejected])
 
     def kinds_and_split(self, group: int) -> tuple[Kinds, np.ndarray, np.ndarray]:
         """Task and source, the image's split point (uint32), and the least of the sample's other images (or the most)."""

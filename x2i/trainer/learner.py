@@ -19,6 +19,7 @@ from x2i.base.seeds import digest
 from x2i.model import flow, lora
 from x2i.model.base import Model
 from x2i.model.lora_config import LoRAConfig
+from x2i.model.weights import tied_names
 from x2i.trainer import losses, parallel
 from x2i.trainer.batch import Batch, ChatBatch, DrawBatch, PackBatch
 from x2i.trainer.config import RunConfig
@@ -69,7 +70,7 @@ class Learner:
         self.run = run
         self.world = world or World(alone=True)
         self._build = build
-        self.tied = parallel.tied_names(model)
+        self.tied = tied_names(model)
         _check_tau(run, model)
         self._trained = [trained(model, s, f"stages.{i}") for i, s in enumerate(run.stages)]
         self.model = parallel.prepare(model, run, self.world, device)
@@ -240,6 +241,9 @@ class Learner:
         divided.
         """
         own_B = own_rows(batch)
+        if stage.preference is not None and not isinstance(batch, DrawBatch):
+            each, counts = self._preference_losses(batch, stage)
+            return (each * own_B).sum() / totals.rows, each, counts
         if isinstance(batch, PackBatch):
             drawn, sums, counts = self.pack_losses(batch)
             own_G, own_K = own_B[: len(drawn)], own_B[len(drawn) :]
@@ -249,9 +253,6 @@ class Learner:
         if isinstance(batch, DrawBatch):
             each = self.velocity_losses(batch)
             return (each * own_B).sum() / totals.rows, each, None
-        if batch.rejected is not None:
-            each, counts = self._preference_losses(batch, stage)
-            return (each * own_B).sum() / totals.rows, each, counts
         sums, counts = self._next_token(batch.inputs)
         part = (sums * own_B).sum() / max(totals.tokens, 1) * (totals.chats / totals.rows)
         return stage.answer_weight * part, sums / counts.clamp_min(1), counts
@@ -265,14 +266,14 @@ class Learner:
             return flow.squared_error(predicted, batch.noise, batch.data)
         return losses.weighted_squared_error(predicted, batch.noise, batch.data, batch.weights)
 
-    def pack_losses(self, batch: PackBatch) -> tuple[Tensor, Tensor, Tensor]:
+    def pack_losses(self, batch: PackBatch, model: Model[Any] | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Squared error of each picture's velocity [G]; of each conversation the negative log-likelihood and tokens [K]."""
         noisy = [
             flow.interpolate(n[None], d[None], t)
             for n, d, t in zip(batch.noise, batch.data, batch.t[:, None], strict=True)
         ]
         with self.autocast():
-            predicted, sums, counts = self.model.packed(batch.inputs, [x[0] for x in noisy], batch.t)
+            predicted, sums, counts = (model or self.model).packed(batch.inputs, [x[0] for x in noisy], batch.t)
         each = []
         for found, noise, data, weights in zip(predicted, batch.noise, batch.data, batch.weights, strict=True):
             pair = found[None], noise[None], data[None]
@@ -289,15 +290,22 @@ class Learner:
         sums, counts = self._next_token(inputs)
         return float(sums.sum()), int(counts.sum())
 
-    def _preference_losses(self, batch: ChatBatch, stage: Stage) -> tuple[Tensor, Tensor]:
+    def _preference_losses(self, batch: ChatBatch | PackBatch, stage: Stage) -> tuple[Tensor, Tensor]:
         assert stage.preference is not None and self.reference is not None
-        chosen, counts = self._next_token(batch.inputs)
-        rejected, _ = self._next_token(batch.rejected)
+        chosen, rejected, counts = self._answers(batch, self.model)
         with torch.no_grad():
-            before, worse = (-self._next_token(i, self.reference)[0] for i in (batch.inputs, batch.rejected))
+            before, worse, _ = self._answers(batch, self.reference)
         smoothing = stage.preference.label_smoothing
-        each, _ = losses.dpo(-chosen, -rejected, before, worse, beta=stage.preference.beta, label_smoothing=smoothing)
+        each, _ = losses.dpo(-chosen, -rejected, -before, -worse, stage.preference.beta, smoothing)
         return each, counts
+
+    def _answers(self, batch: ChatBatch | PackBatch, model: Model[Any]) -> tuple[Tensor, Tensor, Tensor]:
+        """Negative log-likelihood of each sample's chosen and rejected answer, and tokens of the chosen one, [B] each."""
+        if isinstance(batch, PackBatch):
+            _, sums, counts = self.pack_losses(batch, model)
+            return sums[::2], sums[1::2], counts[::2]
+        chosen, counts = self._next_token(batch.inputs, model)
+        return chosen, self._next_token(batch.rejected, model)[0], counts
 
     def _anneal(self, stage: Stage, step: int) -> None:
         """Set the temperature of the visual tokenizer, where there is one: linear from the first step to the last."""

@@ -1,7 +1,7 @@
 """How many tokens samples take, as far as the manifest can tell.
 
 Of the text the manifest has an estimate that knows no tokenizer (`x2i.corpus.text`); `calibrate` turns it into tokens of
-the run's own. Corpora of earlier builds lack the estimate: then the text is counted at four characters a token, and of a
+the run's own. Of preferences it has a second estimate, with the rejected answer. Corpora of earlier builds lack the estimate: then the text is counted at four characters a token, and of a
 conversation, whose text's length they do not know at all, the record's bytes stand for it.
 
 Before any model is built, a picture is counted at one token for 16 x 16 pixels of the size that the stage shows it in.
@@ -22,6 +22,8 @@ from x2i.trainer.stage import Stage
 #: What of the manifest is needed; and where the text's estimate is missing.
 COLUMNS = ["text_tokens", "input_sizes", "output_size"]
 EARLIER = ["instruction_chars", "input_sizes", "output_size", "members"]
+#: What a stage with preferences needs besides, where it is there.
+REJECTED = "rejected_tokens"
 
 _TEXT, _SIDE = 4, 16
 
@@ -82,7 +84,7 @@ class Lengths:
     """What a model makes of samples, in tokens.
 
     Attributes:
-        text: of the text of a sample to be drawn; `said`: of a conversation's.
+        text: of the text of a sample to be drawn; `said`: of a conversation's, or of both together of a preference.
         picture: of a picture of this width and height in pixels, as it is shown; and whether in a conversation.
         per_image: besides, for each picture that is shown; `per_output`: for the one that is drawn.
         per_document: besides, for each sample.
@@ -90,6 +92,8 @@ class Lengths:
         text_most, said_most: of `text` and `said`, together with `per_image` of all pictures: longer ones are cut.
         chat_most: of a whole conversation.
         counted: by sample, tokens of its text that were counted (`x2i.trainer.counted`), -1 where they are estimated.
+        answers: how often a conversation is shown, each time with another answer: 2 where preferences are learned.
+        several: besides `per_image`, for each picture of a conversation that has more than one.
     """
 
     text: Fit = Fit()
@@ -102,7 +106,14 @@ class Lengths:
     text_most: int | None = None
     said_most: int | None = None
     chat_most: int | None = None
+    answers: int = 1
+    several: float = 0.0
     counted: np.ndarray | None = field(default=None, compare=False)
+
+    @classmethod
+    def guess(cls, stage: Stage) -> Lengths:
+        """What is taken for it where no model is at hand."""
+        return cls(answers=1 if stage.preference is None else 2)
 
 
 @dataclass(frozen=True)
@@ -125,24 +136,26 @@ class Measure:
     """Lengths of a stage's samples, as a model makes them."""
 
     def __init__(self, stage: Stage, lengths: Lengths | None = None) -> None:
-        self.stage, self.lengths = stage, lengths or Lengths()
+        self.stage, self.lengths = stage, lengths or Lengths.guess(stage)
         self._shown: dict[tuple[int, int], int] = {}
 
     def __call__(self, rows: pa.Table, first: int = 0) -> Measured:
         """Measure rows, which have `COLUMNS` or `EARLIER`, from the `first` sample of the table on."""
         of = self.lengths
         drawn, parents, widths, heights = _pictures(rows)
-        estimate = texts(rows)
+        estimate = texts(rows, self.stage.preference is not None)
         slope, intercept, spread = (
             np.where(drawn, getattr(of.text, name), getattr(of.said, name)) for name in ("slope", "intercept", "spread")
         )
         most = np.where(drawn, *(np.inf if m is None else m for m in (of.text_most, of.said_most)))
-        fixed = of.per_image * np.bincount(parents, minlength=len(rows))
+        times, count = np.where(drawn, 1, of.answers), np.bincount(parents, minlength=len(rows))
+        marks = of.per_image + of.several * (~drawn & (count > 1))
+        most, fixed = most * times, count * marks * times
         doubt, whole = spread**2 * np.maximum(estimate, _LEAST), slope * estimate + intercept
         if of.counted is not None:
             counted = of.counted[first : first + len(rows)]
             doubt, whole = np.where(counted < 0, doubt, 0.0), np.where(counted < 0, whole, counted)
-        whole += fixed
+        whole = whole + fixed
         text = np.minimum(np.rint(whole), np.maximum(most, 0)).astype(np.int64)
         doubt[whole - np.sqrt(doubt) > most] = 0
         size, square = self._drawn(rows, drawn)
@@ -150,12 +163,12 @@ class Measure:
         asked = ~drawn[parents]
         if asked.any():
             inputs[asked] = self._chats(widths[asked], heights[asked])
-        pictures = np.bincount(parents, inputs, len(rows)).astype(np.int64)
-        own = drawn * (square + of.per_output) + of.per_document
+        pictures = np.bincount(parents, inputs, len(rows)).astype(np.int64) * times
+        own = drawn * (square + of.per_output) + of.per_document * times
         shown = own + text + pictures
         if of.chat_most is not None:
-            doubt[~drawn & (shown - np.sqrt(doubt) > of.chat_most)] = 0
-            shown = np.where(drawn, shown, np.minimum(shown, of.chat_most))
+            doubt[~drawn & (shown - np.sqrt(doubt) > of.chat_most * times)] = 0
+            shown = np.where(drawn, shown, np.minimum(shown, of.chat_most * times))
         return Measured(shown, np.where(drawn, own + of.dropped, shown), doubt, size)
 
     def _drawn(self, rows: pa.Table, drawn: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -193,8 +206,19 @@ def tokens(rows: pa.Table, stage: Stage) -> np.ndarray:
     return np.asarray(pictures + texts(rows))
 
 
-def texts(rows: pa.Table) -> np.ndarray:
-    """Estimated tokens of each sample's text, float64. Rows without the manifest's estimate need `EARLIER` columns."""
+def texts(rows: pa.Table, preferred: bool = False) -> np.ndarray:
+    """Estimated tokens of each sample's text, float64. Rows without the manifest's estimate need `EARLIER` columns.
+
+    Args:
+        preferred: of conversations, with the chosen answer and with the rejected one, together. Where the manifest does
+            not tell of the rejected one, it is taken to be as long.
+    """
+    if preferred:
+        chosen = texts(rows)
+        if REJECTED not in rows.column_names:
+            return chosen * 2
+        rejected = rows[REJECTED].combine_chunks()
+        return chosen + np.where(rejected.is_valid().to_numpy(False), rejected.fill_null(0).to_numpy(False), chosen)
     there = "text_tokens" in rows.column_names
     if there and not rows["text_tokens"].null_count:
         return np.asarray(rows["text_tokens"].to_numpy().astype(float))

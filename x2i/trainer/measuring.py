@@ -2,8 +2,8 @@
 
 The texts of a few hundred samples are read, and made into documents with tiny black pictures; what the manifest's
 estimate makes of them is fitted to that. Of a stage that draws from few samples all texts are counted so
-(`x2i.trainer.counted`). Texts that the model is shown in part alone are fitted whole, and how much of
-them is kept is found by one that is longer than any pack.
+(`x2i.trainer.counted`). A preference is measured with both its answers. Texts that the model is shown in part alone are
+fitted whole, and how much of them is kept is found by one that is longer than any pack.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from x2i.base.seeds import digest
 from x2i.model.base import Chat, Message, Processor, Request
 from x2i.model.placeholders import MARK, image_only
 from x2i.trainer.counted import counted
-from x2i.trainer.data import DamagedSample, SampleReader
+from x2i.trainer.data import DamagedSample, SampleReader, no_preference
 from x2i.trainer.lengths import Fit, Lengths
 from x2i.trainer.mixture import calibrated, checked, training_of
 from x2i.trainer.stage import Stage
@@ -60,23 +60,35 @@ def lengths_of(
     request = whole.request("", 0) if tasks.keys() - reader.table.chats else 0
     chat = whole.chat(_ASKED, 0) - _WORD if tasks.keys() & reader.table.chats else 0
     per_image = (whole.request("", 1) - request) if request else (whole.chat(_ASKING, 1) - whole.chat(_ASKED, 0))
+    several = (whole.chat(_ASKING_TWICE, 2) - whole.chat(_ASKED, 0)) / 2 - per_image if chat else 0.0
     least = min(filter(None, (request, chat)))
     long = " q 7" * stage.pack.tokens if stage.pack else ""  # longer than a pack in any vocabulary
     answer = (Message("user", ""), Message("assistant", long))
     longest = whole.chat(answer, 0) if chat else 0
     picture = processor.picture_tokens(whole.side, whole.side, True)
+    preferred = stage.preference is not None
 
     def text(sample: int, whole_only: bool = False) -> int | None:
-        """Tokens of a sample's text. `whole_only`: None where the model itself cuts it."""
+        """Tokens of a sample's text; of a preference those of both its conversations.
+
+        Args:
+            whole_only: None where the model itself cuts it.
+        """
         try:
             example = reader.words(sample, whole.side)
+            if preferred and no_preference(example):
+                return None
             count, chats = len(example.inputs), bool(example.messages)
-            found = whole.chat(example.messages, count) if chats else whole.request(example.instruction, count)
+            asked = [example.chat, example.rejected_chat] if preferred else [example.chat]
+            found = (
+                [whole.chat(a.messages, count) for a in asked] if chats else [whole.request(example.instruction, count)]
+            )
         except (DamagedSample, X2IError):  # told of when the trainer meets it
             return None
-        if whole_only and chats and found + count * picture >= longest:
+        if whole_only and chats and max(found) + count * picture >= longest:
             return None
-        return found - count * per_image - (chat if chats else request)
+        marks = count * (per_image + (several if chats and count > 1 else 0))
+        return round(sum(found) - len(found) * (marks + (chat if chats else request)))
 
     def asked(sample: int, chats: bool) -> int | None:
         """As `text`, of this kind alone."""
@@ -85,29 +97,32 @@ def lengths_of(
 
     corpora, words = [c.digest for c in reader.table.corpora], processor.tokenizer.to_str()
     how = processor.max_text_tokens, stage.plain_captions, processor.config.model_dump(mode="json")
-    name = f"{stage.name} {digest('lengths/1', corpora, words, *how)[:16]}"
+    kind = "lengths/2/preferred" if preferred else "lengths/2"
+    name = f"{stage.name} {digest(kind, corpora, words, *how)[:16]}"
     noted = _noted(keep)
     if name not in noted:
-        fits = [calibrated(reader.table, partial(asked, chats=chats)) for chats in (False, True)]
+        fits = [calibrated(reader.table, partial(asked, chats=chats), preferred=preferred) for chats in (False, True)]
         noted[name] = [asdict(fit) for fit in fits]
         if keep is not None:
             write_text(keep, json.dumps(noted, indent=1) + "\n")
     drawn, said = (Fit(**fit) for fit in noted[name])
     counts = None
     if stage.pack is not None and sum(len(samples) for samples in tasks.values()) <= stage.pack.count:
-        place = digest("texts/1", corpora, words, *how[1:], stage.preference is not None, sorted(tasks))[:16]
+        place = digest("texts/1", corpora, words, *how[1:], preferred, sorted(tasks))[:16]
         counts = counted(reader.table, tasks, text, None if keep is None else keep.with_name(COUNTS) / place, note)
     return Lengths(
         text=drawn,
         said=said,
         picture=processor.picture_tokens,
         per_image=per_image,
+        several=several,
         per_output=request - least if request else 0,
         per_document=least,
         dropped=whole.dropped() - request if request else 0,
         text_most=made.request(long, 0) - request if request else None,
         said_most=made.chat(answer, 0) - chat if chat else None,
         chat_most=longest or None,
+        answers=2 if preferred else 1,
         counted=counts,
     )
 
@@ -125,6 +140,7 @@ def _noted(keep: Path | None) -> dict[str, Any]:
 
 _ASKED = (Message("user", ""), Message("assistant", "x"))
 _ASKING = (Message("user", MARK), Message("assistant", "x"))
+_ASKING_TWICE = (Message("user", MARK + MARK), Message("assistant", "x"))
 
 #: Tokens of the word that is said in these: without words there is nothing to learn.
 _WORD = 1

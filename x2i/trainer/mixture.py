@@ -8,13 +8,14 @@ import numpy as np
 
 from x2i.base.errors import RecipeError
 from x2i.corpus.corpus import Corpus
+from x2i.trainer.bucketed import bucket_streams
 from x2i.trainer.buckets import kept
 from x2i.trainer.config import Shuffle
 from x2i.trainer.index import HELD_OUT, TRAIN
 from x2i.trainer.lengths import ASKED, COLUMNS, EARLIER, Fit, Lengths, Measure, calibrate, texts, tokens
 from x2i.trainer.measured import MeasuredGroups, MeasuredSamples
 from x2i.trainer.packing import PackPlan
-from x2i.trainer.plan import OPEN, STEPS, WINDOW, BucketPlan, Plan, StagePlan
+from x2i.trainer.plan import STEPS, WINDOW, BucketPlan, Plan, StagePlan, Stream
 from x2i.trainer.stage import Stage
 from x2i.trainer.table import Cell, Samples, SampleTable
 
@@ -51,20 +52,23 @@ def plan_of(
     return _bucketed(table, stage, seed, mixture, shuffle) if stage.buckets else plain
 
 
-def calibrated(table: SampleTable, count: Callable[[int], int | None], number: int = ASKED) -> Fit:
+def calibrated(
+    table: SampleTable, count: Callable[[int], int | None], number: int = ASKED, preferred: bool = False
+) -> Fit:
     """What a tokenizer makes of the manifest's estimates of texts, asked of some training samples of all corpora.
 
     Args:
         count: tokens of a sample's text (its number in the table), without what stands for pictures; None to leave it
             out, as where it cannot be read.
         number: samples to ask, in row groups evenly spaced.
+        preferred: whether it counts a sample's text with either answer, together.
     """
     chosen = np.unique(np.linspace(0, len(table.sizes) - 1, min(_GROUPS, len(table.sizes))).astype(int)).tolist()
     pairs: list[tuple[float, float]] = []
     for group in chosen:
         rows = np.flatnonzero(table.kinds(group) % 3 == TRAIN)
         some = rows[np.unique(np.linspace(0, len(rows) - 1, min(number // len(chosen) + 1, len(rows))).astype(int))]
-        estimates = texts(table.lengths(group))
+        estimates = texts(table.lengths(group), preferred)
         told = [(row, count(table.first(group) + row)) for row in some.tolist()]
         pairs += [(float(estimates[row]), float(real)) for row, real in told if real is not None]
     return calibrate(pairs)
@@ -135,19 +139,28 @@ def _bucketed(table: SampleTable, stage: Stage, seed: int, mixture: dict[str, fl
         here = kept(own, sizes, 0.5 / WINDOW)
         serving |= {(n, bucket): here[by] for (n, bucket), by in serving.items() if n == name}
 
+    def named(cell: Cell) -> str:
+        return table.name(cell, stage.mixture_by)
+
     def served(cell: Cell) -> int | None:
-        return serving.get((table.name(cell, stage.mixture_by), cell.buckets[place]))
+        return serving.get((named(cell), cell.buckets[place]))
 
     plans, parts = {}, shares(serving)
+    streams: dict[tuple[str, int], Stream] = {}
+    for name in sorted(mixture):
+        codes = {c: b for c, cell in enumerate(table.cells) if (b := served(cell)) is not None and named(cell) == name}
+        mine = sorted(set(codes.values()))
+        wide = max(round(shuffle.window * mixture[name] / total), 1)
+        made = bucket_streams(
+            *(table, {code: mine.index(bucket) for code, bucket in codes.items()}, TRAIN, (seed, stage.name, name)),
+            *(shuffle.block, wide, len(mixture)),
+        )
+        streams |= {(name, bucket): stream for bucket, stream in zip(mine, made, strict=True)}
     for bucket, part in parts.items():
-        samples = samples_of(bucket, served)
         width, height = sizes[bucket]
-        # its draws are so much of all
-        wide = max(round(shuffle.window * sum(part.values()) / sum(sum(p.values()) for p in parts.values())), 1)
         plans[width, height] = StagePlan(
-            *(samples, part, batch, seed, f"{stage.name}/{width}x{height}"),
-            open_samples=OPEN // len(parts),
-            shuffle=Shuffle(block=shuffle.block, window=wide),
+            *(samples_of(bucket, served), part, batch, seed, f"{stage.name}/{width}x{height}"),
+            streams={name: streams[name, bucket] for name in part},
         )
     return BucketPlan(plans, {sizes[b]: sum(part.values()) for b, part in parts.items()}, seed, stage.name)
 

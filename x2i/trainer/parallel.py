@@ -18,13 +18,18 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import checkpoint
 
+from x2i.model import lora, weights
 from x2i.model.base import Model
 from x2i.trainer.config import RunConfig
 from x2i.trainer.world import World
 
 
 def prepare(model: Model[Any], run: RunConfig, world: World, device: torch.device) -> Model[Any]:
-    """Move a model to its device, as the run's `compute` asks, and divide its weights if there are other ranks."""
+    """Move a model to its device, as the run's `compute` asks, and divide its weights if there are other ranks.
+
+    With other ranks it may be on the meta device (`x2i.model.deferred`): then no rank ever has all of it, and what each
+    holds is to be filled.
+    """
     blocks = model.blocks()
     if run.compute.checkpointing:
         for block in blocks:
@@ -48,7 +53,22 @@ def prepare(model: Model[Any], run: RunConfig, world: World, device: torch.devic
     fully_shard(model, **options)
     for method in ("next_token", "packed"):
         register_fsdp_forward_method(model, method)
-    return model.to(device)
+    return _placed(model, device)
+
+
+def _placed(model: Model[Any], device: torch.device) -> Model[Any]:
+    """Move a divided model; of what has no memory yet (the meta device) each rank gets its part, to be filled.
+
+    Adapters are as they are at first.
+    """
+    tied, hollow = weights.tied_names(model), any(p.is_meta for p in model.parameters())
+    model._apply(lambda t: torch.empty_like(t, device=device) if t.is_meta else t.to(device))
+    for second, first in tied.items() if hollow else ():
+        module, _, name = second.rpartition(".")
+        setattr(model.get_submodule(module), name, model.get_parameter(first))
+    for layer in lora.adapters(model).values() if hollow else ():
+        layer.renew()
+    return model
 
 
 def _recomputed(block: nn.Module, *args: Any, **kwargs: Any) -> Any:
@@ -99,27 +119,6 @@ def full(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def tied_names(model: nn.Module) -> dict[str, str]:
-    """Parameters with two names: the later name -> the first."""
-    first: dict[int, str] = {}
-    out = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        if id(parameter) in first:
-            out[name] = first[id(parameter)]
-        first.setdefault(id(parameter), name)
-    return out
-
-
-def gathered(state: Mapping[str, Tensor], tied: Mapping[str, str], keep: bool) -> dict[str, Tensor]:
-    """A copy in host memory of all of each tensor, one after the other; of ranks that do not `keep` it, nothing.
-
-    All ranks call this together.
-    """
-    out: dict[str, Tensor] = {}
-    for name, tensor in state.items():
-        if tied.get(name) in state:
-            continue
-        value = full(tensor.detach())
-        if keep:
-            out[name] = value.to("cpu", copy=True)
-    return out
+def untied(state: Mapping[str, Tensor], tied: Mapping[str, str]) -> dict[str, Tensor]:
+    """A state without the second names of what has two."""
+    return {name: tensor for name, tensor in state.items() if tied.get(name) not in state}

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from x2i.base.errors import RecipeError, X2IError
-from x2i.model import lora
+from x2i.model import lora, weights
 from x2i.model.base import Model
 from x2i.model.lora_config import LoRAConfig
 from x2i.trainer import parallel
@@ -95,7 +95,7 @@ def trained(model: Model[Any], stage: Stage, where: str) -> Trained:
         if not layers:
             raise RecipeError(f"{where}.train.{part}.lora: no linear layer of this part is among its targets")
         adapted |= dict.fromkeys(layers, spec.lora)
-    tied = parallel.tied_names(model)
+    tied = weights.tied_names(model)
     shared = {*tied, *tied.values()}
     if both := [layer for layer in adapted if f"{layer}.weight" in shared]:
         raise RecipeError(
@@ -131,10 +131,12 @@ def resumable(model: nn.Module) -> dict[str, Tensor]:
     return found | lora.adapter_state(model)
 
 
-def plain(state: Mapping[str, Tensor], adapted: Mapping[str, LoRAConfig]) -> dict[str, Tensor]:
-    """A model's tensors (whole, in host memory) with the updates of its adapters in its weights."""
-    out = {n: t for n, t in state.items() if not n.endswith((".lora_A.weight", ".lora_B.weight"))}
-    for layer, config in adapted.items():
-        weight, a, b = (state[f"{layer}.{n}weight"].float() for n in ("", "lora_A.", "lora_B."))
-        out[f"{layer}.weight"] = (weight + config.scale * (b @ a)).to(state[f"{layer}.weight"].dtype)
+@torch.no_grad()
+def plain(model: nn.Module) -> dict[str, Tensor]:
+    """Copies in host memory of this rank's parts of the adapted weights, with their updates. All ranks call it together."""
+    out = {}
+    for name, layer in lora.adapters(model).items():
+        copy = layer.weight.detach().to("cpu", copy=True)
+        parallel.local(copy).copy_(merged(layer))
+        out[f"{name}.weight"] = copy
     return out

@@ -108,6 +108,16 @@ class Stratum(Protocol):
         """A sample's task."""
 
 
+class Stream(Protocol):
+    """A stratum's samples in the order in which they are drawn, epoch after epoch."""
+
+    def at(self, position: int) -> int:
+        """The number of the sample at a position, from 0."""
+
+    def task(self, sample: int) -> str:
+        """A sample's task."""
+
+
 class StagePlan:
     """The stream of one stage. `key` (seed and stage) seeds all that is random in it.
 
@@ -119,6 +129,7 @@ class StagePlan:
         stage: the stage's name.
         window: draws per window.
         open_samples, span: of the runs within which a stratum's samples are shuffled; `shuffle`: how.
+        streams: of all strata, where they are made already.
 
     Raises:
         RecipeError: a stratum of the mixture has no samples, or there are more than draws in a window.
@@ -135,6 +146,7 @@ class StagePlan:
         open_samples: int = OPEN,
         span: int = SPAN,
         shuffle: Shuffle | None = None,
+        streams: Mapping[str, Stream] | None = None,
     ) -> None:
         there = {name for name, stratum in samples.items() if len(stratum.counts)}
         if missing := [name for name in mixture if name not in there]:
@@ -149,7 +161,7 @@ class StagePlan:
         share, shuffle = max(open_samples // len(self.strata), 1), shuffle or Shuffle()
         counts = round_mixture([mixture[name] for name in self.strata], window)
         self.counts = dict(zip(self.strata, counts, strict=True))
-        self._streams = {
+        self._streams: Mapping[str, Stream] = streams or {
             name: _Stream(
                 samples[name], (*self.key, name), share, span, shuffle.block, shuffle.window * count // window
             )
@@ -177,7 +189,7 @@ class StagePlan:
     def _drawn(self, index: int, stratum: str, position: int) -> Draw:
         stream = self._streams[stratum]
         sample = stream.at(position)
-        return Draw(index, stratum, stream.samples.task(sample), sample, position)
+        return Draw(index, stratum, stream.task(sample), sample, position)
 
 
 class BucketPlan:
@@ -253,7 +265,7 @@ class _Stream:
     def __init__(
         self, samples: Stratum, key: tuple[int | str, ...], share: int, span: int, block: int, window: int
     ) -> None:
-        self.samples = samples
+        self._samples = samples
         self._key, self._share, self._span = key, share, span
         self._block, self._window = block, window
         self._size = int(samples.counts.sum())
@@ -268,10 +280,14 @@ class _Stream:
         place = begin + Order.of(end - begin, self._block, self._window).at(place - begin, *self._key, number, run)
         entry = int(epoch.ends.searchsorted(place, "right"))
         group = int(epoch.order[entry])
-        return self.samples.at(group, place - int(epoch.ends[entry]) + int(self.samples.counts[group]))
+        return self._samples.at(group, place - int(epoch.ends[entry]) + int(self._samples.counts[group]))
+
+    def task(self, sample: int) -> str:
+        """A sample's task."""
+        return self._samples.task(sample)
 
     def _ordered(self, number: int) -> _Epoch:
-        counts, sizes = self.samples.counts, self.samples.sizes
+        counts, sizes = self._samples.counts, self._samples.sizes
         order = generator("plan/groups/1", *self._key, number).permutation(len(counts))
         ends = np.cumsum(counts[order])
         runs, before, rows = [0], 0, 0  # where each begins; samples up to here, and rows of the run at hand

@@ -31,7 +31,7 @@ from x2i.trainer.table import SampleRef
 _CALLS = 2
 
 #: Bytes that the system is told of at a time: of more it may read the beginning alone.
-_ADVICE = 128 << 10
+_ADVICE = 256 << 10
 
 #: How often a URL is asked, and seconds before the second time; they double.
 _TRIES, _PAUSE = 3, 0.5

@@ -72,8 +72,9 @@ class Mean:
 
 def _weighed(row: Row, dropout: float, flops: StageFlops) -> np.ndarray:
     def one(lengths: Lengths) -> np.ndarray:
-        count = lengths.sequence + lengths.drawn
-        return np.array([0.0, count, flops.sample(lengths), flops.kept(lengths)])
+        passes = 2 if flops.preference and not lengths.drawn else 1  # with either answer
+        count = passes * (lengths.sequence + lengths.drawn)
+        return np.array([0.0, count, flops.sample(lengths), passes * flops.kept(lengths)])
 
     full = one(row.lengths)
     if row.dropped is not None:

@@ -1,7 +1,8 @@
 """Checkpoints are written while the training goes on: copied to host memory at once, to disk by a thread of each rank.
 
-The optimiser's state goes by torch.distributed.checkpoint, each rank its part, and can be read by another number of
-ranks; rank 0 writes everything else. A checkpoint appears under its name when all of it is on disk.
+Weights and the optimiser's state go by torch.distributed.checkpoint: each rank copies and writes what it holds, nothing
+is gathered, and another number of ranks can read it. Rank 0 writes the rest, which is small. A checkpoint appears under
+its name when all of it is on disk.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ import pickle
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from x2i.base.errors import ElsewhereError, X2IError
 from x2i.base.files import aside, remove
 from x2i.trainer import checkpoint
+from x2i.trainer.onefile import OneFile
 from x2i.trainer.world import World
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -48,6 +49,7 @@ class Saver:
         self,
         target: Path,
         files: Mapping[str, Any],
+        weights: Mapping[str, Mapping[str, Tensor]],
         optimizer: Mapping[str, Tensor] | None,
         done: Callable[[], None],
     ) -> None:
@@ -56,6 +58,7 @@ class Saver:
         Args:
             target: the folder step-NNNNNN.
             files: as of `checkpoint.fill`, of rank 0; what they hold is not changed any more.
+            weights: the tensors of each safetensors file, by the file's name: of `Copies`.
             optimizer: of `state_of`; copied before this returns.
             done: called in rank 0's thread when the checkpoint is there.
 
@@ -73,12 +76,9 @@ class Saver:
         temporary, fault = self._world.tell((temporary, fault))
         if fault:
             raise X2IError(fault)
-        future = None
-        if optimizer is not None:
-            writer = dcp.FileSystemWriter(temporary / checkpoint.OPTIMIZER)
-            future = dcp.async_save(dict(optimizer), storage_writer=writer, process_group=self._world.writers)
+        state = None if optimizer is None else Copies().of(optimizer)
         self._thread = threading.Thread(
-            target=self._finish, args=(temporary, target, files, future, done), name="x2i-checkpoint"
+            target=self._finish, args=(temporary, target, files, dict(weights), state, done), name="x2i-checkpoint"
         )
         self._thread.start()
 
@@ -105,12 +105,17 @@ class Saver:
         temporary: Path,
         target: Path,
         files: Mapping[str, Any],
-        future: Future[Any] | None,
+        weights: dict[str, Mapping[str, Tensor]],
+        optimizer: Mapping[str, Tensor] | None,
         done: Callable[[], None],
     ) -> None:
         try:
-            if future is not None:
-                _result(future, target)
+            for name in list(weights):
+                self._put(weights.pop(name), OneFile(temporary / name), target / name)
+            if optimizer is not None:
+                name = checkpoint.OPTIMIZER
+                writer = dcp.FileSystemWriter(temporary / name, per_thread_copy_ahead=0)  # all is in host memory
+                self._put(optimizer, writer, target / name)
             if self._world.first:
                 checkpoint.fill(temporary, files, target)
                 done()
@@ -119,13 +124,29 @@ class Saver:
                 remove(temporary)
             self._error = checkpoint.unwritten(target, error) if isinstance(error, OSError) else error
 
+    def _put(self, state: Mapping[str, Tensor], writer: dcp.StorageWriter, place: Path) -> None:
+        """Write a state, each rank its part: all ranks do it together."""
+        try:
+            dcp.save(dict(state), storage_writer=writer, process_group=self._world.writers)
+        except (CheckpointException, RuntimeError) as error:  # what torch makes of a full disk
+            causes = getattr(error, "failures", None) or {0: (error,)}
+            raise checkpoint.unwritten(place, next(iter(causes.values()))[0]) from None
 
-def _result(future: Future[Any], target: Path) -> None:
-    try:
-        future.result()
-    except (CheckpointException, RuntimeError) as error:  # what torch makes of a full disk
-        causes = getattr(error, "failures", None) or {0: (error,)}
-        raise checkpoint.unwritten(target, next(iter(causes.values()))[0]) from None
+
+class Copies:
+    """Copies in host memory of what this rank holds of tensors, divided or not: of each one alone, in however many states."""
+
+    def __init__(self) -> None:
+        self._made: dict[int, tuple[Tensor, Tensor]] = {}  # with the tensor, so that its number stays its own
+
+    def of(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The copies by the same names."""
+        return {name: self._copied(tensor) for name, tensor in state.items()}
+
+    def _copied(self, tensor: Tensor) -> Tensor:
+        if id(tensor) not in self._made:
+            self._made[id(tensor)] = tensor, tensor.detach().to("cpu", copy=True)
+        return self._made[id(tensor)][1]
 
 
 def state_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

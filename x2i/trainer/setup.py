@@ -10,31 +10,29 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer
+from torch import Tensor
 
-from x2i.base.errors import RecipeError, X2IError
+from x2i.base.errors import RecipeError
 from x2i.base.files import atomic
 from x2i.base.seeds import digest
 from x2i.corpus.corpus import Corpus
-from x2i.model import lora, registry, weights
+from x2i.model import deferred, lora, registry, weights
 from x2i.model import vae as vaes
 from x2i.model.base import Model, Processor
 from x2i.model.config import AutoencoderKLConfig, ModelConfig, PixelsConfig, VAEConfig
 from x2i.model.folders import Held
 from x2i.model.layouts import Opened
-from x2i.trainer import checkpoint, measuring, parts, preview, tokens
+from x2i.trainer import checkpoint, checks, measuring, parallel, parts, preview, tokens
 from x2i.trainer.batch import Batch, Batcher
 from x2i.trainer.checkpoint import Checkpoint
 from x2i.trainer.config import RunConfig
 from x2i.trainer.course import Origin
 from x2i.trainer.data import DamagedSample, Example, SampleReader
-from x2i.trainer.mixture import held_out_of, plan_of, table_of, tasks_of, training_of
+from x2i.trainer.mixture import held_out_of, plan_of, table_of, tasks_of
 from x2i.trainer.plan import Plan
 from x2i.trainer.stage import Stage
 
 log = logging.getLogger(__name__)
-
-#: Samples of a task that are read to see whether they tell which answer is worse.
-_ASKED = 16
 
 
 class Setup:
@@ -46,7 +44,8 @@ class Setup:
         reader: reads and decodes them.
         vae, tokenizer: with `processors`, by stage, they make a model's inputs.
         weights: the name of those that the run starts from, if any.
-        model: with the weights of `newest`, or those that the run starts from.
+        model: with the weights of `newest`, or those that the run starts from; among several ranks without any, on the
+            meta device, until it is divided and `fill` is called.
         batchers: make training batches, by stage.
         device: where the model computes; it is not moved there yet.
     """
@@ -57,6 +56,7 @@ class Setup:
         corpora: Sequence[Corpus],
         newest: Checkpoint | None,
         device: str | None = None,
+        share: tuple[int, int] | None = None,
         note: Callable[[str], None] = log.info,
     ) -> None:
         """Build it all.
@@ -66,6 +66,7 @@ class Setup:
             corpora: those that it names, opened.
             newest: the checkpoint to take tokenizer and weights from; None to start.
             device: where to compute, if not where the run file says.
+            share: of `World.share`: which part of the weights this rank will hold.
             note: is told what takes long.
 
         Raises:
@@ -91,12 +92,16 @@ class Setup:
         self._base = None if self.weights is None else checkpoint.fetched(self.weights)
         self._newest = newest
         self._opened = None if self._base is None else checkpoint.published(self._base)
-        numbers, vae = self._described()
+        self._numbers, vae = self._described()
         self.vae_config = run.vae or vae or PixelsConfig()
         self.vae = vaes.build(self.vae_config).to(self.device)
-        processor = registry.processor_class(numbers.architecture)
+        processor = registry.processor_class(self._numbers.architecture)
         self.tokenizer = self._build_tokenizer(processor)
-        self.model = self._build_model(numbers, start=newest is None)
+        self._share = share
+        self.model, self._fresh = self._build_model(keep=newest is None)
+        if share is None:
+            self.fill()
+            self.begin()
         self.processors = [
             processor(
                 registry.read_as(self.model.config, stage.inputs, f"stages.{place}.inputs"),
@@ -105,11 +110,9 @@ class Setup:
             for place, stage in enumerate(run.stages)
         ]
         self.batchers = [Batcher(p, self.vae, self.device) for p in self.processors]
-        self._check_stages()
+        checks.check_stages(run, self.table, self.model, self.processors, self.reader)
         self.plans = [early.get(place) or self._packed(place) for place in range(len(run.stages))]
         preview.check(run.preview)
-        if newest is not None:
-            self.load(newest.path)
 
     def batches(self, place: int, step: int) -> list[Batch]:
         """The batches of step `step` (from 0) of the stage at `place`: what the training sees of it."""
@@ -122,7 +125,8 @@ class Setup:
         """Read the weights of a checkpoint of this run into the model, and the adapters that its stage has put on."""
         if self.run.model.lora is None and (adapted := parts.resumable(self.model)):
             rest = {n: t for n, t in self.model.state_dict().items() if n not in adapted}
-            weights.fill(rest, place)
+            tied = weights.aliases(rest)  # the file has these once
+            weights.fill({n: t for n, t in rest.items() if n not in tied}, place)
             weights.fill(adapted, place / checkpoint.ADAPTED)
         elif self.run.model.lora is None:
             weights.load(self.model, place)
@@ -146,13 +150,33 @@ class Setup:
         elif origin:
             self.load(checkpoint.folder(self.run.output, origin))
         else:
-            fresh = self._build_model(self._described()[0], start=True).state_dict()
-            for name, tensor in self.model.state_dict().items():
-                weights.assign(tensor, fresh[name])
+            if self._base is None:
+                model, fresh = self._build_model(keep=True)
+                self._fresh = fresh or {name: p.detach() for name, p in model.named_parameters()}
+            self._start()
+            if self._base is None:
+                self._begin_parts()
+
+    def fill(self) -> None:
+        """Read the weights that the run goes on or starts with into `model`, divided or not.
+
+        Raises:
+            RecipeError, X2IError: they cannot be had, or are of another model.
+        """
+        if self._newest is None or self.run.model.lora is not None:
+            self._start()
+        if self._newest is not None:
+            self.load(self._newest.path)
+        self._opened = None  # it has the weights once more
+
+    def begin(self) -> None:
+        """What follows `fill` where a run starts: all ranks together make what depends on parts that were read."""
+        if self._newest is None and self._base is None:
+            self._begin_parts()
 
     def build_like(self) -> Model[Any]:
-        """Another model of the same numbers, on the CPU, to be filled with weights."""
-        model = registry.build(self.model.config)
+        """Another model of the same numbers, on the meta device, to be divided and filled with weights."""
+        model, _ = deferred.build(lambda: registry.build(self.model.config), keep=False)
         if self.run.model.lora is not None:
             lora.attach(model, self.run.model.lora)
         return model
@@ -172,8 +196,6 @@ class Setup:
             raise RecipeError(
                 f"stages.{place}.pack: {self.model.config.architecture} is trained on batches: give `batch` instead"
             )
-        if stage.preference is not None:
-            raise RecipeError(f"stages.{place}.pack: preferences are learned in batches: give `batch` instead")
         keep = self.run.output / measuring.FILE
         lengths = measuring.lengths_of(self.processors[place], self.reader, stage, keep, self._note)
         return plan_of(self.table, stage, self.run.seed, lengths, self.run.shuffle)
@@ -216,80 +238,48 @@ class Setup:
         assert self._base is not None
         return tokens.load(self._base) if self._opened is None else self._opened.tokenizer
 
-    def _build_model(self, numbers: ModelConfig, start: bool) -> Model[Any]:
-        """The network; to `start`, with the parts of other models that the run begins with."""
+    def _build_model(self, keep: bool) -> tuple[Model[Any], dict[str, Tensor] | None]:
+        """The network; and, where it has no weights yet and they are to be fresh ones (`keep`), this rank's share of them."""
         run, vocabulary = self.run, self.tokenizer.get_vocab_size()
         trained = run.tokenizer is not None and run.tokenizer.train is not None
         rows = vocabulary if trained else max(vocabulary, self._rows)
-        config = numbers.adapted(vocab_size=rows, latent_channels=self.vae.channels)
+        config = self._numbers.adapted(vocab_size=rows, latent_channels=self.vae.channels)
         seed = int(digest("weights/1", run.seed)[:15], 16)
+        fresh: dict[str, Tensor] | None = None
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            model = registry.build(config)
-        if self._base is not None:
-            checkpoint.load_weights(model, self._base, self._opened)
-        elif start:
-            self._load_parts(model)
+            if self._share is None:
+                model = registry.build(config)
+            else:
+                keep = keep and self._base is None
+                model, fresh = deferred.build(lambda: registry.build(config), *self._share, keep)
         if run.model.lora is not None:
             lora.attach(model, run.model.lora, seed)
-        return model
+        return model, fresh
 
-    def _load_parts(self, model: Model[Any]) -> None:
-        """Fill parts of a fresh model from public checkpoints of other models. Raises RecipeError or X2IError."""
+    def _start(self) -> None:
+        """Fill the model with what the run starts from: weights, or fresh ones with parts of other models."""
+        for layer in lora.adapters(self.model).values():
+            layer.renew()
+        if self._base is not None:
+            checkpoint.load_weights(self.model, self._base, self._opened)
+            return
+        parameters = dict(self.model.named_parameters())
+        while self._fresh:
+            name, part = self._fresh.popitem()
+            parallel.local(parameters[name].detach()).copy_(part)
         for part, spec in self.run.model.pretrained.items():
-            if part not in model.pretrained:
-                known = ", ".join(model.pretrained) or "none"
+            if part not in self.model.pretrained:
+                known = ", ".join(self.model.pretrained) or "none"
                 raise RecipeError(f"model.pretrained: no part {part!r} is found in other models; those are: {known}")
             path = checkpoint.fetched(spec)
-            weights.load_part(model, path, weights.prefixed(model, path, model.pretrained[part]))
-        model.begin(tuple(self.run.model.pretrained))
+            weights.load_part(self.model, path, weights.prefixed(self.model, path, self.model.pretrained[part]))
 
-    def _check_stages(self) -> None:
-        """Refuse what this model cannot learn. Raises RecipeError."""
-        for place, stage in enumerate(self.run.stages):
-            tasks = tasks_of(self.table, stage)
-            chats, pictures = sorted(tasks & self.table.chats), sorted(tasks - self.table.chats)
-            if chats and not self.model.answers:
-                raise RecipeError(
-                    f"stages.{stage.name}.mixture: samples of {', '.join(chats)} have no output image, and this model "
-                    "writes no text: leave them out, or give it a head for text (model: {text_head: true})"
-                )
-            if pictures and not self.model.draws:
-                raise RecipeError(
-                    f"stages.{stage.name}.mixture: samples of {', '.join(pictures)} are to be drawn, and this model only "
-                    "writes text: leave them out"
-                )
-            if stage.preference is not None and pictures:
-                raise RecipeError(f"stages.{stage.name}.preference: {', '.join(pictures)} are drawn, not answered")
-            if stage.preference is not None:
-                self._check_preferences(stage)
-            try:
-                if pictures:
-                    self.processors[place].check_size(stage.resolution, stage.resolution)
-            except X2IError as error:
-                raise RecipeError(f"stages.{place}.resolution: {error}") from None
-            for width, height in stage.buckets if pictures else ():
-                try:
-                    self.processors[place].check_size(height, width)
-                except X2IError as error:
-                    raise RecipeError(f"stages.{place}.buckets: [{width}, {height}]: {error}") from None
-
-    def _check_preferences(self, stage: Stage) -> None:
-        """Refuse a stage for whose samples nobody says which answer is worse: no manifest tells. Raises RecipeError."""
-        strata: dict[str, list[int]] = {}
-        for task, samples in training_of(self.table, stage).items():
-            strata.setdefault(task if stage.mixture_by == "task" else "the mixture", []).extend(samples.spread(_ASKED))
-        for name, chosen in strata.items():
-            worse = []
-            for sample in chosen:
-                with contextlib.suppress(DamagedSample):  # logged when the trainer meets it
-                    worse.append(self.reader.read(sample, 8).rejected)
-            if worse and not any(worse):
-                raise RecipeError(
-                    f"stages.{stage.name}.preference: {len(worse)} samples of {name} were read, and none has a "
-                    "rejected_response to learn from: name other tasks in the mixture, or build a corpus that has them (the "
-                    "task diagnose makes them with `rejected: true`)"
-                )
+    def _begin_parts(self) -> None:
+        """Tell a fresh model which of its parts were read from other models' checkpoints."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int(digest("begin/1", self.run.seed)[:15], 16))
+            self.model.begin(tuple(self.run.model.pretrained))
 
 
 def _device(name: str) -> torch.device:

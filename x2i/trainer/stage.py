@@ -150,7 +150,9 @@ class Stage(Config):
     tau: tuple[Temperature, Temperature] | None = Field(
         None, description="temperature of a visual tokenizer's Gumbel softmax, from the first step to the last"
     )
-    preference: Preference | None = Field(None, description="learn from preferred and rejected answers (DPO)")
+    preference: Preference | None = Field(
+        None, description="learn from preferred and rejected answers (DPO); a pack holds both of a sample"
+    )
     ema: float | None = Field(
         None,
         gt=0,

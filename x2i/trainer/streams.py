@@ -1,4 +1,4 @@
-"""The streams of a packed stage: a stratum's samples, each part of it for itself, all through the same blocks.
+"""Streams of the parts of a stratum, as lengths in packs, or buckets: each part for itself, all through the same blocks.
 
 All samples of a run have one order (`x2i.trainer.order`), and each part takes its own out of it. So parts that go on at the
 pace at which they occur are in the same blocks at the same time, and these can be read at once.
@@ -8,13 +8,51 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Generic, Protocol, Self, TypeVar
 
 import numpy as np
 
 from x2i.base.seeds import generator
 from x2i.trainer.kept import Kept
-from x2i.trainer.measured import Classed, Rows
 from x2i.trainer.order import Order
+
+
+class Rows(Protocol):
+    """Samples of a stratum in one row group: arrays with one entry each, and nothing else."""
+
+    @property
+    def sample(self) -> np.ndarray:
+        """Number in the table."""
+
+    @property
+    def kind(self) -> np.ndarray:
+        """What parts are made of: a small number."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the arrays."""
+
+    def __getitem__(self, rows: np.ndarray) -> Self:
+        """Some of them."""
+
+
+R = TypeVar("R", bound=Rows)
+R_co = TypeVar("R_co", bound=Rows, covariant=True)
+
+
+class Parted(Protocol[R_co]):
+    """A stratum's samples, counted by kind."""
+
+    @property
+    def counts(self) -> np.ndarray:
+        """Samples by kind and row group, int64 [kinds, row groups]; every row group has some."""
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """All rows of these row groups."""
+
+    def rows(self, entry: int) -> R_co:
+        """The samples of the `entry`-th of these row groups, in the table's order."""
 
 
 @dataclass(frozen=True)
@@ -40,14 +78,14 @@ class _Run:
         return self.entry.nbytes + self.place.nbytes
 
 
-class PartStream:
+class PartStream(Generic[R]):
     """One stratum's samples, epoch after epoch, each part for itself and all through the same row groups.
 
     Attributes:
         totals: samples of each part.
 
     Args:
-        parts: classes of each.
+        parts: kinds of each.
         key: seeds the order.
         share, span: samples and rows of a run.
         block, window: neighbours that come within so many places of the stratum's stream.
@@ -56,7 +94,7 @@ class PartStream:
 
     def __init__(
         self,
-        samples: Classed,
+        samples: Parted[R],
         parts: list[tuple[int, ...]],
         key: tuple[int | str, ...],
         share: int,
@@ -73,10 +111,16 @@ class PartStream:
         for number, kinds in enumerate(parts):
             self._part_of[list(kinds)] = number
         self._epoch = lru_cache(maxsize=3)(self._ordered)
-        self._rows: Kept[Rows] = Kept(memory * 3 // 4)
+        self._rows: Kept[R] = Kept(memory * 3 // 4)
         self._runs: Kept[_Run] = Kept(memory // 4)
 
-    def at(self, wanted: list[tuple[int, int, int]]) -> Rows:
+    def sample(self, part: int, position: int) -> int:
+        """The number of the sample at a position of a part."""
+        ((number, run, place, _),) = self._pieces(part, position, 1)
+        found = self._run(number, run)
+        return int(self._group(int(found.entry[place])).sample[int(found.place[place])])
+
+    def at(self, wanted: list[tuple[int, int, int]]) -> R:
         """The samples at positions of parts: of each part, so many from a first on."""
         pieces = [piece for part, first, count in wanted for piece in self._pieces(part, first, count)]
         entries, places = [], []
@@ -99,7 +143,7 @@ class PartStream:
             first, count = first + here, count - here
         return out
 
-    def _taken(self, entries: np.ndarray, places: np.ndarray) -> Rows:
+    def _taken(self, entries: np.ndarray, places: np.ndarray) -> R:
         order = np.argsort(entries, kind="stable")
         ends = np.flatnonzero(np.diff(entries[order], append=-1)) + 1
         found, begin = [], 0
@@ -109,9 +153,10 @@ class PartStream:
             begin = end
         back = np.empty(len(order), np.int64)
         back[order] = np.arange(len(order))
-        return Rows(*(np.concatenate(c)[back] for c in zip(*(vars(f).values() for f in found), strict=True)))
+        columns = zip(*(vars(f).values() for f in found), strict=True)
+        return type(found[0])(*(np.concatenate(column)[back] for column in columns))
 
-    def _group(self, entry: int) -> Rows:
+    def _group(self, entry: int) -> R:
         return self._rows.get(entry, lambda: self._samples.rows(entry))
 
     def _run(self, number: int, run: int) -> _Run:

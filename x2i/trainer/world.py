@@ -6,8 +6,11 @@ What ranks tell each other here goes over gloo, beside the tensors that FSDP mov
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -144,6 +147,10 @@ class World:
                 X2IError(str(fault)) if isinstance(fault, RecipeError) else fault
             )  # a recipe's is said by rank 0 alone
 
+    def share(self, shards: int | None) -> tuple[int, int] | None:
+        """Which part of the weights this rank holds, and of how many, on the mesh of `mesh`; None: all of them."""
+        return None if self.size == 1 else (self.rank % (shards or self.size), shards or self.size)
+
     def mesh(self, device: torch.device, shards: int | None) -> Any:
         """The ranks as FSDP wants them: one dimension to shard over, or replicas of `shards` ranks each."""
         from torch.distributed.device_mesh import init_device_mesh
@@ -152,6 +159,19 @@ class World:
         if shards == self.size:
             return init_device_mesh(device.type, (self.size,))
         return init_device_mesh(device.type, (self.size // shards, shards), mesh_dim_names=("replicate", "shard"))
+
+    @contextlib.contextmanager
+    def alike(self) -> Iterator[None]:
+        """Within the block all ranks do the same: what is to be warned of is told by rank 0 alone."""
+        before = logging.root.manager.disable
+        logging.disable(before if self.first else max(before, logging.WARNING))
+        try:
+            with warnings.catch_warnings():
+                if not self.first:
+                    warnings.simplefilter("ignore")
+                yield
+        finally:
+            logging.disable(before)
 
     def close(self) -> None:
         """Leave, if this process joined by itself."""

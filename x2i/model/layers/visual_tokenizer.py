@@ -16,9 +16,11 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
 
 from x2i.base.errors import X2IError
+from x2i.model import deferred, weights
 from x2i.model.layers.aimv2 import AIMv2, Grid
 from x2i.model.layers.config import VisualTokenizerConfig
 
@@ -111,7 +113,16 @@ def annealed_tau(step: int, steps: int, first: float = 5.0, last: float = 0.05) 
 
 
 def initialise_like(table: VisualEmbedding, words: Tensor) -> None:
-    """Fill the table with normal numbers of the mean and standard deviation of a language model's embedding [V', D]."""
+    """Fill the table with normal numbers of the mean and standard deviation of a language model's embedding [V', D].
+
+    Both may be divided among ranks: then all call this together. An embedding without numbers changes nothing.
+    """
+    if not deferred.readable(words):
+        return
     with torch.no_grad():
-        full = words.detach().float()
-        nn.init.normal_(table.weight, mean=full.mean().item(), std=full.std().item())
+        full = (words.full_tensor().cpu() if isinstance(words, DTensor) else words).detach().float()
+        mean, std = full.mean().item(), full.std().item()
+        if isinstance(table.weight, DTensor):
+            weights.assign(table.weight, torch.empty(table.weight.shape).normal_(mean, std))
+        else:
+            nn.init.normal_(table.weight, mean=mean, std=std)

@@ -33,8 +33,7 @@ def views(image: np.ndarray, config: MiniGeminiConfig) -> tuple[Tensor, Tensor]:
     Raises:
         X2IError: not an image of that type and shape.
     """
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
-        raise X2IError(f"an image must be uint8 [height, width, 3], not {image.dtype} {list(image.shape)}")
+    check(image)
     whole = Image.fromarray(image)
     square = scaled(padded(whole) if config.aspect == "pad" else whole, config.high.image_size)
     pixels_HWC = torch.from_numpy(np.asarray(square, dtype=np.float32).copy()) / 255
@@ -46,6 +45,12 @@ def views(image: np.ndarray, config: MiniGeminiConfig) -> tuple[Tensor, Tensor]:
     if config.overview:
         low_VCHW = torch.cat([low_VCHW, resized(low_1CHW, (side, side))])
     return low_VCHW, high_CHW
+
+
+def check(image: np.ndarray) -> None:
+    """Raise X2IError if it is no image of that type and shape."""
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
+        raise X2IError(f"an image must be uint8 [height, width, 3], not {image.dtype} {list(image.shape)}")
 
 
 def padded(image: Image.Image) -> Image.Image:

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 import torch
 
 from x2i.base.errors import X2IError
-from x2i.model.lengths import Attention, Lengths, causal
+from x2i.model.layers.chat_pack import ChatPack
+from x2i.model.lengths import Attention, Lengths, causal, of_documents
 from x2i.model.mini_gemini.batch import IGNORE, ChatBatch
 from x2i.model.mini_gemini.config import MiniGeminiConfig
 
@@ -67,3 +68,15 @@ def rows(config: MiniGeminiConfig, inputs: ChatBatch, drawn: int) -> list[Length
         Lengths(valid - tokens, (image,) * (tokens // image), learned=words)
         for valid, tokens, words in zip(inputs.valid_BL.sum(1).tolist(), shown, learned, strict=True)
     ]
+
+
+def packed(config: MiniGeminiConfig, inputs: ChatPack[ChatBatch]) -> tuple[list[Lengths], list[float]]:
+    """Of a pack."""
+    image, view = config.image_tokens, config.low.side**2 + 1
+    shown = of_documents(inputs.lengths, inputs.row.image_BL[0].nonzero()[:, 0])
+    rows = [
+        Lengths(length - tokens, (image,) * (tokens // image), learned=words)
+        for length, tokens, words in zip(inputs.lengths, shown, inputs.learned.counts_K.tolist(), strict=True)
+    ]
+    views = sum(len(row.read) for row in rows) * config.views
+    return rows, [views * view**2, inputs.pairs]

@@ -25,6 +25,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, CLIPVisionConfig, CLI
 
 from x2i.base.errors import X2IError
 from x2i.model.base import Model
+from x2i.model.layers import attention, chat_pack
+from x2i.model.layers.chat_pack import ChatPack
 from x2i.model.mini_gemini.batch import IGNORE, ChatBatch
 from x2i.model.mini_gemini.config import LanguageModelConfig, LowConfig, MiniGeminiConfig
 from x2i.model.mini_gemini.convnext import ConvNeXt, resized
@@ -89,6 +91,7 @@ class MiniGemini(Model[ChatBatch]):
         llm = _language_model(config.llm)
         self.model: Any = llm.model  # the published names put everything but the head into the trunk
         self.lm_head: nn.Linear = llm.lm_head
+        self.packs = _packable(llm.config)
         low, high, width = config.low.hidden_size, config.high.channels, config.llm.hidden_size
         self.model.vision_tower = ClipTower(config.low)
         self.model.vision_tower_aux = ConvNeXt(config.high.widths, config.high.depths)
@@ -138,11 +141,23 @@ class MiniGemini(Model[ChatBatch]):
         """Pixels of images, as `mined` takes them, to tokens of the language model, [M, V * N, D]."""
         return self.model.mm_projector(self.mined(low_MVCHW, high_MCHW))
 
-    def embed(self, inputs: ChatBatch) -> Tensor:
-        """Embeddings [B, L, D] of a batch, the image tokens in their places."""
+    def embed(self, inputs: ChatBatch, dummy: bool = False) -> Tensor:
+        """Embeddings [B, L, D] of a batch, the image tokens in their places.
+
+        Args:
+            inputs: a batch.
+            dummy: of text alone encode a grey image all the same, with weight 0.
+        """
         embeds_BLD = self.model.embed_tokens(inputs.ids_BL)
         if inputs.low_MVCHW is None or inputs.high_MCHW is None:
-            return embeds_BLD
+            if not dummy:
+                return embeds_BLD
+            low, high = self.config.low.image_size, self.config.high.image_size
+            grey_MND = self.encode(
+                torch.zeros(1, self.config.views, 3, low, low, device=embeds_BLD.device),
+                torch.zeros(1, 3, high, high, device=embeds_BLD.device),
+            )
+            return embeds_BLD + 0 * grey_MND.sum().to(embeds_BLD.dtype)
         tokens_MND = self.encode(inputs.low_MVCHW, inputs.high_MCHW)
         scale = getattr(self.model.embed_tokens, "embed_scale", None)
         if scale is not None:  # an embedding that scales itself; an older trunk scales all its inputs
@@ -159,6 +174,17 @@ class MiniGemini(Model[ChatBatch]):
         losses = F.cross_entropy(logits, labels[learned], reduction="none")
         rows = torch.arange(len(labels), device=labels.device)[:, None].expand_as(labels)[learned]
         return losses.new_zeros(len(labels)).index_add(0, rows, losses), learned.sum(dim=1)
+
+    def packed(
+        self, inputs: ChatPack[ChatBatch], x: Sequence[Tensor], t_G: Tensor
+    ) -> tuple[list[Tensor], Tensor, Tensor]:
+        """As the contract; there are no pictures to draw: `x` and `t_G` are empty. One call of each encoder takes the
+        images of all conversations.
+        """
+        if not self.packs:
+            return super().packed(inputs, x, t_G)
+        chat_pack.no_pictures("Mini-Gemini", x, t_G)
+        return chat_pack.next_token(self.model, self.lm_head, self.embed(inputs.row, dummy=True), inputs, self.flex)
 
     @torch.no_grad()
     def answer(self, inputs: ChatBatch, max_tokens: int, stop: Sequence[int]) -> list[list[int]]:
@@ -202,7 +228,7 @@ def _language_model(config: LanguageModelConfig) -> Any:
     numbers = {"vocab_size": config.vocab_size, "hidden_size": config.hidden_size} | config.numbers
     try:
         llm = AutoModelForCausalLM.from_config(
-            AutoConfig.for_model(config.model_type, **numbers), attn_implementation="sdpa"
+            AutoConfig.for_model(config.model_type, **numbers), attn_implementation=attention.NAME
         )
     except ValueError as error:
         raise X2IError(f"llm: transformers builds no {config.model_type} of these numbers ({error})") from None
@@ -215,6 +241,19 @@ def _language_model(config: LanguageModelConfig) -> Any:
     if getattr(llm.config, "final_logit_softcapping", None):
         raise X2IError(f"llm: {config.model_type} caps its logits, which Mini-Gemini does not; take gemma, llama, …")
     return llm
+
+
+def _packable(config: Any) -> bool:
+    """Whether a language model does with a conversation in a pack what it does with it alone.
+
+    It does not where layers look back a number of tokens only (the mask of a pack has no such window), or where the
+    rotary frequencies follow the longest position of a call.
+    """
+    kinds = getattr(config, "layer_types", None)
+    windows = any(kind != "full_attention" for kind in kinds) if kinds else getattr(config, "sliding_window", None)
+    rope = getattr(config, "rope_parameters", None) or {}
+    ropes = [rope, *(part for part in rope.values() if isinstance(part, dict))]  # by kind of layer
+    return not windows and not any(part.get("rope_type") in ("dynamic", "longrope") for part in ropes)
 
 
 MODEL = MiniGemini

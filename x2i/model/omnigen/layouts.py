@@ -177,7 +177,7 @@ def _load(model: OmniGen, folder: Path, layout: Layout) -> None:
         averaged = folder / "ema.safetensors"
         weights.load(model, averaged if averaged.is_file() else folder)
     elif layout is Layout.PUBLISHED:
-        weights.load(model, folder)
+        folders.fill(model, dict(weights.tensors_of(folder)), folder)
     else:
         inner = folder / "transformer" if layout is Layout.DIFFUSERS else folder
         state = names.from_diffusers(

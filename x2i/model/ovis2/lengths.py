@@ -8,10 +8,10 @@ import torch
 
 from x2i.base.errors import X2IError
 from x2i.model.layers.chat import IGNORE
+from x2i.model.layers.chat_pack import ChatPack
 from x2i.model.lengths import Attention, Lengths, causal, of_documents
 from x2i.model.ovis2.config import Ovis2Config
 from x2i.model.ovis2.model import Ovis2Batch
-from x2i.model.ovis2.packing import Ovis2Pack
 from x2i.model.ovis2.partition import TILE, best_grid, layout
 
 
@@ -73,7 +73,7 @@ def rows(config: Ovis2Config, inputs: Ovis2Batch, drawn: int) -> list[Lengths]:
     ]
 
 
-def packed(config: Ovis2Config, inputs: Ovis2Pack) -> tuple[list[Lengths], list[float]]:
+def packed(config: Ovis2Config, inputs: ChatPack[Ovis2Batch]) -> tuple[list[Lengths], list[float]]:
     """Of a pack."""
     tile, encoder = config.tile_tokens, config.tokenizer.encoder
     shown = of_documents(inputs.lengths, (inputs.row.ids_BL[0] == TILE).nonzero()[:, 0])

@@ -25,12 +25,12 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from x2i.base.errors import X2IError
 from x2i.model.base import Model
-from x2i.model.layers import attention
+from x2i.model.layers import attention, chat_pack
 from x2i.model.layers.aimv2 import Grid
 from x2i.model.layers.chat import IGNORE
+from x2i.model.layers.chat_pack import ChatPack
 from x2i.model.layers.visual_tokenizer import VisualEmbedding, VisualTokenizer, initialise_like
 from x2i.model.ovis2.config import Ovis2Config, Qwen2Numbers, parts
-from x2i.model.ovis2.packing import Ovis2Pack, packed
 from x2i.model.ovis2.partition import INDICATORS, START, TILE
 
 
@@ -88,9 +88,7 @@ class Ovis2(Model[Ovis2Batch]):
 
     def renew_table(self) -> None:
         """Draw the visual table anew, like the language model's embedding: as training begins with a pretrained one."""
-        words_VD = self.llm.model.embed_tokens.weight
-        if not words_VD.is_meta:
-            initialise_like(self.vte, words_VD)
+        initialise_like(self.vte, self.llm.model.embed_tokens.weight)
 
     def blocks(self) -> list[nn.Module]:
         """The language model's layers."""
@@ -107,9 +105,13 @@ class Ovis2(Model[Ovis2Batch]):
         losses_BL = losses_K.new_zeros(wanted_BL.shape).masked_scatter(learned_BL, losses_K)
         return losses_BL.sum(dim=1), learned_BL.sum(dim=1)
 
-    def packed(self, inputs: Ovis2Pack, x: Sequence[Tensor], t_G: Tensor) -> tuple[list[Tensor], Tensor, Tensor]:
+    def packed(
+        self, inputs: ChatPack[Ovis2Batch], x: Sequence[Tensor], t_G: Tensor
+    ) -> tuple[list[Tensor], Tensor, Tensor]:
         """As the contract; there are no pictures to draw: `x` and `t_G` are empty."""
-        return packed(self, inputs, x, t_G)
+        chat_pack.no_pictures("Ovis2", x, t_G)
+        embeds_1TD = self.embed(inputs.row, dummy=True)
+        return chat_pack.next_token(self.llm.model, self.llm.lm_head, embeds_1TD, inputs, self.flex)
 
     @torch.no_grad()
     def answer(self, inputs: Ovis2Batch, max_tokens: int, stop: Sequence[int]) -> list[list[int]]:

@@ -22,11 +22,12 @@ from torch import Tensor
 
 from x2i.base.errors import X2IError
 from x2i.model.base import Chat, Processor, Request
+from x2i.model.layers import chat_pack
 from x2i.model.layers.aimv2 import Grid, patchify
 from x2i.model.layers.chat import END, IGNORE, IMAGE, MARK, START, ChatML
+from x2i.model.layers.chat_pack import ChatPack
 from x2i.model.ovis2.config import Ovis2Config
 from x2i.model.ovis2.model import Ovis2Batch
-from x2i.model.ovis2.packing import Ovis2Pack
 from x2i.model.ovis2.partition import TILE, best_grid, fitted, layout, views
 from x2i.model.vae import VAE
 
@@ -113,21 +114,14 @@ class Ovis2Processor(Processor[Ovis2Batch]):
         generators: Sequence[torch.Generator] | None = None,
     ) -> list[Row]:
         """As the contract. Raises X2IError besides if there are requests: Ovis2 draws no pictures."""
-        if requests:
-            raise X2IError("Ovis2 draws no pictures: its packs hold conversations alone")
+        chat_pack.no_pictures("Ovis2", requests)
         return [self._row(chat, learn=True, plain=plain, max_tiles=None) for chat in chats]
 
-    def pack(self, documents: Sequence[Row], length: int) -> Ovis2Pack:
+    def pack(self, documents: Sequence[Row], length: int) -> ChatPack[Ovis2Batch]:
         """As the contract."""
-        rest = length - sum(row.length for row in documents)
-        if rest < 0:
-            raise X2IError(
-                f"{len(documents)} conversations of {length - rest} tokens do not fit into a pack of {length}: "
-                "leave some out, or make packs longer"
-            )
-        return Ovis2Pack.of(
-            collate([joined(documents, rest, self.config)], True, self.config), [row.labels for row in documents]
-        )
+        rest = chat_pack.room([row.length for row in documents], length)
+        row = collate([joined(documents, rest, self.config)], True, self.config)
+        return ChatPack.of(row, [row.labels for row in documents], length)
 
     def _row(self, chat: Chat, learn: bool, plain: bool, max_tiles: int | None) -> Row:
         most = max_tiles or (self.config.tiles.several if len(chat.images) > 1 else self.config.tiles.single)

@@ -85,9 +85,7 @@ class OvisU1(Model[OvisInputs]):
 
     def _renew_table(self) -> None:
         """Draw the visual table anew, like the language model's embedding (AIDC-AI/Ovis, v1 training)."""
-        embedding = self.llm.model.embed_tokens.weight
-        if not embedding.is_meta:
-            initialise_like(self.vte, embedding)
+        initialise_like(self.vte, self.llm.model.embed_tokens.weight)
 
     @property
     def decoder(self) -> Decoder:

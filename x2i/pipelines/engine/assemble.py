@@ -22,7 +22,7 @@ from x2i.base.seeds import digest
 from x2i.corpus.manifest import MADE, originals
 from x2i.corpus.sample import Sample
 from x2i.corpus.shard import ShardWriter, entry_size
-from x2i.corpus.text import sample_tokens
+from x2i.corpus.text import rejected_tokens, sample_tokens
 from x2i.pipelines.engine.chosen import Heavy, Others, read_rows, selected_row
 from x2i.pipelines.images import BadImage
 from x2i.pipelines.recipe import Plan
@@ -133,6 +133,7 @@ def _spool(sample: Sample, row: dict[str, Any], spool: IO[bytes]) -> _Spooled:
         "task_type": sample.task_type,
         "instruction_chars": len(sample.instruction),
         "text_tokens": sample_tokens(sample.instruction, sample.messages, sample.objects),
+        "rejected_tokens": rejected_tokens(sample.messages, sample.rejected_response, sample.objects),
         "input_sizes": [{"width": p.width, "height": p.height} for p in sample.input_images],
         "output_size": {"width": out.width, "height": out.height} if out else None,
         "image_id": row["image_id"],
