@@ -68,9 +68,9 @@ def test_packs_are_full_of_real_tokens_and_hold_what_was_planned(setup: Setup) -
             planned = sorted(d.index for d in plan.step(step))
             assert sorted(e.draw for b in batches for e in (*b.examples, *b.left_out)) == planned
             made += batches
-        assert np.mean([b.tokens for b in made]) >= 0.97 * BUDGET
+        assert np.mean([b.tokens for b in made]) >= 0.99 * BUDGET
         assert max(b.tokens for b in made) <= BUDGET
-        assert sum(len(b.left_out) for b in made) <= 0.01 * sum(len(b.examples) for b in made)
+        assert not any(b.left_out for b in made)
     sizes = {e.output.shape for b in setup.batches(0, 0) for e in b.examples if e.output is not None}
     assert sizes == {(8, 8, 3), (8, 12, 3)}  # side by side in one pack
 
