@@ -31,7 +31,7 @@ import numpy as np
 
 from x2i.base.errors import RecipeError
 from x2i.base.seeds import digest, generator
-from x2i.trainer.bins import fitted, placed
+from x2i.trainer.bins import fitted, placed, repair
 from x2i.trainer.capacity import FULL
 from x2i.trainer.config import Shuffle
 from x2i.trainer.measured import Classed, Rows
@@ -46,6 +46,9 @@ WINDOW = 4096
 
 #: Bytes of all strata's samples, by row group, that are kept.
 _MEMORY = 64 << 20
+
+#: Draws, in order of length, that change places with each other; 0: those of one length.
+_NEAR = (256, 64, 0)
 
 _GOLDEN = 0x9E3779B97F4A7C15
 _SPARES = 128
@@ -250,10 +253,7 @@ class PackPlan:
         home = placed(taken[mixed], packs, self.limit, fitted(self._home, taken[mixed], packs))
         mixed, home = mixed[home >= 0], home[home >= 0]
         home = random.permutation(packs)[home]
-        # those of one length change places: neighbours in a corpus go to neighbours among a step's packs
-        by_place = np.lexsort((rows.sample[mixed], taken[mixed]))
-        by_pack = np.lexsort((random.random(len(mixed)), home % self.packs, taken[mixed]))
-        home[by_place] = home[by_pack]
+        home = self._together(taken[mixed], rows.sample[mixed], home, random)
         order = np.lexsort((random.random(len(mixed)), home))
         mixed, home = mixed[order], home[order]
         loads = np.bincount(home, taken[mixed], packs).astype(np.int64).reshape(self.steps, self.packs)
@@ -261,6 +261,24 @@ class PackPlan:
         mine, parts, positions = (column[mixed] for column in made)
         dropped, tokens, home = dropped[mixed], tokens[mixed], home % self.packs
         return _Window(mine, parts, positions, rows[mixed], dropped, tokens, home, firsts, taken[mixed], loads)
+
+    def _together(
+        self, taken: np.ndarray, samples: np.ndarray, home: np.ndarray, random: np.random.Generator
+    ) -> np.ndarray:
+        """Packs with neighbours in a corpus among neighbours of a step's packs, which one rank takes.
+
+        Draws of about one length, which follow one another here, change places; then packs that are too long are mended.
+        """
+        ties = random.random(len(home))
+        for near in _NEAR:
+            groups = np.arange(len(home)) // near if near else taken
+            by_place = np.lexsort((samples, groups))
+            by_pack = np.lexsort((ties, home % self.packs, groups))
+            moved = home.copy()
+            moved[by_place] = home[by_pack]
+            if repair(taken, moved, self.packs * self.steps, self.limit):
+                return moved
+        return home
 
     def _before(self, window: int) -> list[int]:
         """For each part, its draws in all windows before this one."""
