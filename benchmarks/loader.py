@@ -2,8 +2,9 @@
 
     python benchmarks/loader.py --samples 3000 --rounds 3
 
-- x2i: `x2i.trainer.loader.Loader`, as the trainer has it: threads of one process, which holds PyTorch. It checks every
-  sample's SHA-256 and reads its JSON; the peers do neither.
+- x2i: `x2i.trainer.loader.Loader`, threads of one process, which gives NumPy arrays. It checks every sample's SHA-256 and
+  reads its JSON; the peers do neither. x2i_torch: the same in a process that holds PyTorch, as the trainer's does, and as
+  all of webdataset's and Energon's do.
 - webdataset, Megatron-Energon, HF datasets (streaming): the same tar shards. LitData, Mosaic streaming: the same files in
   their own format, written beforehand.
 
@@ -47,13 +48,13 @@ from x2i.corpus.shard import ShardWriter
 
 HERE = Path(__file__).resolve().parent
 BENCH = HERE.parent / "runs" / "bench"
-PEERS = ("x2i", "webdataset", "energon", "litdata", "mosaic", "hf_datasets")
+PEERS = ("x2i", "x2i_torch", "webdataset", "energon", "litdata", "mosaic", "hf_datasets")
 
 #: Those that read tars, and what is aimed at: so many times the best of them, within so many MiB.
 TARS, AIM, MEMORY_AIM = ("webdataset", "energon", "hf_datasets"), 1.5, 600
 
 #: Those that are run reduced, and at further sides, as well.
-REDUCED = ("x2i", "webdataset", "energon")
+REDUCED = ("x2i", "x2i_torch", "webdataset", "energon")
 
 #: Samples before the first mark, and files of a shard.
 WARM, SHARD = 640, 250
@@ -211,10 +212,11 @@ def _bare() -> dict[str, float]:
 
 
 def _run(case: Case, data: Path, python: Path, workers: int, samples: int, known: dict[str, Path]) -> Round:
-    script = "load_x2i.py" if case.peer == "x2i" else "load_peer.py"
+    ours = case.peer.startswith("x2i")
+    script = "load_x2i.py" if ours else "load_peer.py"
     kept = BENCH / "logs" / f"load-{case.name}.npz"
     log = kept.with_suffix(".log")
-    command = [sys.executable if case.peer == "x2i" else str(python), str(HERE / "peers" / script), case.peer]
+    command = [sys.executable if ours else str(python), str(HERE / "peers" / script), case.peer]
     command += [str(data), str(case.side), case.mode, str(workers), str(WARM), str(samples), str(kept)]
     cost, printed = meter.run(command, log, BYTECODE)
     if cost.code:

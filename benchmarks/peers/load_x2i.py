@@ -1,6 +1,6 @@
-"""x2i's loader over the benchmark's corpus, as the trainer has it: in threads of one process, which holds PyTorch.
+"""x2i's loader over the benchmark's corpus: threads of one process. It imports no PyTorch; the trainer's process does.
 
-python load_x2i.py x2i DATA SIDE MODE THREADS WARM SAMPLES KEPT
+python load_x2i.py x2i|x2i_torch DATA SIDE MODE THREADS WARM SAMPLES KEPT
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from typing import Any
 
 import loading
 import numpy as np
-import torch
 
 from x2i import corpus
 from x2i.trainer.config import Reading
@@ -34,15 +33,24 @@ def batches(data: Path, side: int, mode: str, threads: int) -> Iterator[tuple[li
     for examples in Loader(reader, plan_of(table, stage, 0), stage, 0, reading):
         keys = [e.key for e in examples]
         if mode == "none":
-            yield keys, torch.tensor([len(e.instruction) for e in examples])
+            made = np.array([len(e.instruction) for e in examples])
         else:
-            yield keys, torch.from_numpy(np.stack([e.output for e in examples if e.output is not None]))
+            made = np.stack([e.output for e in examples if e.output is not None])
+        del examples  # as the peers' workers let go of the crops that they put together
+        yield keys, made
 
 
-def main(_: str, data: str, side: str, mode: str, threads: str, warm: str, samples: str, kept: str) -> None:
+def main(peer: str, data: str, side: str, mode: str, threads: str, warm: str, samples: str, kept: str) -> None:
     """Time it."""
-    torch.set_num_threads(1)
-    loading.measure(batches(Path(data), int(side), mode, int(threads)), int(warm), int(samples), kept)
+    made = batches(Path(data), int(side), mode, int(threads))
+    if peer == "x2i_torch":
+        import torch
+
+        torch.set_num_threads(1)
+        made = ((keys, torch.from_numpy(pixels)) for keys, pixels in made)
+    loading.measure(made, int(warm), int(samples), kept)
+    if (peer == "x2i_torch") != ("torch" in sys.modules):
+        raise RuntimeError("PyTorch was imported")
 
 
 if __name__ == "__main__":

@@ -284,7 +284,7 @@ def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(X2IError, match="no text head"):
         silent.packed(packed([], CHATS[:1]), [], torch.zeros(0))
     with pytest.raises(X2IError, match="takes no packs"):
-        test_ovis_u1.model().packed(pack, x, t)
+        Model.packed(made, pack, x, t)
 
 
 # --- Ovis2 -------------------------------------------------------------------------------------------------------
@@ -422,6 +422,7 @@ def ovis_u1() -> tuple[Model[Any], dict[str, Callable[[], Any]]]:
         "an edit": lambda: made(x, torch.rand(1), words.requests(requests[1:])),
         "chats": lambda: made.next_token(words.chats(told, labels=True)),
         "words": lambda: made.next_token(words.chats(told[1:], labels=True)),
+        "a pack": lambda: made.packed(words.pack(words.documents([], None, [], told), 300), [], torch.zeros(0)),
     }
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from tests.trainer.test_packing import row, stage
 from x2i.corpus.manifest import MADE
-from x2i.trainer.bins import balanced, best_fit, filled, most, packed, repair
+from x2i.trainer.bins import LEFT, balanced, filled, fitted, most, placed, repair
 from x2i.trainer.classes import segments
 from x2i.trainer.lengths import Fit, Lengths, Measure, calibrate
 from x2i.trainer.order import permuted, permuted_all, round_keys
@@ -60,7 +60,7 @@ def test_texts_that_are_cut_take_what_is_kept_of_them() -> None:
     lengths = Lengths(picture=lambda width, height, chat: 7, per_image=5, text_most=40, said_most=60)
     found = Measure(stage(), lengths)(pa.Table.from_pylist(rows, MADE))
     assert found.shown.tolist() == [10 + 7, 40 + 3 * 7, 60 + 7]
-    assert found.text.tolist() == [10, 0, 0]  # how long they are is certain
+    assert found.doubt == pytest.approx([0.49 * 10, 0, 0])  # how long they are is certain
     found = Measure(stage(), replace(lengths, chat_most=50))(pa.Table.from_pylist(rows, MADE))
     assert found.shown.tolist() == [10 + 7, 40 + 3 * 7, 50]
 
@@ -92,12 +92,45 @@ def test_segments_leave_the_least_spread() -> None:
 def test_bins_are_mended_by_exchanges() -> None:
     random = np.random.default_rng(0)
     lengths = random.integers(266, 377, 620)
-    for home in (balanced(lengths, 100), best_fit(lengths, 100, 2048), filled(lengths, 100, 2048)):
+    for home in (balanced(lengths, 100), filled(lengths, 100, 2048)):
         assert repair(lengths, home, 100, 2048)
         assert np.bincount(home, lengths, 100).max() <= 2048 and len(home) == 620
-    wild, fits = packed(lengths, 100, 2048, random.integers(0, 100, 620))
-    assert fits and np.bincount(wild, lengths, 100).max() <= 2048
+    wild = placed(lengths, 100, 2048, random.integers(0, 100, 620))
+    kept = wild >= 0
+    assert kept.sum() >= 615 and np.bincount(wild[kept], lengths[kept], 100).max() <= 2048
     assert not repair(np.full(8, 300), balanced(np.full(8, 300), 1), 1, 2048)
-    fixed = most(lambda count, _: np.full(count, 288), 50, 2048, 288.0, random)
-    assert len(fixed) == 7 * 50 and np.bincount(fixed).tolist() == [7] * 50
-    assert not len(most(lambda count, _: np.full(count, 3000), 5, 2048, 3000.0, random))
+
+
+def test_what_does_not_fit_is_left_out_and_not_more() -> None:
+    lengths = np.array([900, 700, 500, 300, 300, 200, 100])  # 3,000 for 2 bins of 1,400
+    home = placed(lengths, 2, 1400, balanced(lengths, 2))
+    kept = home >= 0
+    assert np.bincount(home[kept], lengths[kept], 2).max() <= 1400 and lengths[~kept].sum() <= 300
+    assert np.count_nonzero(placed(np.full(17, 300), 2, 2048, np.zeros(17, int)) < 0) == 5
+
+
+def test_as_many_items_are_taken_as_fit_each_time() -> None:
+    random = np.random.default_rng(0)
+    fixed = most(lambda count: np.full(count, 288), 50, 2048, 360)
+    assert fixed.count == 7 * 50 and np.bincount(fixed.home).tolist() == [7] * 50 and fixed.fill == 350 * 288
+
+    def drawn(count: int) -> np.ndarray:
+        return np.asarray(266 + 1111 * (np.arange(count) + random.random(count)) / count).astype(int)
+
+    found = most(drawn, 120, 2048, 400)
+    assert found.fill >= 0.985 * 120 * 2048
+    left = []
+    for _ in range(4):
+        lengths = drawn(found.count)
+        left.append(np.mean(placed(lengths, 120, 2048, fitted(found.home, lengths, 120)) < 0))
+    assert np.mean(left) < 4 * LEFT
+    assert most(lambda count: np.full(count, 3000), 5, 2048, 4).fill == 0
+
+
+def test_texts_that_were_counted_are_certain() -> None:
+    rows = [row(1, "t2i", 10), row(2, "few", 20, [(9, 9), (9, 9)]), row(3, "chat", 900, [(100, 50)], None)]
+    lengths = Lengths(picture=lambda width, height, chat: 7, per_image=5, said_most=60)
+    lengths = replace(lengths, counted=np.array([99, 99, -1, 31, 700], np.int32))
+    found = Measure(stage(), lengths)(pa.Table.from_pylist(rows, MADE), first=2)
+    assert found.shown.tolist() == [10 + 7, 31 + 3 * 7 + 2 * 5, 60 + 7]
+    assert found.doubt == pytest.approx([0.49 * 10, 0, 0])

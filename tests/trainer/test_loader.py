@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -15,6 +17,35 @@ from x2i.trainer.data import Example, SampleReader
 from x2i.trainer.loader import Loader
 from x2i.trainer.mixture import plan_of
 from x2i.trainer.table import SampleTable
+
+#: A whole reading of a corpus, and what of the heavy libraries it has imported.
+READ_ALL = """
+import sys
+from x2i import corpus
+from x2i.trainer.config import Reading
+from x2i.trainer.data import SampleReader
+from x2i.trainer.loader import Loader
+from x2i.trainer.mixture import plan_of
+from x2i.trainer.stage import Stage
+from x2i.trainer.table import SampleTable
+
+content = {"name": "s", "resolution": 32, "steps": 3, "batch": 8, "lr": 1.0, "mixture": {"photographs": 1}}
+stage = Stage.model_validate(content | {"mixture_by": "source", "min_crop": float(sys.argv[2])})
+table = SampleTable([corpus.open(sys.argv[1])], 0.0)
+reader = SampleReader(table, decode=sys.argv[3])
+batches = list(Loader(reader, plan_of(table, stage, 0), stage, 0, Reading()))
+assert len(batches) == 3 and not reader.damaged
+print([name for name in ("torch", "transformers", "cv2", "scipy", "duckdb", "ray") if name in sys.modules])
+"""
+
+
+@pytest.mark.parametrize(("decode", "min_crop"), [("reduced", 1.0), ("full", 0.5)])
+def test_a_loader_does_without_pytorch(tmp_path: Path, decode: str, min_crop: float) -> None:
+    """It would be most of what a process that only reads holds in memory."""
+    folder = corpora.write(tmp_path / "corpus", [*corpora.samples(6), *corpora.chats(6)])
+    command = [sys.executable, "-c", READ_ALL, str(folder), str(min_crop), decode]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert (done.stdout.strip(), done.returncode) == ("[]", 0), done.stderr
 
 
 def test_ranks_read_their_shares_and_together_the_whole(corpus_folder: Path) -> None:

@@ -25,8 +25,9 @@ from x2i.base.config import parse_config
 from x2i.base.errors import RecipeError
 from x2i.corpus.manifest import MADE, ManifestWriter
 from x2i.corpus.text import text_tokens
+from x2i.trainer.capacity import FULL, words
 from x2i.trainer.index import TRAIN
-from x2i.trainer.lengths import Lengths, Measure, calibrate
+from x2i.trainer.lengths import Lengths, Measure, calibrate, texts
 from x2i.trainer.measured import Rows
 from x2i.trainer.mixture import calibrated, plan_of, table_of
 from x2i.trainer.packing import PackPlan
@@ -147,8 +148,9 @@ def test_packs_are_full_and_none_is_over_full(
     assert indices == sorted(set(indices))
 
 
-def test_packs_hold_by_the_counts_of_a_real_tokenizer(tmp_path: Path) -> None:
-    """Texts are pieces of scikit-image's documentation, and a BPE that is trained on others of them counts them."""
+@pytest.fixture(scope="module")
+def spoken() -> tuple[list[int], np.ndarray]:
+    """Pieces of scikit-image's documentation: their estimates, and what a BPE that is trained on others makes of them."""
     modules = (skimage.filters, skimage.measure, skimage.transform)
     words = " ".join(getattr(m, name).__doc__ or "" for m in modules for name in m.__all__).split()
     tokenizer = Tokenizer(models.BPE())
@@ -157,18 +159,62 @@ def test_packs_hold_by_the_counts_of_a_real_tokenizer(tmp_path: Path) -> None:
     tokenizer.train_from_iterator(lines, trainers.BpeTrainer(vocab_size=6000, show_progress=False))
     random = np.random.default_rng(0)
     texts = [" ".join(words[b : b + n]) for b, n in random.integers((0, 8), (len(words), 80), (4000, 2)).tolist()]
-    estimates, real = [text_tokens(t) for t in texts], [len(e.ids) for e in tokenizer.encode_batch(texts)]
+    return [text_tokens(t) for t in texts], np.array([len(e.ids) for e in tokenizer.encode_batch(texts)], np.int32)
+
+
+def test_packs_hold_by_the_counts_of_a_real_tokenizer(tmp_path: Path, spoken: tuple[list[int], np.ndarray]) -> None:
+    estimates, real = spoken
     rows = [row(n, "t2i", e) for n, e in enumerate(estimates)]
     of = stage(16384, mixture={"t2i": 1}, condition_dropout=0)
-    fit = calibrate(list(zip(estimates, real, strict=True))[::13])
+    fit = calibrate(list(zip(estimates, real.tolist(), strict=True))[::13])
     assert abs(np.mean(real) / np.mean(estimates) - 1) > 0.03  # what the estimate alone would miss
     opened = write(tmp_path / "corpus", rows)
-    asked = calibrated(table_of([opened], [of], 0), lambda sample: real[sample] if sample % 7 else None)
+    asked = calibrated(table_of([opened], [of], 0), lambda sample: int(real[sample]) if sample % 7 else None)
     assert asked.slope == pytest.approx(fit.slope, rel=0.05)
     plan = planned(opened, of, lengths=Lengths(asked, per_document=3, per_output=1))
-    lengths = np.array(real) + 256 + 4
-    loads = loads_of([plan.step(n) for n in range(plan.steps)], lengths, lengths, 4)
-    assert loads.mean() / 16384 >= 0.97 and np.mean(loads > 16384) <= 0.01
+    loads = loads_of([plan.step(n) for n in range(plan.steps)], real + 260, real + 260, 4)
+    assert loads.mean() / 16384 >= 0.98 and np.mean(loads > 16384) <= 0.04
+
+
+def test_small_packs_are_full_of_texts_that_were_counted(tmp_path: Path, spoken: tuple[list[int], np.ndarray]) -> None:
+    """Five to six samples in 2,048 tokens, of conversations and pictures: by estimates some packs would be too long."""
+    estimates, real = spoken
+    rows = [row(n, "t2i", e) if n % 2 else row(n, "chat", e, [(400, 300)], None) for n, e in enumerate(estimates)]
+    opened = write(tmp_path / "corpus", rows)
+    of = stage(2048, mixture={"t2i": 1, "chat": 1}, condition_dropout=0)
+    for mixture in ({"t2i": 1}, {"t2i": 1, "chat": 3}):
+        one = of.model_copy(update={"mixture": mixture})
+        plan = planned(opened, one, lengths=Lengths(per_document=3, counted=real))
+        lengths = Measure(one, Lengths(per_document=3, counted=real))(opened.manifest).shown
+        loads = loads_of([plan.step(n) for n in range(plan.steps)], lengths, lengths, 4)
+        assert plan.limit == 2048 and loads.max() <= 2048 and loads.mean() / 2048 >= 0.985
+        assert loads.mean() / 2048 == pytest.approx(plan.fill, abs=0.005)
+
+
+def test_samples_of_certain_length_need_no_margin(mixed: corpus.Corpus) -> None:
+    """Of a pack's limit each takes what its own estimate may be wrong."""
+    of = stage(4096)
+    plan = planned(mixed, of)
+    made, found = plan._window(0), Measure(of)(mixed.manifest)
+    beside = made.taken - made.tokens
+    assert not beside[made.dropped].any()
+    doubt = found.doubt[made.rows.sample]
+    assert np.corrcoef(beside, np.where(made.dropped, 0, doubt))[0, 1] > 0.98
+    assert (made.loads <= plan.limit).all()
+    told = planned(mixed, of, lengths=Lengths(counted=np.rint(texts(mixed.manifest)).astype(np.int32)))
+    assert told.limit == 4096 and told.fill > plan.fill + 0.005
+
+
+def test_a_budget_that_samples_do_not_fill_is_told_with_a_better_one(mixed: corpus.Corpus) -> None:
+    plan = planned(mixed, stage(2048, mixture={"few": 1}))
+    better = plan.better()
+    assert plan.fill < FULL and better is not None
+    budget, fill = better
+    assert 2048 < budget <= 4096 and fill >= FULL
+    assert planned(mixed, stage(budget, mixture={"few": 1})).fill == pytest.approx(fill, abs=0.015)
+    assert words("low", 2048, plan.fill, better).startswith("stage low: packs of 2,048 tokens are planned ")
+    full = planned(mixed, stage(4096, mixture={"t2i": 1}))
+    assert full.better() is None and not words("low", 4096, full.fill, None)
 
 
 def test_any_step_can_be_had_alone(mixed: corpus.Corpus) -> None:
@@ -191,18 +237,21 @@ def test_the_mixture_holds_and_every_sample_comes_once_in_an_epoch(mixed: corpus
     draws = [d for n in range(8 * plan.steps) for d in plan.step(n)]
     dealt = Counter(d.stratum for d in draws)
     parts = Counter(stratum for stratum, _ in {(d.stratum, d.part) for d in draws})
+    left = 8 * plan.window - len(draws)
+    assert 0 <= left <= 0.005 * len(draws)  # draws that no exchange makes room for
     for name, weight in of.mixture.items():
-        assert abs(dealt[name] - len(draws) * weight / 8.001) <= parts[name]
+        assert abs(dealt[name] - len(draws) * weight / 8.001) <= parts[name] + left
     by_task = SampleTable([mixed], 0).train
     for name in of.mixture:
         mine = [d for d in draws if d.stratum == name]
         counts = Counter(d.sample for d in mine)
         epochs = len(mine) / len(by_task[name])
-        assert epochs < 1 or counts.keys() == set(by_task[name])
+        assert epochs < 1 or len(set(by_task[name]) - counts.keys()) <= left / epochs
         assert max(counts.values()) <= epochs + 2
         for part in {d.part for d in mine}:
             inside = Counter(d.sample for d in mine if d.part == part).values()
-            assert max(inside) - (min(inside) if epochs > 1 else 0) <= 1
+            behind = [max(inside) - times - 1 for times in inside if epochs > 1]  # where they were left out
+            assert sum(max(n, 0) for n in behind) <= left and max(behind, default=0) <= 1
     dropped = Counter(d.stratum for d in draws if d.dropped)
     assert dropped["chat"] == 0
     for name in ("t2i", "few"):
@@ -347,7 +396,7 @@ class Many:
         kind = np.repeat(np.arange(4), self.counts[:, entry])
         length = 200 + 60 * kind + np.arange(100) % 50
         zero = np.zeros(100, np.int64)
-        return Rows(entry * 100 + np.arange(100), kind, zero, zero - 1, length, length, zero > 0, length * 0.1)
+        return Rows(entry * 100 + np.arange(100), kind, zero, zero - 1, length, length, zero > 0, length * 0.05)
 
 
 def test_the_parts_of_a_stratum_go_through_the_row_groups_together() -> None:

@@ -23,41 +23,18 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from x2i.base.errors import X2IError
+from x2i.model.chat import Chat, Request
+from x2i.model.chat import Message as Message  # part of the contract
 from x2i.model.vae import VAE
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
     from x2i.model.layers.learned import Learned
-
-
-@dataclass(frozen=True)
-class Request:
-    """What to draw: an instruction, and its input images as uint8 [H, W, 3], in the order of the placeholders."""
-
-    instruction: str
-    images: tuple[np.ndarray, ...] = ()
-
-
-@dataclass(frozen=True)
-class Message:
-    """One turn. `role` is system, user or assistant; `<image>` in `text` stands for the next image of the chat."""
-
-    role: str
-    text: str
-
-
-@dataclass(frozen=True)
-class Chat:
-    """A conversation about images (uint8 [H, W, 3], in the order of the `<image>` marks). To be answered, or learned."""
-
-    messages: tuple[Message, ...]
-    images: tuple[np.ndarray, ...] = ()
 
 
 class Inputs(Protocol):
@@ -73,7 +50,9 @@ class Document(Protocol):
 
     @property
     def length(self) -> int:
-        """Tokens that it takes in a pack, all counted: text, condition images, the timestep, noisy tokens."""
+        """Tokens that it takes in a pack, all counted: text, condition images (twice, where two parts of the model see
+        them), the timestep, noisy tokens.
+        """
         ...
 
 
@@ -92,7 +71,7 @@ class PackInputs(Protocol):
 
     @property
     def pairs(self) -> int:
-        """Pairs (query, key) that the mask allows, padding left out: an attention head's work in each layer."""
+        """Pairs (query, key) that the trunk's mask allows, padding left out: an attention head's work in each layer."""
         ...
 
     def to(self, device: torch.device | str) -> Any:
@@ -355,7 +334,7 @@ class Processor(ABC, Generic[I]):
         """One sequence of exactly `length` tokens as `Model.packed` takes it: the documents in order, then padding.
 
         Positions begin at 0 in each document. Nobody sees padding. All packs of one length have the same shapes in the
-        trunk, so that a compiled trunk is compiled once.
+        trunk, so that a compiled trunk is compiled once; or few, where other parts of the model have tokens of their own.
 
         Args:
             documents: of `documents`, of one or of many calls.

@@ -49,6 +49,11 @@ class Lengths:
         return self.text + sum(self.read)
 
     @property
+    def tokens(self) -> int:
+        """All its tokens: what it takes of a pack, but for marks such as a timestep's."""
+        return self.sequence + self.drawn + sum(self.sources)
+
+    @property
     def features(self) -> tuple[float, ...]:
         """What all work but attention is a linear function of."""
         read, sources = self.read, self.sources

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from PIL import Image
-from torch import Tensor
+
+if TYPE_CHECKING:  # the loader crops with this file, and does without PyTorch
+    from torch import Tensor
 
 
 def centre_crop(image: Image.Image, height: int, width: int) -> np.ndarray:
@@ -105,6 +107,8 @@ def crop(pixels: np.ndarray, height: int, width: int, share: float, x: float, y:
 
 def to_tensor(images: Sequence[np.ndarray]) -> Tensor:
     """uint8 [H, W, 3] each -> float32 [B, 3, H, W] in [-1, 1]."""
+    import torch
+
     return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 

@@ -12,7 +12,7 @@ from x2i.base.errors import X2IError
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-    from x2i.model.base import Message
+    from x2i.model.chat import Message
 
 #: The place of an input image in an instruction; its number counts from 1.
 PLACEHOLDER = re.compile(r"<\|image_(\d+)\|>")

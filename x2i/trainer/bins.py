@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-import bisect
 import heapq
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 
 #: Pairs of items that are compared at once, and items of a bin, evenly spaced, of which one may be exchanged.
 _AT_ONCE, _WIDEST = 1 << 20, 96
 
+#: Bins with room that one which is too full is paired with, at most.
+_TURNS = 8
+
 #: Items in a bin, below which it is worth while to look for those that fill it.
-_FEW = 16
+_FEW = 8
 
 #: How often items are drawn anew to see whether as many fit again.
-_AGAIN = 6
+_AGAIN = 4
+
+#: Of the items of a window, those that may be left out for the others to fit; and more than are left out by rights.
+LEFT, _MANY = 0.002, 0.008
 
 
 def balanced(lengths: np.ndarray, bins: int) -> np.ndarray:
@@ -27,19 +33,6 @@ def balanced(lengths: np.ndarray, bins: int) -> np.ndarray:
         load, number = loads[0]
         out[item] = number
         heapq.heapreplace(loads, (load + length, number))
-    return out
-
-
-def best_fit(lengths: np.ndarray, bins: int, limit: int) -> np.ndarray:
-    """The bin of each item: longest first, each into the fullest that has room; or into the emptiest, if none has."""
-    room = [(limit, number) for number in range(bins)]  # sorted
-    out = np.empty(len(lengths), np.int64)
-    order = np.argsort(-lengths, kind="stable")
-    for item, length in zip(order.tolist(), lengths[order].tolist(), strict=True):
-        place = bisect.bisect_left(room, (length, -1))
-        left, number = room.pop(min(place, bins - 1))
-        out[item] = number
-        bisect.insort(room, (left - length, number))
     return out
 
 
@@ -96,7 +89,7 @@ def repair(lengths: np.ndarray, home: np.ndarray, bins: int, limit: int) -> bool
         if not len(full):
             return True
         empty = np.flatnonzero(loads < limit)
-        if turn * len(full) >= len(empty):  # all were tried
+        if turn * len(full) >= len(empty) or turn >= _TURNS:  # all were tried, or enough of them
             return False
         full, empty = full[np.argsort(-loads[full], kind="stable")], empty[np.argsort(loads[empty], kind="stable")]
         pairs = min(len(full), len(empty))
@@ -109,7 +102,7 @@ def _exchange(
     lengths: np.ndarray, home: np.ndarray, loads: np.ndarray, full: np.ndarray, empty: np.ndarray, limit: int
 ) -> bool:
     """One exchange for each pair of bins; whether there was any."""
-    order = np.argsort(home, kind="stable")
+    order = np.argsort(home.astype(np.uint16) if len(loads) <= 1 << 16 else home, kind="stable")  # much faster
     firsts = np.searchsorted(home[order], np.arange(len(loads) + 1))
     counts = np.diff(firsts)
     widest = min(int(max(counts[full].max(), counts[empty].max())), _WIDEST)
@@ -142,89 +135,124 @@ def _exchange(
     return any_moved
 
 
-def packed(
-    lengths: np.ndarray, bins: int, limit: int, home: np.ndarray | None = None, last: bool = True
-) -> tuple[np.ndarray, bool]:
-    """The bin of each item, and whether none is too full: `home`, or one of the rules above, mended.
+def placed(lengths: np.ndarray, bins: int, limit: int, home: np.ndarray) -> np.ndarray:
+    """The bin of each item, -1 for those that are left out for the others to fit: `home`, mended (`mended`).
 
-    If no exchange of two items mends any of them, bins that are too full share out all their items anew with others
-    (which takes long, and is the `last` that is tried).
+    If many are left out, items are put into bins anew.
     """
-    best, excess = np.zeros(len(lengths), np.int64), np.inf
-    for start in _starts(lengths, bins, limit, home):
-        if repair(lengths, start, bins, limit):
-            return start, True
-        over = float(np.maximum(np.bincount(start, lengths, bins) - limit, 0).sum())
-        if over < excess:
-            best, excess = start, over
-    for number in np.flatnonzero(np.bincount(best, lengths, bins) > limit).tolist() if last else ():
-        _share_out(lengths, best, bins, limit, number)
-    return best, bool((np.bincount(best, lengths, bins) <= limit).all())
+    found = mended(lengths, bins, limit, home)
+    if np.count_nonzero(found < 0) <= _MANY * len(found):
+        return found
+    start = filled(lengths, bins, limit) if len(lengths) <= _FEW * bins else balanced(lengths, bins)
+    other = mended(lengths, bins, limit, start)
+    return other if lengths[other >= 0].sum() > lengths[found >= 0].sum() else found
 
 
-def _starts(lengths: np.ndarray, bins: int, limit: int, home: np.ndarray | None) -> Iterator[np.ndarray]:
-    if home is not None:
-        yield home
-    few = len(lengths) <= _FEW * bins
-    if few and home is not None:  # the dearest, and the surest
-        yield filled(lengths, bins, limit)
-    yield best_fit(lengths, bins, limit)
-    yield balanced(lengths, bins)
-    if few and home is None:
-        yield filled(lengths, bins, limit)
+def mended(lengths: np.ndarray, bins: int, limit: int, home: np.ndarray, most: float = 1.0) -> np.ndarray:
+    """The bin of each item, -1 for those that are left out for the others to fit: `home`, mended by exchanges.
 
-
-def _share_out(lengths: np.ndarray, home: np.ndarray, bins: int, limit: int, number: int) -> None:
-    """Put the items of a bin that is too full, and of a few of the emptiest, into these bins anew, if they fit."""
-    loads = np.bincount(home, lengths, bins)
-    others = [other for other in np.argsort(loads, kind="stable").tolist() if other != number]
-    for many in (2, 3, 5, 8, 12):
-        chosen = np.array([number, *others[:many]])
-        items = np.flatnonzero(np.isin(home, chosen))
-        for new in (filled(lengths[items], len(chosen), limit, len(items)), balanced(lengths[items], len(chosen))):
-            if repair(lengths[items], new, len(chosen), limit):
-                home[items] = chosen[new]
-                return
-
-
-def most(
-    profile: Callable[[int, np.ndarray | float], np.ndarray],
-    bins: int,
-    limit: int,
-    mean: float,
-    random: np.random.Generator,
-) -> np.ndarray:
-    """The bin of each of as many items as are found to fit; none if not even a few do.
-
-    Where bins hold few items these fit by chance: so as many are taken as fit again if each is a little longer or
-    shorter, several times.
+    Where no exchange helps, items are left out of the fullest bins, as many as take what all have too much, and then it
+    is tried again. Of a bin it is the shortest without which it fits, or the longest.
 
     Args:
-        profile: lengths of so many items, in order: at these places (0 to 1) between one and the next.
-        mean: of the items.
-        random: draws the places.
+        most: share of the items, after which it is given up, and bins stay too full.
+    """
+    home, sizes = home.copy(), lengths.copy()
+    out = np.zeros(len(home), bool)
+    while not repair(sizes, home, bins, limit) and out.sum() <= most * len(out):
+        excess = np.bincount(home, sizes, bins) - limit
+        full, gone = np.flatnonzero(excess > 0), 0
+        total = int(excess[full].sum())
+        for number in full[np.argsort(-excess[full], kind="stable")].tolist():
+            mine = np.flatnonzero((home == number) & ~out)
+            enough = mine[sizes[mine] >= excess[number]]
+            item = int(enough[sizes[enough].argmin()] if len(enough) else mine[sizes[mine].argmax()])
+            gone += int(sizes[item])
+            out[item], sizes[item] = True, 0
+            if gone >= total:
+                break
+    home[out] = -1
+    return home
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """A window of items, as many as fit.
+
+    Attributes:
+        home: the bin of each of those that fit, in order of length.
+        count: how many are drawn for it.
+        items, fill: mean number and sum of those that fit.
     """
 
-    def fitting(count: int) -> np.ndarray | None:
-        home, fits = packed(profile(count, 0.5), bins, limit, last=False)
-        return home if fits else None
+    home: np.ndarray
+    count: int
+    items: float
+    fill: float
 
-    def firm(home: np.ndarray) -> bool:
-        drawn = (profile(len(home), random.random(len(home))) for _ in range(_AGAIN))
-        return all(repair(lengths, home.copy(), bins, limit) for lengths in drawn)
 
-    high = int(bins * limit / mean) + 1  # so many can never fit
-    low, found, step = high, None, 1
-    while found is None and low > 1:  # from above by steps that double: the answer is mostly near
-        high, low = low, max(low - step, 1)
-        found, step = fitting(low), max(2 * step, high // 500)
-    while found is not None and high - low > max(1, high // 2000):
+def most(drawn: Callable[[int], np.ndarray], bins: int, limit: int, count: int) -> Pattern:
+    """As many items as fit again and again, but for `LEFT` of them.
+
+    Args:
+        drawn: lengths of the items that might be among so many draws, in order; others each time.
+        count: of draws; more can never fit.
+    """
+
+    def begun(count: int) -> np.ndarray:
+        """The bins of a first window; -1 for what is left out. Of several rules the best: each has its luck."""
+        best = np.zeros(0, np.int64)
+        for rule in (40, 160) if count < _FEW * bins else (0, 40) if count < 2 * _FEW * bins else (0,):
+            lengths = drawn(count)
+            start = filled(lengths, bins, limit, rule) if rule else balanced(lengths, bins)
+            found = mended(lengths, bins, limit, start, 2 * LEFT)
+            best = found if np.count_nonzero(found >= 0) > np.count_nonzero(best >= 0) else best
+            left = np.count_nonzero(found < 0)
+            if not left or (rule and left > 2 * LEFT * len(found)):
+                break
+        return best
+
+    def tried(count: int) -> tuple[Pattern, bool]:
+        home = begun(count)
+        kept = home[home >= 0]
+        if len(home) - len(kept) > 2 * LEFT * len(home):
+            return Pattern(kept, count, len(kept), 0), False
+        left, items, sums = 0, list[int](), list[int]()
+        while len(items) < _AGAIN and left <= 4 * LEFT * len(home):
+            lengths = drawn(count)
+            found = mended(lengths, bins, limit, fitted(kept, lengths, bins), 2 * LEFT) >= 0
+            left += int((~found).sum())
+            items.append(int(found.sum()))
+            sums.append(int(lengths[found].sum()))
+        pattern = Pattern(kept, count, float(np.mean(items)), float(np.mean(sums)))
+        return pattern, left <= max(LEFT * sum(items), len(items) - 1)
+
+    high, low, step = count + 1, count, max(count // 800, 1)
+    best, fits = tried(low)
+    while not fits and low > 1:  # from above by steps that double: the answer is mostly near
+        high, low, step = low, max(low - step, 1), 2 * step
+        best, fits = tried(low)
+    least = max(count // 1600, 1)
+    while high - low > least:
         middle = (low + high) // 2
-        better = fitting(middle)
-        found, low, high = (found, low, middle) if better is None else (better, middle, high)
-    step = max(low // 800, 1)
-    for count in range(low, max(low - 16 * step, 0), -step):
-        home = found if count == low else fitting(count)
-        if home is not None and firm(home):
-            return home
-    return np.zeros(0, np.int64) if found is None else found
+        other, fits = tried(middle)
+        best, low, high = (other, middle, high) if fits else (best, low, middle)
+    for number in range(high, min(high + 3 * least, count), least):  # what failed may have had bad luck
+        other, fits = tried(number)
+        best = other if fits else best
+    return best
+
+
+def fitted(home: np.ndarray, lengths: np.ndarray, bins: int) -> np.ndarray:
+    """The bins of items, in order of length, by a pattern for another number of them."""
+    count = len(lengths)
+    if count <= len(home):
+        return home[((np.arange(count) + 0.5) * len(home) / max(count, 1)).astype(np.int64)]
+    kept = ((np.arange(len(home)) + 0.5) * count / max(len(home), 1)).astype(np.int64)
+    out = np.full(count, -1)
+    out[kept] = home
+    loads = np.bincount(home, lengths[kept], bins)
+    for item in np.flatnonzero(out < 0)[::-1].tolist():
+        out[item] = int(loads.argmin())
+        loads[out[item]] += lengths[item]
+    return out

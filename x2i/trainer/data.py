@@ -18,7 +18,7 @@ from PIL import Image, UnidentifiedImageError
 
 from x2i.base.errors import X2IError
 from x2i.base.seeds import generator
-from x2i.model.base import Chat, Message
+from x2i.model.chat import Chat, Message
 from x2i.model.pixels import crop
 from x2i.model.placeholders import numbers_of
 from x2i.trainer import turns
@@ -150,9 +150,12 @@ class SampleReader:
         return str(record.get("instruction") or "") or "\n".join(m.text for m in turns.messages(record))
 
     def words(self, index: int, side: int) -> Example:
-        """One sample's words, with black squares of `side` pixels for its input images. Raises DamagedSample."""
+        """One sample's words, with black squares of `side` pixels for its input images. Raises DamagedSample.
+
+        Only its JSON is read, and not held against the manifest's hash, which is that of the whole sample.
+        """
         ref = self.table[index]
-        record = self._record(self._members(ref))
+        record = self._record(self._json(ref))
         inputs = (np.zeros((side, side, 3), np.uint8),) * len(record.get("input_images") or ())
         if "output_image" not in record:
             said, rejected = turns.messages(record), record.get("rejected_response")
@@ -285,6 +288,14 @@ class SampleReader:
         if not isinstance(record, dict):
             raise DamagedSample("its JSON is no object")
         return record
+
+    def _json(self, ref: SampleRef) -> dict[str, Data]:
+        """The sample's JSON alone."""
+        try:
+            names = [member for member in ref.members if member[0] == "json"]
+            return {name: self.shards.read(ref.corpus, ref.shard, offset, size) for name, offset, size in names}
+        except OSError as error:
+            raise DamagedSample(f"the shard cannot be read ({error})") from None
 
     def _members(self, ref: SampleRef, due: Due | None = None) -> dict[str, Data]:
         """The sample's members by suffix, checked against the manifest's hash."""

@@ -3,9 +3,9 @@
 `full` is Pillow throughout: it decodes every pixel and scales by its bicubic filter (`x2i.model.pixels`).
 
 `reduced` asks libjpeg-turbo for 1/2, 1/4 or 1/8 of a JPEG, which it computes from as many of the DCT's coefficients, as
-long as what is cut out has the wanted size; and scales by the same bicubic filter in PyTorch, with integers and vector
-instructions. Without a scale to reduce by, the pixels are those of `full` but for rounding; with one they are a little
-sharper (`benchmarks/LOG.md` has the differences).
+long as what is cut out has the wanted size; and scales by the same bicubic filter with vector instructions
+(`x2i.trainer.scaling`). Without a scale to reduce by, the pixels are those of `full` but for rounding; with one they are a
+little sharper (`benchmarks/LOG.md` has the differences).
 
 Pixels are taken as they are stored: neither an EXIF orientation nor a profile is applied, as a corpus has none.
 """
@@ -13,17 +13,16 @@ Pixels are taken as they are stored: neither an EXIF orientation nor a profile i
 from __future__ import annotations
 
 import io
-import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import simplejpeg
-import torch
 from PIL import Image
 
 from x2i.model.pixels import centre_crop, shrink
 from x2i.trainer.config import Decode
+from x2i.trainer.scaling import bicubic
 
 #: More pixels are not decoded: Pillow's own limit, of which another part of a program may have relieved it.
 MAX_PIXELS = 178_956_970
@@ -32,9 +31,6 @@ MAX_PIXELS = 178_956_970
 Data = bytes | memoryview
 
 _PLAIN = ("YCbCr", "Gray", "RGB")
-
-#: By how many pixels the window that is scaled may begin before the box, to meet its fraction of a pixel.
-_BEFORE = 32
 
 
 class _Header(NamedTuple):
@@ -110,7 +106,7 @@ def _decoded(data: Data, header: _Header, scale: int) -> tuple[np.ndarray, int]:
         except ValueError:  # strict about every oddity; Pillow tells the harmless ones from the damaged ones
             pass
     with Image.open(io.BytesIO(data)) as image:
-        return np.array(image if image.mode == "RGB" else image.convert("RGB")), 1  # a copy: PyTorch wants to own it
+        return np.asarray(image if image.mode == "RGB" else image.convert("RGB")), 1
 
 
 def _scaled(pixels: np.ndarray, across: float, down: float, width: int, height: int, ratio: float | None) -> np.ndarray:
@@ -119,36 +115,6 @@ def _scaled(pixels: np.ndarray, across: float, down: float, width: int, height: 
     `across` and `down` may be less than the array's sides by a fraction of a pixel, of which libjpeg-turbo makes a whole.
     """
     step_x, step_y = (across / width, down / height) if ratio is None else (ratio, ratio)
-    start_x, start_y = max((across - step_x * width) / 2, 0.0), max((down - step_y * height) / 2, 0.0)
-    window_x, window_y = _window(start_x, step_x), _window(start_y, step_y)
-    if window_x is None or window_y is None:
-        end_x, end_y = min(start_x + step_x * width, across), min(start_y + step_y * height, down)
-        image, box = Image.fromarray(pixels), (start_x, start_y, end_x, end_y)
-        return np.asarray(image.resize((width, height), Image.Resampling.BICUBIC, box=box, reducing_gap=3.0))
-    (left, before_x), (top, before_y) = window_x, window_y
-    right = math.ceil(left + (before_x + width + 2) * step_x) + 1  # as far as the filter reaches
-    bottom = math.ceil(top + (before_y + height + 2) * step_y) + 1
-    # copied by NumPy, as PyTorch would start threads of its own for it in each of the loader's; and so that the result lies
-    # as [H, W, 3] too
-    window = np.ascontiguousarray(pixels[top:bottom, left:right])
-    tensor = torch.from_numpy(window.reshape(1, *window.shape)).permute(0, 3, 1, 2)
-    size = [before_y + height, before_x + width]
-    # what torch.nn.functional.interpolate(mode="bicubic", antialias=True) calls; it takes a size or a scale, not both
-    scaled = torch.ops.aten._upsample_bicubic2d_aa(tensor, size, False, 1 / step_y, 1 / step_x)
-    return np.ascontiguousarray(scaled[0, :, before_y:, before_x:].permute(1, 2, 0).numpy())
-
-
-def _window(start: float, step: float) -> tuple[int, int] | None:
-    """A pixel to scale from, and how many pixels of the result lie between it and `start`, which need not be whole.
-
-    PyTorch's filter begins at a whole pixel, so it begins before the box where a step then falls on the box's edge.
-    None: that is nowhere near, or not to a tenth of a step.
-    """
-    first = math.floor(start + 1e-6)
-    best = (1.0, 0, 0)
-    for pixel in range(first, max(first - _BEFORE, -1), -1):
-        before = round((start - pixel) / step)
-        best = min(best, (abs((start - pixel) / step - before), -pixel, before))
-        if best[0] < 0.03:
-            break
-    return None if best[0] > 0.1 else (-best[1], best[2])
+    left, top = max((across - step_x * width) / 2, 0.0), max((down - step_y * height) / 2, 0.0)
+    right, bottom = min(left + step_x * width, across), min(top + step_y * height, down)
+    return bicubic(pixels, (left, top, right, bottom), width, height)

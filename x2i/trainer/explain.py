@@ -14,24 +14,23 @@ import torch
 
 from x2i import corpus
 from x2i.base.errors import RecipeError, X2IError
+from x2i.base.seeds import generator
 from x2i.model import registry
 from x2i.model.base import Model
 from x2i.model.config import ModelConfig, ModelFile, PixelsConfig, VAEConfig
 from x2i.model.lora_config import LoRAConfig
 from x2i.trainer import checkpoint, parts
+from x2i.trainer.capacity import FULL, words
 from x2i.trainer.config import RunConfig
 from x2i.trainer.counting import latents_of
 from x2i.trainer.flops import StageFlops, on_meta
 from x2i.trainer.mixture import table_of
 from x2i.trainer.parts import Trained
 from x2i.trainer.peak import known_names
-from x2i.trainer.samples import Mean, Shapes, Stratum, assumed, of_manifest
+from x2i.trainer.samples import Mean, Shapes, Stratum, assumed, lot_of, of_manifest
 from x2i.trainer.stage import Stage
 from x2i.trainer.table import SampleTable
 from x2i.trainer.told import Devices, Drawn, Explained, Memory, StageTold
-
-#: Share of a pack that is not padding.
-_FILL = 0.97
 
 #: Tokens of the vocabularies that the manifest's estimate of texts stands for (`x2i.corpus.text`), at least.
 _WORDS = 16_000
@@ -80,7 +79,8 @@ def explain(run: RunConfig, devices: Devices | None = None) -> Explained:
             known[key] = StageFlops(
                 *(config, what.names), lora=run.model.lora, adapted=what.adapted, preference=key[1], dtype=dtype
             )
-        told.append(_stage(run, stage, model, what, ever, found, known[key], devices))
+        fill = 1.0 if stage.pack is None else _fill(stage, found, table is not None, notes)
+        told.append(_stage(run, stage, model, what, ever, found, known[key], devices, fill))
     how = "with" if run.compute.checkpointing else "without"
     notes.append(
         "activations: of what a device computes at once, a pack or `micro_batch` samples (default: all of its share of a "
@@ -101,9 +101,10 @@ def _stage(
     strata: Sequence[Stratum],
     flops: StageFlops,
     devices: Devices,
+    fill: float,
 ) -> StageTold:
     mean = Mean.of(strata, flops)
-    batch, at_once = _batch(stage, mean, devices.count)
+    batch, at_once = _batch(stage, mean, devices.count, fill)
     ranks = min(run.compute.shards or devices.count, devices.count)
     width = 2 if run.precision == "bfloat16" else 4
     samples = stage.steps * batch
@@ -145,10 +146,25 @@ def _stage(
     )
 
 
-def _batch(stage: Stage, mean: Mean, devices: int) -> tuple[float, float]:
+def _fill(stage: Stage, strata: Sequence[Stratum], known: bool, notes: list[str]) -> float:
+    """How full a stage's packs become, without a margin for texts; where it is little, it is noted."""
+    assert stage.pack is not None
+    if not known:
+        return FULL
+    lot, random = lot_of(strata), generator("explain/packs/1", stage.name)
+    fill = lot.fill(stage.pack.tokens, random)
+    if not fill:
+        notes.append(f"stage {stage.name}: no sample fits into packs of {stage.pack.tokens:,} tokens")
+        return FULL
+    if told := words(stage.name, stage.pack.tokens, fill, lot.better(stage.pack.tokens, random)):
+        notes.append(told)
+    return fill
+
+
+def _batch(stage: Stage, mean: Mean, devices: int, fill: float) -> tuple[float, float]:
     """Samples of a step, and those that one device computes at once."""
     if stage.pack is not None:
-        one = stage.pack.tokens * _FILL / mean.tokens
+        one = stage.pack.tokens * fill / mean.tokens
         return stage.pack.packs * one, one
     assert stage.batch is not None
     share = stage.batch / devices

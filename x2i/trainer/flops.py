@@ -132,7 +132,7 @@ class StageFlops:
             both = [self._lengths.rows(self._config, i, 0) for i in (batch.inputs, batch.rejected) if i is not None]
             return [sum(row.sequence for row in rows) for rows in zip(*both, strict=True)]
         drawn = batch.data.shape[-2] * batch.data.shape[-1] // latents_of(self._config)[1] ** 2
-        return [row.sequence + row.drawn for row in self._lengths.rows(self._config, batch.inputs, drawn)]
+        return [row.tokens for row in self._lengths.rows(self._config, batch.inputs, drawn)]
 
     def _own(self, inputs: Any, drawn: int, own: Sequence[bool]) -> list[Lengths]:
         rows = self._lengths.rows(self._config, inputs, drawn)
@@ -176,7 +176,8 @@ class StageFlops:
         if not rows:
             return 0.0, 0.0
         total = sum(self._pass(r.drawn > 0).linear @ np.array(r.features, float) for r in rows)
-        total = total + self.pair(rows[0]) @ np.array(pairs, float)
+        one = max(rows, key=lambda row: row.drawn)  # drawn documents have all attentions that conversations have
+        total = total + self.pair(one) @ np.array(pairs, float)
         return float(total[0]), float(total[1])
 
     def batch(self, inputs: Any, drawn: int = 0) -> float:

@@ -1,8 +1,9 @@
 """How many tokens samples take, as far as the manifest can tell.
 
 Of the text the manifest has an estimate that knows no tokenizer (`x2i.corpus.text`); `calibrate` turns it into tokens of
-the run's own. Of preferences it has a second estimate, with the rejected answer. Corpora of earlier builds lack the estimate: then the text is counted at four characters a token, and of a
-conversation, whose text's length they do not know at all, the record's bytes stand for it.
+the run's own. Of preferences it has a second estimate, with the rejected answer. Corpora of earlier builds lack the
+estimate: then the text is counted at four characters a token, and of a conversation, whose text's length they do not know
+at all, the record's bytes stand for it.
 
 Before any model is built, a picture is counted at one token for 16 x 16 pixels of the size that the stage shows it in.
 """
@@ -10,7 +11,7 @@ Before any model is built, a picture is counted at one token for 16 x 16 pixels 
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
@@ -26,6 +27,9 @@ EARLIER = ["instruction_chars", "input_sizes", "output_size", "members"]
 REJECTED = "rejected_tokens"
 
 _TEXT, _SIDE = 4, 16
+
+#: Samples whose texts are asked for to find out what the estimates are worth.
+ASKED = 400
 
 #: Estimates below this are as uncertain as this many tokens.
 _LEAST = 4.0
@@ -65,8 +69,10 @@ def calibrate(pairs: Sequence[tuple[float, float]]) -> Fit:
         intercept = float(mean_y - slope * mean_x)
         if intercept < 0 or slope < 0.1:
             slope, intercept = max(float(real.sum() / max(estimate.sum(), 1)), 0.1), 0.0
-    left = (real - slope * estimate - intercept) * np.sqrt(weight)
-    return Fit(*(float(f"{v:.6g}") for v in (slope, intercept, np.sqrt(np.mean(left**2)))))
+    left = real - slope * estimate - intercept
+    # long texts are often further off than by the root: packs have the sum of all
+    spread = np.sqrt((left**2).sum() / (1 / weight).sum())
+    return Fit(*(float(f"{v:.6g}") for v in (slope, intercept, spread)))
 
 
 def _squares(width: int, height: int, chat: bool) -> int:
@@ -82,10 +88,12 @@ class Lengths:
         text: of the text of a sample to be drawn; `said`: of a conversation's, or of both together of a preference.
         picture: of a picture of this width and height in pixels, as it is shown; and whether in a conversation.
         per_image: besides, for each picture that is shown; `per_output`: for the one that is drawn.
+        first_image: besides, for a sample that is drawn from any pictures: below 0 where they stand in place of others.
         per_document: besides, for each sample.
         dropped: text of a sample that is drawn without its instruction and input images.
         text_most, said_most: of `text` and `said`, together with `per_image` of all pictures: longer ones are cut.
         chat_most: of a whole conversation.
+        counted: by sample, tokens of its text that were counted (`x2i.trainer.counted`), -1 where they are estimated.
         answers: how often a conversation is shown, each time with another answer: 2 where preferences are learned.
         several: besides `per_image`, for each picture of a conversation that has more than one.
     """
@@ -100,8 +108,10 @@ class Lengths:
     text_most: int | None = None
     said_most: int | None = None
     chat_most: int | None = None
+    first_image: int = 0
     answers: int = 1
     several: float = 0.0
+    counted: np.ndarray | None = field(default=None, compare=False)
 
     @classmethod
     def guess(cls, stage: Stage) -> Lengths:
@@ -115,13 +125,13 @@ class Measured:
 
     Attributes:
         shown: tokens of each sample, int64; `bare`: without its condition (conversations have none to drop).
-        text: the estimate of the text, float64; 0 where it is longer than what is kept of it, which is certain.
+        doubt: variance of the text's tokens, float64; 0 where it is longer than what is kept of it, which is certain.
         size: of drawn samples the place of their bucket, int16; -1 without.
     """
 
     shown: np.ndarray
     bare: np.ndarray
-    text: np.ndarray
+    doubt: np.ndarray
     size: np.ndarray
 
 
@@ -132,8 +142,8 @@ class Measure:
         self.stage, self.lengths = stage, lengths or Lengths.guess(stage)
         self._shown: dict[tuple[int, int], int] = {}
 
-    def __call__(self, rows: pa.Table) -> Measured:
-        """Measure rows, which have `COLUMNS` or `EARLIER`."""
+    def __call__(self, rows: pa.Table, first: int = 0) -> Measured:
+        """Measure rows, which have `COLUMNS` or `EARLIER`, from the `first` sample of the table on."""
         of = self.lengths
         drawn, parents, widths, heights = _pictures(rows)
         estimate = texts(rows, self.stage.preference is not None)
@@ -144,9 +154,13 @@ class Measure:
         times, count = np.where(drawn, 1, of.answers), np.bincount(parents, minlength=len(rows))
         marks = of.per_image + of.several * (~drawn & (count > 1))
         most, fixed = most * times, count * marks * times
-        whole = slope * estimate + intercept + fixed
+        doubt, whole = spread**2 * np.maximum(estimate, _LEAST), slope * estimate + intercept
+        if of.counted is not None:
+            counted = of.counted[first : first + len(rows)]
+            doubt, whole = np.where(counted < 0, doubt, 0.0), np.where(counted < 0, whole, counted)
+        whole = whole + fixed
         text = np.minimum(np.rint(whole), np.maximum(most, 0)).astype(np.int64)
-        estimate = np.where(whole - spread * np.sqrt(np.maximum(estimate, _LEAST)) > most, 0.0, estimate)
+        doubt[whole - np.sqrt(doubt) > most] = 0
         size, square = self._drawn(rows, drawn)
         inputs = np.where(drawn[parents], square[parents], 0)
         asked = ~drawn[parents]
@@ -155,9 +169,11 @@ class Measure:
         pictures = np.bincount(parents, inputs, len(rows)).astype(np.int64) * times
         own = drawn * (square + of.per_output) + of.per_document * times
         shown = own + text + pictures
+        shown[drawn & (np.bincount(parents, minlength=len(rows)) > 0)] += of.first_image
         if of.chat_most is not None:
+            doubt[~drawn & (shown - np.sqrt(doubt) > of.chat_most * times)] = 0
             shown = np.where(drawn, shown, np.minimum(shown, of.chat_most * times))
-        return Measured(shown, np.where(drawn, own + of.dropped, shown), estimate, size)
+        return Measured(shown, np.where(drawn, own + of.dropped, shown), doubt, size)
 
     def _drawn(self, rows: pa.Table, drawn: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The place of each drawn sample's bucket, and the tokens of one picture of its size."""

@@ -24,7 +24,7 @@ class Rows:
         task: place in the stratum's `tasks`.
         size: place in its `boxes`, -1 without.
         shown: tokens; `bare`: without the condition; `drawn`: whether there is one that may be dropped.
-        text: the estimate of the text's tokens.
+        doubt: variance of the text's tokens, as far as they are an estimate.
     """
 
     sample: np.ndarray
@@ -34,7 +34,7 @@ class Rows:
     shown: np.ndarray
     bare: np.ndarray
     drawn: np.ndarray
-    text: np.ndarray
+    doubt: np.ndarray
 
     def __getitem__(self, rows: np.ndarray) -> Rows:
         return Rows(*(values[rows] for values in vars(self).values()))
@@ -80,10 +80,10 @@ class MeasuredGroups:
         return self._kept.get(group, lambda: self._measured(group))
 
     def _measured(self, group: int) -> _Narrow:
-        found = self.measure(self.table.lengths(group))
+        found = self.measure(self.table.lengths(group), self.table.first(group))
         most = max(int(found.shown.max(initial=0)), int(found.bare.max(initial=0)))
         kind = np.uint16 if most < 1 << 16 else np.uint32
-        return _Narrow(found.shown.astype(kind), found.bare.astype(kind), found.text.astype(np.float32), found.size)
+        return _Narrow(found.shown.astype(kind), found.bare.astype(kind), found.doubt.astype(np.float32), found.size)
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class _Narrow:
 
     shown: np.ndarray
     bare: np.ndarray
-    text: np.ndarray
+    doubt: np.ndarray
     size: np.ndarray
 
     @property
@@ -137,5 +137,5 @@ class MeasuredSamples:
         shown, bare = (v[rows].astype(np.int64) for v in (found.shown, found.bare))
         return Rows(
             *(self._table.first(group) + rows, kind[rows], task, found.size[rows], shown, bare),
-            *(~self._chats[task], found.text[rows].astype(float)),
+            *(~self._chats[task], found.doubt[rows].astype(float)),
         )

@@ -12,7 +12,7 @@ from x2i.trainer.bucketed import bucket_streams
 from x2i.trainer.buckets import kept
 from x2i.trainer.config import Shuffle
 from x2i.trainer.index import HELD_OUT, TRAIN
-from x2i.trainer.lengths import COLUMNS, EARLIER, Fit, Lengths, Measure, calibrate, texts, tokens
+from x2i.trainer.lengths import ASKED, COLUMNS, EARLIER, Fit, Lengths, Measure, calibrate, texts, tokens
 from x2i.trainer.measured import MeasuredGroups, MeasuredSamples
 from x2i.trainer.packing import PackPlan
 from x2i.trainer.plan import STEPS, WINDOW, BucketPlan, Plan, StagePlan, Stream
@@ -53,7 +53,7 @@ def plan_of(
 
 
 def calibrated(
-    table: SampleTable, count: Callable[[int], int | None], number: int = 400, preferred: bool = False
+    table: SampleTable, count: Callable[[int], int | None], number: int = ASKED, preferred: bool = False
 ) -> Fit:
     """What a tokenizer makes of the manifest's estimates of texts, asked of some training samples of all corpora.
 
@@ -98,7 +98,6 @@ def _packed(table: SampleTable, stage: Stage, seed: int, measure: Measure, shuff
         *(samples, stage.mixture, stage.pack, seed, stage.name),
         by_tokens=stage.mixture_unit == "tokens",
         dropout=stage.condition_dropout,
-        fit=max(measure.lengths.text, measure.lengths.said, key=lambda fit: fit.spread),
         shuffle=shuffle,
     )
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from x2i.trainer.capacity import words
 from x2i.trainer.config import RunConfig
 from x2i.trainer.learner import Learner
+from x2i.trainer.packing import PackPlan
 from x2i.trainer.progress import Progress
 from x2i.trainer.setup import Setup
 
@@ -37,6 +39,9 @@ def announce(run: RunConfig, setup: Setup, learner: Learner, step: int, progress
                 f"stage {stage.name} never draws samples that do not fit into a pack of {stage.pack.tokens:,} tokens: "
                 f"{shown}"
             )
+        if stage.pack and isinstance(plan := setup.plans[place], PackPlan):
+            for told in filter(None, [words(stage.name, stage.pack.tokens, plan.fill, plan.better())]):
+                progress.note(told)
     unused = sorted(set(setup.table.tasks) - setup.tasks)
     if unused:
         progress.note(f"tasks of the corpora that no stage trains: {', '.join(unused)}")

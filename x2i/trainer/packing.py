@@ -6,17 +6,19 @@ As all plans, a pure function of the manifests, the mixture, the seed, the stage
   length (`x2i.trainer.classes`); each part of a stratum gets its share of the window's draws, so that all windows have
   about the same lengths in them, however the corpora are sorted. Shares are not rounded window by window, but over all
   windows from the first (as a line is drawn in pixels): parts of one stratum go through their epochs side by side, and
-  the mixture is off by less than a draw for each part, after however many steps.
+  the mixture is off by less than a draw for each part, after however many steps, but for draws that are left out.
 - Each part is a stream, as the strata of `x2i.trainer.plan` are. The parts of a stratum go through the row groups in the
   same order, and are shuffled in the same runs and blocks.
-- How many draws fit into a window, and which ranks of length make up a pack, is found once for a stage: as many as
-  can be packed. In a window the draws, measured by the manifest, take the places of their ranks, and packs that came out
-  too long exchange samples with others. Then the packs are dealt to the steps.
-- What is planned is somewhat less than the budget, by what the text's estimate may be wrong (`x2i.trainer.survey`), for real texts
-  are longer or shorter. Now and then a pack is too long all the same: then its last samples have to be left out.
+- How many draws fit into a window, and which ranks of length make up a pack, is found once for a stage, on windows that
+  are made up like those that will come (`x2i.trainer.capacity`). In a window the draws, measured by the manifest, take the
+  places of their ranks, and packs that came out too long exchange samples with others. Then the packs are dealt to the
+  steps.
+- Texts are counted by the run's tokenizer where there are few (`x2i.trainer.counted`), else estimated. Beside its tokens
+  a sample takes of a pack what its estimate may be wrong (`x2i.trainer.survey.Room`): now and then a pack is too long all
+  the same, and its last samples have to be left out.
 
-Samples longer than the budget are never drawn. A draw that no exchange makes room for is left out, until the next epoch. Which samples are shown without their condition is planned too, for they
-are short.
+Samples longer than the budget are never drawn. A draw that no exchange makes room for, of a few in a thousand, is left out
+until the next epoch. Which samples are shown without their condition is planned too, for they are short.
 """
 
 from __future__ import annotations
@@ -29,28 +31,24 @@ import numpy as np
 
 from x2i.base.errors import RecipeError
 from x2i.base.seeds import digest, generator
-from x2i.trainer.bins import most, packed
+from x2i.trainer.bins import fitted, placed, repair
+from x2i.trainer.capacity import FULL
 from x2i.trainer.config import Shuffle
-from x2i.trainer.lengths import Fit
 from x2i.trainer.measured import Classed, Rows
 from x2i.trainer.plan import OPEN, SPAN, Draw
 from x2i.trainer.stage import Pack
 from x2i.trainer.streams import PartStream
-from x2i.trainer.survey import Survey
+from x2i.trainer.survey import Room, Survey
 from x2i.trainer.window import ONE, divide
 
 #: Draws in a window, about; fewer where an epoch is shorter.
 WINDOW = 4096
 
-#: Of the budget, left for windows that are longer than the mean one.
-_RESERVE = 0.002
-
-#: Of the budget, at most one in so many tokens is left for what the text's estimate may be wrong: where it says little,
-#: packs are now and then too long.
-_MARGIN = 8
-
 #: Bytes of all strata's samples, by row group, that are kept.
 _MEMORY = 64 << 20
+
+#: Draws, in order of length, that change places with each other; 0: those of one length.
+_NEAR = (256, 64, 0)
 
 _GOLDEN = 0x9E3779B97F4A7C15
 _SPARES = 128
@@ -58,7 +56,9 @@ _SPARES = 128
 
 @dataclass(frozen=True)
 class _Window:
-    """The draws of a window, by step, pack and place. `loads`: tokens by step and pack; `firsts`: of each step."""
+    """The draws of a window, by step, pack and place. `firsts`: of each step; `taken`: of a
+    pack's limit by each, `loads`: by step and pack.
+    """
 
     stratum: np.ndarray
     part: np.ndarray
@@ -68,6 +68,7 @@ class _Window:
     tokens: np.ndarray
     pack: np.ndarray
     firsts: np.ndarray
+    taken: np.ndarray
     loads: np.ndarray
 
 
@@ -77,7 +78,7 @@ class PackPlan:
     Attributes:
         strata: names.
         batch: mean number of samples in a step.
-        fill: planned mean share of the budget that is used; less than `limit / tokens`, the most that is planned.
+        fill: planned mean share of the budget that is used.
         too_long: by task, samples that are longer than a pack and are never drawn: exact if the corpora are small,
             else estimated from some row groups.
         limit: tokens to which packs are planned.
@@ -90,7 +91,6 @@ class PackPlan:
         stage: the stage's name.
         by_tokens: whether the weights are shares of the tokens, not of the samples.
         dropout: share of the samples that are shown without their condition.
-        fit: what the text's estimates are worth.
         window: draws in a window, about.
         open_samples, span: of the runs within which a stratum's samples are shuffled; `shuffle`: how.
 
@@ -107,7 +107,6 @@ class PackPlan:
         stage: str,
         by_tokens: bool = False,
         dropout: float = 0.0,
-        fit: Fit | None = None,
         window: int = WINDOW,
         open_samples: int = OPEN,
         span: int = SPAN,
@@ -122,39 +121,25 @@ class PackPlan:
         weights /= weights.sum()
         some = Survey.of(self._samples, weights)
         if by_tokens:
-            weights = weights / [some.mean_of(number, dropout) for number in range(len(weights))]
+            weights = weights / [some.mean(some.stratum == number, dropout) for number in range(len(weights))]
             weights /= weights.sum()
             some = some.weighted(weights)
-        margin = some.margin(fit or Fit(), pack.tokens, dropout)
-        self.limit = pack.tokens - min(margin, pack.tokens // _MARGIN)
+        self._room = some.room(pack.tokens, dropout)
+        self.limit = self._room.limit
         self.too_long = self._check(some, stage)
-        fits = some.rows.shown <= self.limit
-        values, shares = some.lengths(fits, dropout)
-        # rounded: nothing is to hang on the last bit of a sum
-        mean, lost = float(f"{np.average(values, weights=shares):.6g}"), round(1 - float(some.weight[fits].sum()), 9)
+        lot = some.lot(self._room, dropout)
+        mean, shown = lot.mean(self.limit), some.mean(some.rows.shown <= self.limit, dropout)
         epoch = min(float(s.counts.sum()) / w for s, w in zip(self._samples, weights, strict=True))
         wanted = min(window, max(epoch, 512))
         self.steps = max(round(wanted * mean / (self.limit * pack.packs)), 1)
         self.packs, packs = pack.packs, pack.packs * self.steps
-        draws = packs * self.limit / mean
-        # of all samples of an epoch the sum is fixed; of some it is not
-        spread = some.spread(fits) * np.sqrt(draws * max(1 - draws / epoch, 0.25))
-        limit = max(int(self.limit * (1 - _RESERVE) - 2 * spread / packs), self.limit // 2)
-        ends = np.round(np.cumsum(shares) / shares.sum(), 9)
-
-        def profile(count: int, places: np.ndarray | float = 0.5) -> np.ndarray:
-            """The lengths of so many draws, in order, as they come on average, or elsewhere in their ranks."""
-            ranks = np.searchsorted(ends, (np.arange(count) + places) / count)
-            # what fits into a pack, but not beside the reserve, has one to itself
-            return np.minimum(values[np.minimum(ranks, len(values) - 1)], limit)
-
-        self._home = most(profile, packs, limit, mean, generator("plan/pattern/1", *self.key))
-        if not len(self._home):  # nothing is left by the reserve: packs of one
-            self._home = np.arange(packs)
-        self._home = self._home[np.argsort(profile(len(self._home)), kind="stable")]
-        self.window = max(round(len(self._home) / (1 - lost)), len(self._home))
-        self.batch = len(self._home) / self.steps
-        self.fill = float(profile(len(self._home)).sum()) / (packs * pack.tokens)
+        random = generator("plan/pattern/2", *self.key)
+        pattern = lot.most(self.limit, packs, random)
+        self._home, self.window = pattern.home, pattern.count
+        self.batch = pattern.items / self.steps
+        self.fill = pattern.fill * shown / mean / (packs * pack.tokens)
+        margin = 1 - self.limit / pack.tokens * shown / mean
+        self._budget, self._lot = (pack.tokens, margin), some.lot(Room(pack.tokens), dropout).few(random)
         if len(self.strata) > self.window:
             raise RecipeError(
                 f"stages.{stage}: a mixture of {len(self.strata)} parts does not fit into windows of {self.window} draws"
@@ -169,6 +154,13 @@ class PackPlan:
             limits = share, span, shuffle.block, wide, memory
             self._streams.append(PartStream(of, [self._parts[p].kinds for p in mine], (*self.key, name), *limits))
         self._window = lru_cache(maxsize=4)(self._made)
+
+    def better(self) -> tuple[int, float] | None:
+        """Where packs do not reach `capacity.FULL`: a larger budget that would, and how far; None if none does nearby."""
+        if self.fill >= FULL:
+            return None
+        budget, margin = self._budget
+        return self._lot.better(budget, generator("plan/better/1", *self.key), margin)
 
     def step(self, number: int) -> list[Draw]:
         """The draws of step `number` (from 0), pack by pack: the global batch, to be split by rank."""
@@ -193,8 +185,9 @@ class PackPlan:
         """
         assert draw.pack is not None and draw.tokens is not None and draw.part is not None
         made = self._window(draw.index // self.window)
-        step = int(made.firsts.searchsorted(draw.index % self.window, "right")) - 1
-        room = draw.tokens + max(self.limit - int(made.loads[step, draw.pack]), 0)
+        place = draw.index % self.window
+        step = int(made.firsts.searchsorted(place, "right")) - 1
+        room = int(made.taken[place]) + max(self.limit - int(made.loads[step, draw.pack]), 0)
         stratum = self.strata.index(draw.stratum)
         stream = self._streams[stratum]
         wanted = [(draw.part, draw.position + 1, _SPARES)]
@@ -206,9 +199,11 @@ class PackPlan:
             np.repeat([part for part, _, _ in wanted], [n for *_, n in wanted]),
         )
         rows = stream.at(wanted)
-        tokens = np.where(rows.drawn & bool(draw.dropped), rows.bare, rows.shown)
-        tokens = np.where(rows.shown > self.limit, 1 << 40, tokens)
-        order = np.lexsort((np.where(tokens <= room, 0, tokens), tokens > room))
+        dropped = rows.drawn & bool(draw.dropped)
+        tokens = np.where(dropped, rows.bare, rows.shown)
+        taken = np.where(dropped, rows.bare, self._room.taken(rows.shown, rows.doubt))
+        taken = np.where(rows.shown > self.limit, 1 << 40, taken)
+        order = np.lexsort((np.where(taken <= room, 0, taken), taken > room))
         order = order[np.sort(np.unique(rows.sample[order], return_index=True)[1])]  # small parts come round soon
         others = order[rows.sample[order] != draw.sample]
         order = others if len(others) else order
@@ -217,7 +212,7 @@ class PackPlan:
         return Draw(
             *(draw.index, draw.stratum, of.tasks[int(rows.task[chosen])], int(rows.sample[chosen])),
             *(int(positions[chosen]), _size(of, rows, chosen), draw.pack, int(tokens[chosen])),
-            *(bool(rows.drawn[chosen] and draw.dropped), int(parts[chosen])),
+            *(bool(dropped[chosen]), int(parts[chosen])),
         )
 
     def _draws(self, window: int, made: _Window, places: slice) -> list[Draw]:
@@ -251,26 +246,39 @@ class PackPlan:
         made = [np.concatenate(column) for column in (stratum, part, position)]
         dropped = rows.drawn & self._drops(*made)
         tokens = np.where(dropped, rows.bare, rows.shown)
+        taken = np.where(dropped, rows.bare, self._room.taken(rows.shown, rows.doubt))
         mixed = random.permutation(np.flatnonzero(rows.shown <= self.limit))  # equal lengths lie anyhow
-        mixed = mixed[np.argsort(tokens[mixed], kind="stable")]
+        mixed = mixed[np.argsort(taken[mixed], kind="stable")]
         packs = self.packs * self.steps
-        start = _fitted(self._home, len(mixed), tokens[mixed], packs)
-        home, fits = packed(tokens[mixed], packs, self.limit, start)
-        if not fits:
-            kept = ~_over(tokens[mixed], home, packs, self.limit)
-            mixed, home = mixed[kept], home[kept]
+        home = placed(taken[mixed], packs, self.limit, fitted(self._home, taken[mixed], packs))
+        mixed, home = mixed[home >= 0], home[home >= 0]
         home = random.permutation(packs)[home]
-        # those of one length change places: neighbours in a corpus go to neighbours among a step's packs
-        by_place = np.lexsort((rows.sample[mixed], tokens[mixed]))
-        by_pack = np.lexsort((random.random(len(mixed)), home % self.packs, tokens[mixed]))
-        home[by_place] = home[by_pack]
+        home = self._together(taken[mixed], rows.sample[mixed], home, random)
         order = np.lexsort((random.random(len(mixed)), home))
         mixed, home = mixed[order], home[order]
-        loads = np.bincount(home, tokens[mixed], packs).astype(np.int64).reshape(self.steps, self.packs)
+        loads = np.bincount(home, taken[mixed], packs).astype(np.int64).reshape(self.steps, self.packs)
         firsts = np.searchsorted(home, np.arange(self.steps + 1) * self.packs)
         mine, parts, positions = (column[mixed] for column in made)
         dropped, tokens, home = dropped[mixed], tokens[mixed], home % self.packs
-        return _Window(mine, parts, positions, rows[mixed], dropped, tokens, home, firsts, loads)
+        return _Window(mine, parts, positions, rows[mixed], dropped, tokens, home, firsts, taken[mixed], loads)
+
+    def _together(
+        self, taken: np.ndarray, samples: np.ndarray, home: np.ndarray, random: np.random.Generator
+    ) -> np.ndarray:
+        """Packs with neighbours in a corpus among neighbours of a step's packs, which one rank takes.
+
+        Draws of about one length, which follow one another here, change places; then packs that are too long are mended.
+        """
+        ties = random.random(len(home))
+        for near in _NEAR:
+            groups = np.arange(len(home)) // near if near else taken
+            by_place = np.lexsort((samples, groups))
+            by_pack = np.lexsort((ties, home % self.packs, groups))
+            moved = home.copy()
+            moved[by_place] = home[by_pack]
+            if repair(taken, moved, self.packs * self.steps, self.limit):
+                return moved
+        return home
 
     def _before(self, window: int) -> list[int]:
         """For each part, its draws in all windows before this one."""
@@ -299,34 +307,6 @@ class PackPlan:
             for task, each in zip(some.rows.task[mine & long].tolist(), some.stands[mine & long].tolist(), strict=True):
                 found[of.tasks[task]] = found.get(of.tasks[task], 0.0) + each
         return {task: max(round(count), 1) for task, count in sorted(found.items())}
-
-
-def _fitted(home: np.ndarray, count: int, tokens: np.ndarray, packs: int) -> np.ndarray:
-    """The packs of so many draws, in order of length, by a pattern for another number of them."""
-    if count <= len(home):
-        return home[((np.arange(count) + 0.5) * len(home) / max(count, 1)).astype(np.int64)]
-    kept = ((np.arange(len(home)) + 0.5) * count / len(home)).astype(np.int64)
-    out = np.full(count, -1)
-    out[kept] = home
-    loads = np.bincount(home, tokens[kept], packs)
-    for item in np.flatnonzero(out < 0)[::-1].tolist():
-        out[item] = int(loads.argmin())
-        loads[out[item]] += tokens[item]
-    return out
-
-
-def _over(tokens: np.ndarray, home: np.ndarray, packs: int, limit: int) -> np.ndarray:
-    """Which draws have to be left out for packs to fit: of each the shortest that is enough, or the longest."""
-    out = np.zeros(len(home), bool)
-    loads = np.bincount(home, tokens, packs)
-    for number in np.flatnonzero(loads > limit).tolist():
-        mine = np.flatnonzero(home == number)
-        while (excess := tokens[mine].sum() - limit) > 0:
-            enough = np.flatnonzero(tokens[mine] >= excess)
-            gone = int(enough[tokens[mine][enough].argmin()] if len(enough) else tokens[mine].argmax())
-            out[mine[gone]] = True
-            mine = np.delete(mine, gone)
-    return out
 
 
 def _size(of: Classed, rows: Rows, place: int) -> tuple[int, int] | None:

@@ -23,6 +23,9 @@ from x2i.model.base import Model
 from x2i.trainer.config import RunConfig
 from x2i.trainer.world import World
 
+#: Graphs of a block, at most: of packs and batches, of training and evaluation, of each stage's trained parts, of shapes.
+_GRAPHS = 64
+
 
 def prepare(model: Model[Any], run: RunConfig, world: World, device: torch.device) -> Model[Any]:
     """Move a model to its device, as the run's `compute` asks, and divide its weights if there are other ranks.
@@ -35,6 +38,8 @@ def prepare(model: Model[Any], run: RunConfig, world: World, device: torch.devic
         for block in blocks:
             block.forward = MethodType(_recomputed, block)
     if run.compute.compile:
+        # all blocks are one function to dynamo; beyond its limit of 8 graphs it would run them uncompiled
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _GRAPHS)
         for block in blocks:
             block.compile()
     if world.size == 1:

@@ -201,7 +201,7 @@ def clear(output: Path) -> None:
     """Remove a run's checkpoints, logs and identity from its folder; other files stay."""
     for found in checkpoint.all_of(output):
         remove(found.path)
-    for name in (LOGS, LEDGER, record.FILE, changes.FILE, checkpoint.VAE_FOLDER, "lengths.json", "ray"):
+    for name in (LOGS, LEDGER, record.FILE, changes.FILE, checkpoint.VAE_FOLDER, "lengths.json", "lengths", "ray"):
         remove(output / name)
     for kept in output.glob("samples-until-*.parquet"):
         remove(kept)

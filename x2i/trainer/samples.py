@@ -13,6 +13,7 @@ from x2i.model.base import Model
 from x2i.model.config import ModelConfig
 from x2i.model.lengths import Lengths, lengths_of
 from x2i.trainer.buckets import nearest
+from x2i.trainer.capacity import Lot
 from x2i.trainer.flops import StageFlops
 from x2i.trainer.index import TRAIN
 from x2i.trainer.lengths import COLUMNS, EARLIER, texts, tokens
@@ -72,7 +73,7 @@ class Mean:
 def _weighed(row: Row, dropout: float, flops: StageFlops) -> np.ndarray:
     def one(lengths: Lengths) -> np.ndarray:
         passes = 2 if flops.preference and not lengths.drawn else 1  # with either answer
-        count = passes * (lengths.sequence + lengths.drawn)
+        count = passes * lengths.tokens
         return np.array([0.0, count, flops.sample(lengths), passes * flops.kept(lengths)])
 
     full = one(row.lengths)
@@ -80,6 +81,15 @@ def _weighed(row: Row, dropout: float, flops: StageFlops) -> np.ndarray:
         full = (1 - dropout) * full + dropout * one(row.dropped)
     full[0] = row.images
     return full
+
+
+def lot_of(strata: Sequence[Stratum]) -> Lot:
+    """A stage's samples as packing sees them."""
+    rows = [(row, s.share / len(s.rows), s.dropout, n) for n, s in enumerate(strata) for row in s.rows]
+    shown = np.array([r.lengths.sequence + r.lengths.drawn for r, *_ in rows])
+    bare = np.array([(r.dropped or r.lengths).sequence + (r.dropped or r.lengths).drawn for r, *_ in rows])
+    weight, dropout, kind = (np.array([row[place] for row in rows]) for place in (1, 2, 3))
+    return Lot(shown, bare, dropout, weight, kind)
 
 
 class Shapes:

@@ -60,7 +60,7 @@ class Session:
         try:
             self._check_world()
             with world.alike():
-                self._setup = Setup(run, corpora, newest, world.device(run.device), share)
+                self._setup = Setup(run, corpora, newest, world.device(run.device), share, progress.note)
             for origin in course.origins.values():
                 if isinstance(origin, str):
                     checkpoint.fetched(origin)  # now, and not when its stage begins

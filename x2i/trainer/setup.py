@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,8 @@ from x2i.trainer.mixture import held_out_of, plan_of, table_of, tasks_of
 from x2i.trainer.plan import Plan
 from x2i.trainer.stage import Stage
 
+log = logging.getLogger(__name__)
+
 
 class Setup:
     """A run that is ready to train, or to be looked at. All random choices derive from the run's seed.
@@ -54,6 +57,7 @@ class Setup:
         newest: Checkpoint | None,
         device: str | None = None,
         share: tuple[int, int] | None = None,
+        note: Callable[[str], None] = log.info,
     ) -> None:
         """Build it all.
 
@@ -63,12 +67,13 @@ class Setup:
             newest: the checkpoint to take tokenizer and weights from; None to start.
             device: where to compute, if not where the run file says.
             share: of `World.share`: which part of the weights this rank will hold.
+            note: is told what takes long.
 
         Raises:
             RecipeError: the file asks for what the corpora, the model or the weights do not have.
             X2IError: weights cannot be had.
         """
-        self.run = run
+        self.run, self._note = run, note
         if run.cpu_threads is not None:
             torch.set_num_threads(run.cpu_threads)
         self.table = table_of(corpora, run.stages, run.held_out)
@@ -192,7 +197,7 @@ class Setup:
                 f"stages.{place}.pack: {self.model.config.architecture} is trained on batches: give `batch` instead"
             )
         keep = self.run.output / measuring.FILE
-        lengths = measuring.lengths_of(self.processors[place], self.reader, stage, keep)
+        lengths = measuring.lengths_of(self.processors[place], self.reader, stage, keep, self._note)
         return plan_of(self.table, stage, self.run.seed, lengths, self.run.shuffle)
 
     def _described(self) -> tuple[ModelConfig, VAEConfig | None]:

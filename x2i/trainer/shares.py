@@ -51,9 +51,9 @@ class Shares:
         return [row for kind in (pictures, chats) for row in self._divided(kind)]
 
     def _divided(self, rows: Sequence[T]) -> list[tuple[T, bool]]:
-        # rounded up: the first rank, whose row fills up the others', is never short of one itself
+        # rounded up: the first rank, whose row fills up the others, is never short of one itself (it would count twice)
         begin, end = (-(-len(rows) * rank // self.size) for rank in (self.rank, self.rank + 1))
         mine = [(row, True) for row in rows[begin:end]]
         if len(mine) < -(-len(rows) // self.size):
-            mine.append((rows[end], False))  # the next rank's first: one of its own would count twice
+            mine.append((rows[0], False))
         return mine

@@ -37,6 +37,13 @@ class Pack(Config):
 
     tokens: int = Field(ge=64, description="budget of one pack: text, pictures and marks of all its samples")
     packs: int = Field(1, gt=0, description="packs per step, over all devices")
+    count: int = Field(
+        100_000,
+        ge=0,
+        description="a stage that draws from at most so many samples counts their texts with the run's tokenizer before "
+        "the first step (once; they are kept in the run's folder); of more they are estimated from the manifest, and "
+        "packs are left a little emptier for that",
+    )
 
 
 class PartTraining(Config):

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from x2i.model.base import Message
+from x2i.model.chat import Message
 from x2i.model.placeholders import MARK
 
 _ROLES = ("system", "user", "assistant")

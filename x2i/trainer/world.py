@@ -31,6 +31,11 @@ def first_of_launch() -> bool:
     return int(os.environ.get("RANK", 0)) == 0
 
 
+def turn() -> float:
+    """Where in a list of work this process begins, so that those of its launch begin at different places: 0 to 1."""
+    return int(os.environ.get("RANK", 0)) / max(int(os.environ.get("WORLD_SIZE", 1)), 1) if launched() else 0.0
+
+
 def is_lost_contact(error: BaseException) -> bool:
     """Whether an error says that another rank is gone, or does not answer."""
     return isinstance(error, RuntimeError) and any(w in str(error) for w in ("gloo", "NCCL", "Connection", "Timed out"))

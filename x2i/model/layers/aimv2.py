@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from x2i.base.errors import X2IError
+from x2i.model.layers import within
 from x2i.model.layers.config import AIMv2Config
 
 Grid = tuple[int, int]
@@ -93,7 +94,7 @@ class Attention(nn.Module):
         q_NHE, k_NHE, v_NHE = self.qkv(x_ND).view(len(x_ND), 3, self.heads, -1).unbind(1)
         if angles_NR is not None:
             q_NHE, k_NHE = rotate(q_NHE, angles_NR), rotate(k_NHE, angles_NR)
-        return self.proj(attend(q_NHE, k_NHE, v_NHE, lengths).flatten(1))
+        return self.proj(within.attend(q_NHE, k_NHE, v_NHE, lengths).flatten(1))
 
 
 class SwiGLU(nn.Module):
@@ -255,27 +256,3 @@ def rotate(x_NHE: Tensor, angles_NR: Tensor) -> Tensor:
     first, second = x_NHE.float().chunk(2, dim=-1)
     cos, sin = angles_NR.cos()[:, None], angles_NR.sin()[:, None]
     return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(x_NHE.dtype)
-
-
-def attend(q_NHE: Tensor, k_NHE: Tensor, v_NHE: Tensor, lengths: Sequence[int]) -> Tensor:
-    """Attention of each of the packed sequences within itself, [N, H, E]. Without a mask, so that the fast kernels run.
-
-    Neighbouring sequences of one length go together as a batch.
-    """
-    outputs, start = [], 0
-    for count, length in _runs(lengths):
-        part = slice(start, start + count * length)
-        q, k, v = (x[part].unflatten(0, (count, length)).transpose(1, 2) for x in (q_NHE, k_NHE, v_NHE))
-        outputs.append(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(0, 1))
-        start = part.stop
-    return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
-
-
-def _runs(lengths: Sequence[int]) -> list[tuple[int, int]]:
-    runs: list[tuple[int, int]] = []
-    for length in lengths:
-        if runs and runs[-1][1] == length:
-            runs[-1] = (runs[-1][0] + 1, length)
-        else:
-            runs.append((1, length))
-    return runs

@@ -91,7 +91,8 @@ def attend(
 
 @cache
 def _compiled() -> Callable[..., Tensor]:
-    compiled: Callable[..., Tensor] = torch.compile(flex_attention, dynamic=False)
+    # the second length of pack that comes makes one graph for all further ones
+    compiled: Callable[..., Tensor] = torch.compile(flex_attention)
     return compiled
 
 

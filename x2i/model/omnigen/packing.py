@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from x2i.base.errors import X2IError
 from x2i.model.layers.attention import mask_of
 from x2i.model.layers.learned import Learned
 from x2i.model.layers.spans import Spans, positions, spans
 from x2i.model.omnigen import trunk
 from x2i.model.omnigen.prompt import IGNORED, Prompt
+from x2i.model.packs import check_pictures, check_room
 
 if TYPE_CHECKING:
     from x2i.model.omnigen.model import OmniGen
@@ -109,11 +109,7 @@ def document(
 def pack(documents: Sequence[OmniGenDocument], length: int, pad: int) -> OmniGenPack:
     """Documents one after the other, then padding with the id `pad`; see `Processor.pack`."""
     lengths = tuple(d.length for d in documents)
-    if sum(lengths) > length:
-        raise X2IError(
-            f"{len(documents)} documents of {sum(lengths)} tokens do not fit into a pack of {length}: "
-            "leave some out, or make packs longer"
-        )
+    check_room(lengths, length)
     ids = [pad] * length
     image, time, noisy, rows = list[int](), list[int](), list[int](), list[int]()
     told: list[tuple[int, list[int]]] = []
@@ -150,12 +146,7 @@ def packed(
     model: OmniGen, inputs: OmniGenPack, x: Sequence[Tensor], t_G: Tensor
 ) -> tuple[list[Tensor], Tensor, Tensor]:
     """See `Model.packed`."""
-    found = tuple((latents.shape[-2], latents.shape[-1]) for latents in x)
-    if found != inputs.sizes or len(t_G) != len(x):
-        raise X2IError(
-            f"a pack made for pictures of latent sizes {list(inputs.sizes)} was given {list(found)}, "
-            f"and {len(t_G)} timesteps"
-        )
+    check_pictures(inputs.sizes, x, t_G)
     counts_K = inputs.learned.counts_K
     if len(counts_K):
         model.need_text_head()
@@ -180,9 +171,10 @@ def packed(
     if not len(inputs.learned.places_J):
         unused = unused + 0 * sums_K.sum()
     # what is unused hangs on all that is returned, whatever of it the caller learns from
-    patches = velocity_NO.split([_tokens(model, h, w) for h, w in found]) if x else ()
+    patches = velocity_NO.split([_tokens(model, h, w) for h, w in inputs.sizes]) if x else ()
     velocities = [
-        model.unpatchify(part, h, w)[0] + unused.to(part.dtype) for part, (h, w) in zip(patches, found, strict=True)
+        model.unpatchify(part, h, w)[0] + unused.to(part.dtype)
+        for part, (h, w) in zip(patches, inputs.sizes, strict=True)
     ]
     return velocities, sums_K + unused.float(), counts_K
 

@@ -1,7 +1,9 @@
-"""The blocks of Ovis-U1's decoder, in the published names. What they make up is told in decoder.py.
+"""The blocks of Ovis-U1's decoder, in the published names. What they make up is told in decoder.py, how their tokens lie
+in streams.py.
 
 Tensor names carry their axes:
-    B batch · I image tokens · L text tokens · S = L + I · D width · H heads · E width of a head · K = E / 2
+    B rows, or 1 in a pack · I image tokens · L text tokens · S = L + I · D width · H heads · E width of a head
+    G rows, or documents of a pack
 """
 
 from __future__ import annotations
@@ -11,8 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from x2i.model.ovis_u1.decoder_config import DecoderConfig
-
-Rotation = tuple[Tensor, Tensor]  # cosines and sines, float32 [B, 1, S, K]
+from x2i.model.ovis_u1.streams import Stream, Streams
 
 
 class MLPEmbedder(nn.Module):
@@ -76,8 +77,8 @@ class Modulation(nn.Module):
         self.sets = sets
         self.lin = nn.Linear(width, 3 * sets * width)
 
-    def forward(self, vector_BD: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
-        parts = self.lin(F.silu(vector_BD))[:, None].chunk(3 * self.sets, dim=-1)
+    def forward(self, vector_GD: Tensor, stream: Stream) -> list[tuple[Tensor, Tensor, Tensor]]:
+        parts = [stream.spread(part) for part in self.lin(F.silu(vector_GD)).chunk(3 * self.sets, dim=-1)]
         return [(parts[i], parts[i + 1], parts[i + 2]) for i in range(0, 3 * self.sets, 3)]
 
 
@@ -108,27 +109,25 @@ class DoubleBlock(nn.Module):
         self.txt_norm2 = _norm(width)
         self.txt_mlp = _mlp(width, config.mlp_ratio)
 
-    def forward(
-        self, img_BID: Tensor, txt_BLD: Tensor, vector_BD: Tensor, rotation: Rotation, allowed_B11S: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        (shift1, scale1, gate1), (shift2, scale2, gate2), (shift3, scale3, gate3) = self.img_mod(vector_BD)
-        (txt_shift1, txt_scale1, txt_gate1), (txt_shift2, txt_scale2, txt_gate2) = self.txt_mod(vector_BD)
-        length = txt_BLD.shape[1]
+    def forward(self, img_BID: Tensor, txt_BLD: Tensor, vector_GD: Tensor, streams: Streams) -> tuple[Tensor, Tensor]:
+        (shift1, scale1, gate1), (shift2, scale2, gate2), (shift3, scale3, gate3) = self.img_mod(
+            vector_GD, streams.image
+        )
+        (txt_shift1, txt_scale1, txt_gate1), (txt_shift2, txt_scale2, txt_gate2) = self.txt_mod(vector_GD, streams.text)
         normed_BID = self.img_norm1(img_BID)
 
         img = self.img_attn.heads_of((1 + scale1) * normed_BID + shift1)
         txt = self.txt_attn.heads_of((1 + txt_scale1) * self.txt_norm1(txt_BLD) + txt_shift1)
-        q, k, v = (torch.cat([t, i], dim=2) for t, i in zip(txt, img, strict=True))
-        joint_BSD = attend(q, k, v, rotation, allowed_B11S)
+        q, k, v = (streams.join(t, i) for t, i in zip(txt, img, strict=True))
+        joint_BLD, joint_BID = streams.part(streams.whole.attend(q, k, v))
 
         q, k, v = self.img_self_attn.heads_of((1 + scale3) * normed_BID + shift3)
-        image_only = None if allowed_B11S is None else allowed_B11S[..., length:]
-        alone_BID = attend(q, k, v, (rotation[0][:, :, length:], rotation[1][:, :, length:]), image_only)
+        alone_BID = streams.image.attend(q, k, v)
 
-        img_BID = img_BID + gate1 * self.img_attn.proj(joint_BSD[:, length:])
+        img_BID = img_BID + gate1 * self.img_attn.proj(joint_BID)
         img_BID = img_BID + gate3 * self.img_self_attn.proj(alone_BID)
         img_BID = img_BID + gate2 * self.img_mlp((1 + scale2) * self.img_norm2(img_BID) + shift2)
-        txt_BLD = txt_BLD + txt_gate1 * self.txt_attn.proj(joint_BSD[:, :length])
+        txt_BLD = txt_BLD + txt_gate1 * self.txt_attn.proj(joint_BLD)
         txt_BLD = txt_BLD + txt_gate2 * self.txt_mlp((1 + txt_scale2) * self.txt_norm2(txt_BLD) + txt_shift2)
         return img_BID, txt_BLD
 
@@ -146,11 +145,11 @@ class SingleBlock(nn.Module):
         self.pre_norm = _norm(width)
         self.modulation = Modulation(width, 1)
 
-    def forward(self, x_BSD: Tensor, vector_BD: Tensor, rotation: Rotation, allowed_B11S: Tensor | None) -> Tensor:
-        ((shift, scale, gate),) = self.modulation(vector_BD)
+    def forward(self, x_BSD: Tensor, vector_GD: Tensor, stream: Stream) -> Tensor:
+        ((shift, scale, gate),) = self.modulation(vector_GD, stream)
         qkv, mlp = self.linear1((1 + scale) * self.pre_norm(x_BSD) + shift).split(self.sizes, dim=-1)
         q, k, v = self.norm(qkv, self.heads)
-        seen_BSD = attend(q, k, v, rotation, allowed_B11S)
+        seen_BSD = stream.attend(q, k, v)
         return x_BSD + gate * self.linear2(torch.cat([seen_BSD, F.gelu(mlp, approximate="tanh")], dim=-1))
 
 
@@ -163,20 +162,6 @@ class FinalLayer(nn.Module):
         self.linear = nn.Linear(width, out)
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
 
-    def forward(self, x_BND: Tensor, vector_BD: Tensor) -> Tensor:
-        shift_BD, scale_BD = self.adaLN_modulation(vector_BD).chunk(2, dim=1)
-        return self.linear((1 + scale_BD[:, None]) * self.norm_final(x_BND) + shift_BD[:, None])
-
-
-def attend(q_BHSE: Tensor, k_BHSE: Tensor, v_BHSE: Tensor, rotation: Rotation, allowed_B11S: Tensor | None) -> Tensor:
-    """Attention with rotary positions, [B, S, D]."""
-    q, k = rotate(q_BHSE, rotation), rotate(k_BHSE, rotation)
-    return F.scaled_dot_product_attention(q, k, v_BHSE, attn_mask=allowed_B11S).transpose(1, 2).flatten(2)
-
-
-def rotate(x_BHSE: Tensor, rotation: Rotation) -> Tensor:
-    """Turn neighbouring pairs of values by their angles, in float32; the result has x's dtype."""
-    cos, sin = rotation
-    first, second = x_BHSE.float().unflatten(-1, (-1, 2)).unbind(-1)
-    turned = torch.stack([cos * first - sin * second, sin * first + cos * second], dim=-1)
-    return turned.flatten(-2).to(x_BHSE.dtype)
+    def forward(self, x_BND: Tensor, vector_GD: Tensor, stream: Stream) -> Tensor:
+        shift, scale = (stream.spread(part) for part in self.adaLN_modulation(vector_GD).chunk(2, dim=1))
+        return self.linear((1 + scale) * self.norm_final(x_BND) + shift)

@@ -13,7 +13,7 @@ Time runs as published: 1 is noise, 0 is data, and the velocity is noise - data.
 
 Tensor names carry their axes:
     B batch · N noisy tokens · M source tokens · I = N + M · L text tokens · S = L + I · D width · C latent channels
-    H heads · E width of a head · K = E / 2 · O values of a token
+    H heads · E width of a head · K = E / 2 · O values of a token · G documents of a pack
 """
 
 from __future__ import annotations
@@ -25,9 +25,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from x2i.base.errors import X2IError
-from x2i.model.ovis_u1.blocks import DoubleBlock, FinalLayer, MLPEmbedder, Modulation, Rotation, SingleBlock
+from x2i.model.ovis_u1.blocks import DoubleBlock, FinalLayer, MLPEmbedder, Modulation, SingleBlock
 from x2i.model.ovis_u1.decoder_config import DecoderConfig
 from x2i.model.ovis_u1.refiner import Refiner
+from x2i.model.ovis_u1.streams import Documents, DocumentStreams, Rotation, Rows, RowStreams, Streams
 
 
 class Decoder(nn.Module):
@@ -105,19 +106,57 @@ class Decoder(nn.Module):
         if source_BMO is not None and source_ids_BM3 is not None:
             x_BNO = torch.cat([x_BNO, source_BMO.to(x_BNO.dtype)], dim=1)
             ids_BN3 = torch.cat([ids_BN3, source_ids_BM3.to(ids_BN3)], dim=1)
-        dtype = self.img_in.weight.dtype
-        img = self.img_in(x_BNO.to(dtype))
-        vector = self.time_in(timestep_features(t_B, self.config.time_dim).to(dtype)) + vector_BD
-        allowed = _allowed(text_valid_BL, source_valid_BM, length, noisy, img.shape[1])
+        allowed = _allowed(text_valid_BL, source_valid_BM, length, noisy, x_BNO.shape[1])
         ids_BS3 = F.pad(ids_BN3, (0, 0, length, 0))  # the text's positions are 0
-        rotation = rotary(ids_BS3, self.config.axes_dim, self.config.theta)
-        txt = text_BLD
+        streams = RowStreams(Rows(allowed, rotary(ids_BS3, self.config.axes_dim, self.config.theta)), length)
+        img, vector_BD = self._embedded(x_BNO, vector_BD, t_B)
+        x_BSD = self._mixed(img, text_BLD, vector_BD, streams)
+        return self.final_layer(x_BSD[:, length : length + noisy], vector_BD, streams.whole)
+
+    def packed(
+        self,
+        x_IO: Tensor,
+        ids_I3: Tensor,
+        hidden_LE: Tensor,
+        t_G: Tensor,
+        refined: DocumentStreams,
+        drawn: DocumentStreams,
+        noisy: Documents,
+        noisy_N: Tensor,
+    ) -> Tensor:
+        """Velocity noise - data of the noisy tokens of documents one after the other, [N, O]; none sees another.
+
+        Args:
+            x_IO, ids_I3: of each document the noisy tokens, then those of its source images; and their positions.
+            hidden_LE: as `context` takes them, of all documents, without padding.
+            t_G: timesteps, 1 is noise and 0 is data.
+            refined: how the refiner's summaries and words lie.
+            drawn: how text and image tokens lie.
+            noisy: how the noisy tokens lie; `noisy_N` is where they stand in `drawn.whole`.
+        """
+        text_1LD, summary_GD = self.txt_in.packed(hidden_LE.to(self.img_in.weight.dtype), refined)
+        zero_L3 = ids_I3.new_zeros(text_1LD.shape[1], 3)
+        ids_S3 = drawn.join(zero_L3, ids_I3)
+        streams = drawn.placed(rotary(ids_S3[None], self.config.axes_dim, self.config.theta))
+        img, vector_GD = self._embedded(x_IO[None], self.vector_in(summary_GD), t_G)
+        x_1SD = self._mixed(img, text_1LD, vector_GD, streams)
+        velocity_1NO = self.final_layer(x_1SD.index_select(1, noisy_N), vector_GD, noisy)
+        return velocity_1NO[0]
+
+    def _embedded(self, x: Tensor, vector: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Image tokens, and the vector with the timestep."""
+        dtype = self.img_in.weight.dtype
+        img = self.img_in(x.to(dtype))
+        return img, self.time_in(timestep_features(t, self.config.time_dim).to(dtype)) + vector
+
+    def _mixed(self, img: Tensor, txt: Tensor, vector_GD: Tensor, streams: Streams) -> Tensor:
+        """Image and text through all blocks, [B, S, D]."""
         for block in self.double_blocks:
-            img, txt = block(img, txt, vector, rotation, allowed)
-        x_BSD = torch.cat([txt, img], dim=1)
+            img, txt = block(img, txt, vector_GD, streams)
+        x_BSD = streams.join(txt, img)
         for block in self.single_blocks:
-            x_BSD = block(x_BSD, vector, rotation, allowed)
-        return self.final_layer(x_BSD[:, length : length + noisy], vector)
+            x_BSD = block(x_BSD, vector_GD, streams.whole)
+        return x_BSD
 
 
 def _allowed(text: Tensor | None, source: Tensor | None, length: int, noisy: int, image: int) -> Tensor | None:

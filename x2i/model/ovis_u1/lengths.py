@@ -9,7 +9,8 @@ import torch
 from x2i.model.layers.chat import IGNORE
 from x2i.model.lengths import Attention, Lengths, causal
 from x2i.model.ovis_u1.config import OvisU1Config
-from x2i.model.ovis_u1.prompt import TEXT, VISUAL, OvisInputs, drawing_size, smart_resize
+from x2i.model.ovis_u1.packing import OvisU1Pack
+from x2i.model.ovis_u1.prompt import TEXT, VISUAL, OvisInputs, smart_resize, tokens_to_draw
 
 #: Marks around an image; they count as text.
 _MARKS = 2
@@ -17,10 +18,7 @@ _MARKS = 2
 
 def drawing(config: OvisU1Config, text: int, inputs: int, size: tuple[int, int], shrink: int) -> Lengths:
     """Source images are read, and stand beside the noise; without any a blank image is read."""
-    factor, side = config.image_factor, config.decoder.patch_size * shrink
-    height, width = drawing_size(*size, config)
-    height, width = smart_resize(height, width, factor, config.min_pixels, config.max_pixels)
-    read = height * width // factor**2
+    side, read = config.decoder.patch_size * shrink, tokens_to_draw(*size, config)
     drawn = (size[0] // side) * (size[1] // side)
     shown = max(inputs, 1)
     return Lengths(text + _MARKS * shown, (read,) * shown, drawn, (drawn,) * inputs)
@@ -85,19 +83,30 @@ def attention(config: OvisU1Config, lengths: Lengths) -> list[Attention]:
 
 
 def rows(config: OvisU1Config, inputs: OvisInputs, drawn: int) -> list[Lengths]:
-    """Of each row of a batch."""
+    """Of each row of a batch; an image that a row before has shown is encoded once, and counts as text there."""
     stride, patch = config.tokenizer.encoder.hidden_stride, config.decoder.patch_size
-    marks = inputs.marks_BL
-    visual = (marks == VISUAL).sum(1).tolist()
+    marks, most = inputs.marks_BL, config.max_tokens  # longer rows are cut
     begun = ((marks != VISUAL) & (marks != TEXT)).sum(1).tolist()
-    learned = [0] * len(marks) if inputs.labels_BL is None else (inputs.labels_BL[:, 1:] != IGNORE).sum(1).tolist()
-    sizes = [inputs.grids[n][0] * inputs.grids[n][1] // stride**2 for n in inputs.shown]
-    found, first = [], 0
+    learned = [0] * len(marks) if inputs.labels_BL is None else (inputs.labels_BL[:, 1:most] != IGNORE).sum(1).tolist()
+    sizes = [rows * columns // stride**2 for rows, columns in inputs.grids]
+    found, first, seen = [], 0, set[int]()
     for row, length in enumerate(inputs.lengths):
         count = begun[row] // _MARKS
-        read = tuple(sizes[first : first + count])
+        new = dict.fromkeys(n for n in inputs.shown[first : first + count] if n not in seen)
         first += count
+        seen.update(new)
+        read = tuple(sizes[n] for n in new)
         latents = inputs.sources[row] if inputs.sources else ()
         sources = tuple(z.shape[-2] * z.shape[-1] // patch**2 for z in latents)
-        found.append(Lengths(length - visual[row], read, drawn, sources if drawn else (), learned[row]))
+        found.append(Lengths(min(length, most) - sum(read), read, drawn, sources if drawn else (), learned[row]))
     return found
+
+
+def packed(config: OvisU1Config, inputs: OvisU1Pack) -> tuple[list[Lengths], list[float]]:
+    """Of a pack; without pictures to be drawn there are no pairs of the refiner and the decoder."""
+    pairs = [float(sum((rows * columns) ** 2 for rows, columns in inputs.grids)), float(inputs.pairs)]
+    drawn = [(row.sequence, row.drawn + sum(row.sources)) for row in inputs.rows if row.drawn]
+    if drawn:
+        kinds = [(1 + text, text + image, image) for text, image in drawn]
+        pairs += [float(sum(n**2 for n in each)) for each in zip(*kinds, strict=True)]
+    return list(inputs.rows), pairs

@@ -12,7 +12,7 @@ Time: the decoder counts from 1 (noise) to 0 and predicts noise - data; `velocit
 
 Tensor names carry their axes:
     B batch · L tokens (padded on the right) · D width of the language model · E = 2 D · N patches · F values of a patch
-    M tokens of source images (padded) · O values of a token · C latent channels · H, W latent height and width
+    V visual tokens of images · M tokens of source images (padded) · O values of a token · C latent channels · H, W latent height and width
 """
 
 from __future__ import annotations
@@ -29,10 +29,13 @@ from transformers import Qwen3Config, Qwen3Model
 
 from x2i.base.errors import X2IError
 from x2i.model.base import Model
+from x2i.model.layers import attention
+from x2i.model.layers.aimv2 import Grid
 from x2i.model.layers.chat import IGNORE
 from x2i.model.layers.visual_tokenizer import VisualEmbedding, VisualTokenizer, initialise_like
 from x2i.model.ovis_u1.config import PARTS, OvisU1Config, Qwen3Numbers
 from x2i.model.ovis_u1.decoder import Decoder, image_ids, pack, unpack
+from x2i.model.ovis_u1.packing import OvisU1Pack, packed
 from x2i.model.ovis_u1.prompt import VISUAL, OvisInputs
 
 
@@ -68,6 +71,7 @@ class OvisU1(Model[OvisInputs]):
         "llm": {"llm.model.": "model."},  # any Qwen3 of these numbers
         "encoder": {"visual_tokenizer.backbone.": ""},
     }
+    packs = True
     config: OvisU1Config
 
     def __init__(self, config: OvisU1Config) -> None:
@@ -100,7 +104,7 @@ class OvisU1(Model[OvisInputs]):
 
     def condition(self, inputs: OvisInputs, *, cache: bool = False, target: tuple[int, int] | None = None) -> Condition:
         """As the contract. Text and its summary are computed once in any case, so `cache` changes nothing."""
-        with _gradients(self.llm, self.visual_tokenizer, self.vte):
+        with self.gradients_of_context():
             embeds_BLD = self.embed(inputs)
             states = self.llm.model(inputs_embeds=embeds_BLD, output_hidden_states=True, use_cache=False).hidden_states
             context_BLE = torch.cat([states[-1], states[-2]], dim=-1)
@@ -138,6 +142,10 @@ class OvisU1(Model[OvisInputs]):
         sums_B = losses.new_zeros(len(labels_BL)).index_add(0, learned_BL.nonzero()[:, 0], losses)
         return sums_B, learned_BL.sum(dim=1)
 
+    def packed(self, inputs: OvisU1Pack, x: Sequence[Tensor], t_G: Tensor) -> tuple[list[Tensor], Tensor, Tensor]:
+        """As the contract: the language model's layers are its trunk."""
+        return packed(self, inputs, x, t_G)
+
     @torch.no_grad()
     def answer(self, inputs: OvisInputs, max_tokens: int, stop: Sequence[int]) -> list[list[int]]:
         """As the contract; the stop token is left out."""
@@ -171,37 +179,47 @@ class OvisU1(Model[OvisInputs]):
 
     def embed(self, inputs: OvisInputs) -> Tensor:
         """What the language model reads, [B, L, D]: words, indicators and visual tokens, cut to `max_tokens`."""
-        marks_BL1 = inputs.marks_BL[..., None]
-        words_BLD = self.llm.model.embed_tokens(inputs.ids_BL)
-        indicators_BLD = self.vte(inputs.marks_BL.clamp_min(0)).to(words_BLD.dtype)
-        embeds_BLD = torch.where(marks_BL1 >= 0, indicators_BLD, words_BLD)
+        embeds_BLD = self.words(inputs.ids_BL, inputs.marks_BL)
         if inputs.patches_NF is not None:
-            visual_ND = self._visual(inputs, inputs.patches_NF).to(words_BLD.dtype)
-            embeds_BLD = embeds_BLD.masked_scatter(marks_BL1 == VISUAL, visual_ND)
+            visual_VD = self._visual(inputs, inputs.patches_NF).to(embeds_BLD.dtype)
+            embeds_BLD = embeds_BLD.masked_scatter(inputs.marks_BL[..., None] == VISUAL, visual_VD)
         elif self.training and torch.is_grad_enabled():
             # text alone: as published, an image takes part with weight 0, so that on every device the same parameters
             # are used in every step
-            embeds_BLD = embeds_BLD + 0 * self._unseen(words_BLD).sum()
+            embeds_BLD = embeds_BLD + 0 * self.unseen(embeds_BLD).sum().to(embeds_BLD.dtype)
         return embeds_BLD[:, : self.config.max_tokens]
+
+    def words(self, ids: Tensor, marks: Tensor) -> Tensor:
+        """Embeddings of words and indicators, [..., D], by ids and marks as in `OvisInputs`; of visual tokens any."""
+        words = self.llm.model.embed_tokens(ids)
+        indicators = self.vte(marks.clamp_min(0)).to(words.dtype)
+        return torch.where(marks[..., None] >= 0, indicators, words)
+
+    def visual(self, patches_NF: Tensor, grids: Sequence[Grid]) -> Tensor:
+        """Embeddings of the visual tokens of images, in their order, [V, D]."""
+        with _gradients(self.visual_tokenizer):
+            weights = self.visual_tokenizer(patches_NF, grids)
+        embeds_VD: Tensor = self.vte(weights)
+        return embeds_VD
+
+    def unseen(self, like: Tensor) -> Tensor:
+        """Embedding of the smallest image, all zeros: what takes part where there are no images."""
+        encoder = self.config.tokenizer.encoder
+        side = encoder.hidden_stride
+        return self.visual(like.new_zeros(side**2, 3 * encoder.patch_size**2), ((side, side),))
+
+    def gradients_of_context(self) -> AbstractContextManager[None]:
+        """Within the block gradients only if something learns of what makes the decoder's context, and answers."""
+        return _gradients(self.llm, self.visual_tokenizer, self.vte)
 
     def _visual(self, inputs: OvisInputs, patches_NF: Tensor) -> Tensor:
         """Embeddings of all visual tokens of the batch, in their order; an image shown twice is encoded once."""
-        with _gradients(self.visual_tokenizer):
-            words = self.visual_tokenizer(patches_NF, inputs.grids)
-        visual_ND = self.vte(words)
+        visual_VD = self.visual(patches_NF, inputs.grids)
         if inputs.shown == tuple(range(len(inputs.grids))):
-            return visual_ND
+            return visual_VD
         merged = self.config.tokenizer.encoder.hidden_stride**2
-        each = visual_ND.split([rows * columns // merged for rows, columns in inputs.grids])
+        each = visual_VD.split([rows * columns // merged for rows, columns in inputs.grids])
         return torch.cat([each[number] for number in inputs.shown])
-
-    def _unseen(self, like: Tensor) -> Tensor:
-        """Embedding of the smallest image, all zeros."""
-        encoder = self.config.tokenizer.encoder
-        patches_NF = like.new_zeros(encoder.hidden_stride**2, 3 * encoder.patch_size**2)
-        with _gradients(self.visual_tokenizer):
-            words = self.visual_tokenizer(patches_NF, ((encoder.hidden_stride, encoder.hidden_stride),))
-        return self.vte(words).to(like.dtype)
 
     def _sources(self, inputs: OvisInputs, like: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """Tokens, positions and mask of the source images; the k-th of a row is image k."""
@@ -257,7 +275,7 @@ def _trunk(numbers: Qwen3Numbers) -> Qwen3Config:
         rms_norm_eps=numbers.norm_eps,
         rope_parameters={"rope_type": "default", "rope_theta": numbers.rope_theta},
         tie_word_embeddings=True,
-        attn_implementation="sdpa",
+        attn_implementation=attention.NAME,
     )
 
 

@@ -13,9 +13,8 @@ Understanding: Qwen3's chat with an empty think block; images at their own resol
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
-from functools import cached_property, partial
+from collections.abc import Callable, Sequence
+from functools import cached_property, lru_cache, partial
 from typing import ClassVar
 
 import numpy as np
@@ -29,9 +28,21 @@ from x2i.model.base import Branches, Chat, Message, Processor, Request
 from x2i.model.layers.chat import EMPTY_THINK, END, IGNORE, IMAGE, MARK, START, ChatML, Formatted
 from x2i.model.ovis_u1.config import OvisU1Config
 from x2i.model.ovis_u1.decoder import shift
-from x2i.model.ovis_u1.prompt import OvisInputs, Pictures, Row, drawing_size, resized, resized_to_draw, smart_resize
+from x2i.model.ovis_u1.packing import OvisU1Document, OvisU1Pack, cut, pack
+from x2i.model.ovis_u1.prompt import (
+    OvisInputs,
+    Pictures,
+    Row,
+    drawing_size,
+    named,
+    resized,
+    resized_to_draw,
+    smart_resize,
+    tokens_to_draw,
+    white,
+)
 from x2i.model.pixels import centre_crop, to_tensor
-from x2i.model.placeholders import numbers_of, with_placeholders
+from x2i.model.placeholders import with_placeholders
 from x2i.model.vae import VAE
 
 DESCRIBE = (
@@ -39,8 +50,6 @@ DESCRIBE = (
     "objects:"
 )
 UNCONDITIONAL = "Generate an image."
-
-_PLACE = r"\s*(?:<img>)?<\|image_(\d+)\|>(?:</img>)?\s*"
 
 
 class OvisU1Processor(Processor[OvisInputs]):
@@ -96,16 +105,7 @@ class OvisU1Processor(Processor[OvisInputs]):
         pictures = Pictures(self.config)
         pairs = list(zip(requests, dropped or [False] * len(requests), strict=True))
         sources = self._latents([() if drop else request.images for request, drop in pairs], generators)
-        rows = []
-        for request, drop in pairs:
-            side = int(self.config.min_pixels**0.5)
-            height, width = size or (request.images[0].shape[:2] if request.images else (side, side))
-            if drop:
-                rows.append(self._blank(pictures, UNCONDITIONAL, height, width))
-            elif request.images:
-                rows.append(self._edit(pictures, request.instruction, request.images))
-            else:
-                rows.append(self._blank(pictures, DESCRIBE + request.instruction, height, width))
+        rows = [self._asked(pictures, request, drop, size) for request, drop in pairs]
         return pictures.collate(rows, labels=False, sources=sources)
 
     def branches(
@@ -159,6 +159,54 @@ class OvisU1Processor(Processor[OvisInputs]):
         rows = [self._chat(pictures, chat, labels, plain) for chat in chats]
         return pictures.collate(rows, labels=labels)
 
+    def documents(
+        self,
+        requests: Sequence[Request],
+        dropped: Sequence[bool] | None,
+        sizes: Sequence[tuple[int, int]],
+        chats: Sequence[Chat],
+        plain: bool = False,
+        generators: Sequence[torch.Generator] | None = None,
+    ) -> list[OvisU1Document]:
+        """As the contract. What of a conversation lies beyond the longest sequence is cut off, as in `chats`."""
+        for height, width in sizes:
+            self.check_size(height, width)
+        found = []
+        pairs = list(zip(requests, dropped or [False] * len(requests), strict=True))
+        sources = self._latents([() if drop else request.images for request, drop in pairs], generators)
+        for (request, drop), latents, (height, width) in zip(pairs, sources, sizes, strict=True):
+            pictures, shrink = Pictures(self.config), self._vae().shrink
+            row = self._asked(pictures, request, drop, (height, width))
+            size = height // shrink, width // shrink
+            found.append(OvisU1Document(row, tuple(pictures.images), latents, size, self.config.decoder.patch_size))
+        for chat in chats:
+            pictures = Pictures(self.config)
+            row = cut(self._chat(pictures, chat, labels=True, plain=plain), self.config.max_tokens)
+            found.append(OvisU1Document(row, tuple(pictures.images)))
+        return found
+
+    def pack(self, documents: Sequence[OvisU1Document], length: int) -> OvisU1Pack:
+        """As the contract; the language model's sequence is as long as it needs to be."""
+        return pack(documents, length, self.config)
+
+    def picture_tokens(self, width: int, height: int, chat: bool) -> int:
+        """As the contract: of one that is drawn, or drawn from, those that are read and those of its latents."""
+        if not chat:
+            return super().picture_tokens(width, height, chat) + tokens_to_draw(height, width, self.config)
+        factor, ends = self.config.image_factor, (self.config.min_pixels, self.config.max_pixels)
+        height, width = smart_resize(height, width, factor, *ends)
+        return height * width // factor**2
+
+    def _asked(self, pictures: Pictures, request: Request, drop: bool, size: tuple[int, int] | None) -> Row:
+        """The turn of a request; `size` [pixels] as in `requests`."""
+        side = int(self.config.min_pixels**0.5)
+        height, width = size or (request.images[0].shape[:2] if request.images else (side, side))
+        if drop:
+            return self._blank(pictures, UNCONDITIONAL, height, width)
+        if request.images:
+            return self._edit(pictures, request.instruction, request.images)
+        return self._blank(pictures, DESCRIBE + request.instruction, height, width)
+
     def _chat(self, pictures: Pictures, chat: Chat, labels: bool, plain: bool) -> Row:
         if plain:
             words = self._plain(chat, labels)
@@ -190,10 +238,13 @@ class OvisU1Processor(Processor[OvisInputs]):
 
     def _blank(self, pictures: Pictures, text: str, height: int, width: int) -> Row:
         """A turn that shows a white image, as tall and wide as the picture before it is scaled."""
-        height, width = drawing_size(height, width, self.config)
-        white = Image.new("RGB", (width, height), (255, 255, 255))
-        shown = pictures.add(("white", height, width), partial(resized, white, self.config))
+        shown = pictures.add(("white", height, width), partial(self._white, *drawing_size(height, width, self.config)))
         return self._turn(pictures, f"{MARK}\n{text}", [shown])
+
+    @cached_property
+    def _white(self) -> Callable[[int, int], Tensor]:
+        """`prompt.white`, made once a size."""
+        return lru_cache(maxsize=64)(partial(white, self.config))
 
     def _edit(self, pictures: Pictures, instruction: str, images: Sequence[np.ndarray]) -> Row:
         """A turn that shows source images in front of the instruction."""
@@ -242,19 +293,6 @@ class OvisU1Processor(Processor[OvisInputs]):
         if len(ids) - places > room:
             raise X2IError(f"{places} images do not fit into a sequence of {self.config.max_tokens} tokens: give fewer")
         return Formatted(ids, (IGNORE,) * len(ids))
-
-
-def named(instruction: str, count: int) -> str:
-    """An instruction whose placeholders have become words, for images that stand in front of it.
-
-    The only image goes unnamed. Of several, the placeholder of the k-th becomes "image k"; placeholders that all stand
-    in front of the words name nothing there, and are left out. Raises X2IError as `numbers_of`.
-    """
-    numbers_of(with_placeholders(instruction, count), count)
-    head = re.match(f"(?:{_PLACE})*", instruction)
-    text = instruction[head.end() :] if head and not re.search(_PLACE, instruction[head.end() :]) else instruction
-    text = re.sub(_PLACE, lambda found: f" image {found[1]} " if count > 1 else " ", text)
-    return re.sub(r" (?=[,.;:!?)])", "", re.sub(r" {2,}", " ", text)).strip()
 
 
 def _fitted(image: np.ndarray, height: int, width: int) -> np.ndarray:

@@ -10,8 +10,10 @@ Tensor names carry their axes: B batch · L tokens (padded) · N patches of all 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,12 +24,17 @@ from x2i.base.errors import X2IError
 from x2i.model.layers.aimv2 import Grid, patchify
 from x2i.model.layers.chat import IGNORE, IMAGE, Formatted
 from x2i.model.ovis_u1.config import OvisU1Config
+from x2i.model.placeholders import numbers_of, with_placeholders
 
 #: What stands at a place of `OvisInputs.marks_BL`, other than an indicator (its row of the visual table).
 TEXT, VISUAL = -1, -2
 #: CLIP's mean and standard deviation per channel (preprocessor_config.json of AIDC-AI/Ovis-U1-3B).
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
+#: Values of an image, about, by which others are told apart from it before all are compared.
+_LOOK = 64
+
+_PLACE = r"\s*(?:<img>)?<\|image_(\d+)\|>(?:</img>)?\s*"
 
 
 @dataclass(frozen=True)
@@ -83,11 +90,15 @@ class Pictures:
     images: list[Tensor] = field(default_factory=list)
     _known: dict[Hashable, int] = field(default_factory=dict)
 
-    def add(self, key: Hashable, make: Callable[[], Image.Image]) -> int:
-        """The number of the image of this key; it is made when first seen, its sides multiples of `image_factor`."""
+    def add(self, key: Hashable, make: Callable[[], Image.Image | Tensor]) -> int:
+        """The number of the image of this key; it is made when first seen, its sides multiples of `image_factor`.
+
+        A tensor is normalised already.
+        """
         if key not in self._known:
             self._known[key] = len(self.images)
-            self.images.append(normalised(make()))
+            made = make()
+            self.images.append(made if isinstance(made, Tensor) else normalised(made))
         return self._known[key]
 
     def tokens(self, number: int) -> int:
@@ -136,11 +147,40 @@ class Pictures:
         )
 
 
+class Distinct:
+    """The images of a pack, each once: the blank one of a size, that of an example that comes twice, of two answers."""
+
+    def __init__(self, factor: int) -> None:
+        self.held: list[Tensor] = []
+        self._factor = factor
+        self._known: dict[tuple[Any, ...], list[tuple[Tensor, int]]] = {}  # images that look alike, and their places
+        self._tokens = 0
+
+    def add(self, image: Tensor) -> tuple[int, int, bool]:
+        """Visual tokens of an image, the place of the first among those of all, and whether the image is new."""
+        tokens = image.shape[-2] * image.shape[-1] // self._factor**2
+        some = image.flatten()[:: image.numel() // _LOOK + 1]
+        alike = self._known.setdefault((*image.shape, *some.tolist()), [])
+        for other, place in alike:
+            if other is image or torch.equal(other, image):
+                return tokens, place, False
+        place = self._tokens
+        alike.append((image, place))
+        self.held.append(image)
+        self._tokens += tokens
+        return tokens, place, True
+
+
 def normalised(image: Image.Image) -> Tensor:
     """RGB pixels as the encoder reads them: float32 [3, H, W], CLIP's mean and deviation."""
     pixels = np.asarray(image if image.mode == "RGB" else image.convert("RGB"), dtype=np.float32) / 255
     mean, std = np.array(MEAN, np.float32), np.array(STD, np.float32)
     return torch.from_numpy((pixels - mean) / std).permute(2, 0, 1)
+
+
+def white(config: OvisU1Config, height: int, width: int) -> Tensor:
+    """A white image of this height and width, scaled and normalised as it is read."""
+    return normalised(resized(Image.new("RGB", (width, height), (255, 255, 255)), config))
 
 
 def resized(image: Image.Image, config: OvisU1Config, max_pixels: int | None = None) -> Image.Image:
@@ -163,6 +203,13 @@ def resized_to_draw(image: Image.Image, config: OvisU1Config) -> Image.Image:
 def drawing_size(height: int, width: int, config: OvisU1Config) -> tuple[int, int]:
     """Height and width after the first scaling of `resized_to_draw`: at most `min_pixels`, which here is the upper end."""
     return smart_resize(height, width, config.image_factor, 4 * config.image_factor**2, config.min_pixels)
+
+
+def tokens_to_draw(height: int, width: int, config: OvisU1Config) -> int:
+    """Visual tokens of an image of this size, blank or a source, as it is read in order to draw."""
+    sides = drawing_size(height, width, config)
+    height, width = smart_resize(*sides, config.image_factor, config.min_pixels, config.max_pixels)
+    return height * width // config.image_factor**2
 
 
 def smart_resize(
@@ -190,3 +237,16 @@ def smart_resize(
         scale = math.sqrt(min_pixels / (height * width))
         rows, columns = math.ceil(height * scale / factor), math.ceil(width * scale / factor)
     return rows * factor, columns * factor
+
+
+def named(instruction: str, count: int) -> str:
+    """An instruction whose placeholders have become words, for images that stand in front of it.
+
+    The only image goes unnamed. Of several, the placeholder of the k-th becomes "image k"; placeholders that all stand
+    in front of the words name nothing there, and are left out. Raises X2IError as `numbers_of`.
+    """
+    numbers_of(with_placeholders(instruction, count), count)
+    head = re.match(f"(?:{_PLACE})*", instruction)
+    text = instruction[head.end() :] if head and not re.search(_PLACE, instruction[head.end() :]) else instruction
+    text = re.sub(_PLACE, lambda found: f" image {found[1]} " if count > 1 else " ", text)
+    return re.sub(r" (?=[,.;:!?)])", "", re.sub(r" {2,}", " ", text)).strip()

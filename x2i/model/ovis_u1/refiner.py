@@ -7,7 +7,8 @@ Architecture (paper arXiv 2506.23044; code AIDC-AI/Ovis-U1-3B, modeling_yak.py):
 - blocks: bidirectional attention and MLP (SiLU), LayerNorm with affine, no positions
 - output: the summary's vector, and the text tokens
 
-Tensor names carry their axes: B batch · L text tokens · S = 1 + L · E width of the context · D width
+Tensor names carry their axes:
+    B rows, or 1 in a pack · G rows, or documents of a pack · L text tokens · S = 1 + L · E width of the context · D width
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from x2i.model.ovis_u1.decoder_config import DecoderConfig
+from x2i.model.ovis_u1.streams import DocumentStreams, Rows, RowStreams, Stream, Streams
 
 
 class TextProjection(nn.Module):
@@ -56,12 +58,11 @@ class RefinerBlock(nn.Module):
         self.mlp = RefinerMLP(width, int(width * mlp_ratio))
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
 
-    def forward(self, x_BSD: Tensor, c_BD: Tensor, allowed_B11S: Tensor | None) -> Tensor:
-        attn_gate_B1D, mlp_gate_B1D = self.adaLN_modulation(c_BD)[:, None].chunk(2, dim=-1)
+    def forward(self, x_BSD: Tensor, c_GD: Tensor, stream: Stream) -> Tensor:
+        attn_gate, mlp_gate = (stream.spread(part) for part in self.adaLN_modulation(c_GD).chunk(2, dim=-1))
         q, k, v = self.self_attn_qkv(self.norm1(x_BSD)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        seen = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed_B11S)
-        x_BSD = x_BSD + attn_gate_B1D * self.self_attn_proj(seen.transpose(1, 2).flatten(2))
-        return x_BSD + mlp_gate_B1D * self.mlp(self.norm2(x_BSD))
+        x_BSD = x_BSD + attn_gate * self.self_attn_proj(stream.attend(q, k, v))
+        return x_BSD + mlp_gate * self.mlp(self.norm2(x_BSD))
 
 
 class RefinerBlocks(nn.Module):
@@ -76,9 +77,9 @@ class RefinerBlocks(nn.Module):
             ]
         )
 
-    def forward(self, x_BSD: Tensor, c_BD: Tensor, allowed_B11S: Tensor | None) -> Tensor:
+    def forward(self, x_BSD: Tensor, c_GD: Tensor, stream: Stream) -> Tensor:
         for block in self.blocks:
-            x_BSD = block(x_BSD, c_BD, allowed_B11S)
+            x_BSD = block(x_BSD, c_GD, stream)
         return x_BSD
 
 
@@ -116,9 +117,26 @@ class Refiner(nn.Module):
             total_BE = hidden_BLE.sum(dim=1, dtype=torch.float32)  # bfloat16 cannot count beyond 256
             mean_BE = (total_BE / valid_BL.sum(dim=1, keepdim=True).clamp_min(1)).to(hidden_BLE.dtype)
             allowed_B11S = F.pad(valid_BL, (1, 0), value=True)[:, None, None]
-        c_BD = self.c_embedder(mean_BE)
         summary_B1D = self.cls_token.expand(len(hidden_BLE), -1, -1)
-        tokens_BLD = self.input_embedder(hidden_BLE)
-        x_BSD = torch.cat([summary_B1D.to(tokens_BLD.dtype), tokens_BLD], dim=1)
-        x_BSD = self.individual_token_refiner(x_BSD, c_BD, allowed_B11S)
-        return x_BSD[:, 1:], x_BSD[:, 0]
+        text_BLD, summary_B1D = self._refined(hidden_BLE, mean_BE, summary_B1D, RowStreams(Rows(allowed_B11S), 1))
+        return text_BLD, summary_B1D[:, 0]
+
+    def packed(self, hidden_LE: Tensor, streams: DocumentStreams) -> tuple[Tensor, Tensor]:
+        """Text tokens [1, L, D] of documents one after the other, and their summaries [G, D].
+
+        Args:
+            hidden_LE: the language model's hidden states, without padding.
+            streams: `text` is the summaries, one of each document, and `image` the words.
+        """
+        mean_GE = torch.stack([part.mean(dim=0) for part in hidden_LE.split(streams.image.lengths)])
+        summary_1GD = self.cls_token.expand(-1, len(mean_GE), -1)
+        text_1LD, summary_1GD = self._refined(hidden_LE[None], mean_GE, summary_1GD, streams)
+        return text_1LD, summary_1GD[0]
+
+    def _refined(self, hidden: Tensor, mean_GE: Tensor, summary: Tensor, streams: Streams) -> tuple[Tensor, Tensor]:
+        """Text tokens and summaries, as long as `hidden` and `summary`."""
+        c_GD = self.c_embedder(mean_GE)
+        tokens = self.input_embedder(hidden)
+        x_BSD = streams.join(summary.to(tokens.dtype), tokens)
+        summary, text = streams.part(self.individual_token_refiner(x_BSD, c_GD, streams.whole))
+        return text, summary

@@ -8,6 +8,7 @@ whereas ours runs rows of unequal length in one batch.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from functools import cache, partial
 from typing import Any
@@ -214,7 +215,9 @@ def language_model() -> tuple[Tensor, Tensor]:
     """Logits of ours and of transformers' Qwen3 of the same numbers and weights."""
     from transformers import Qwen3ForCausalLM
 
-    theirs = Qwen3ForCausalLM(whole().llm.model.config).eval()
+    numbers = copy.deepcopy(whole().llm.model.config)
+    numbers._attn_implementation = "sdpa"  # not ours
+    theirs = Qwen3ForCausalLM(numbers).eval()
     theirs.model.load_state_dict(whole().llm.model.state_dict())
     theirs.tie_weights()
     ids_BL = torch.tensor([DRAWING[0]])
