@@ -24,7 +24,7 @@ FILE, LOGS = "run.json", "logs"
 SAMPLES, SAMPLES_UNTIL = "samples.parquet", "samples-until-{:06d}.parquet"
 
 #: Of run.json. 2: samples come in the order of `x2i.trainer.plan` by row groups. 3: the optimiser's state is divided.
-#: 4: blocks of neighbours are shuffled, and ranks divide a step by where its samples lie.
+#: 4: blocks of neighbours are shuffled, ranks divide a step by where its samples lie, pixels are scaled by another library.
 FORMAT = 4
 
 
