@@ -54,6 +54,14 @@ def test_the_number_of_workers_changes_no_byte(
     assert bytes_of(tmp_path / "corpus") == bytes_of(built[0] / "corpus")
 
 
+def test_a_shard_has_all_tasks_and_those_of_each_lie_together(built: tuple[Path, dict[str, object]]) -> None:
+    """A reader of one task reads a few large ranges; one who shuffles with a shard's buffer sees all tasks."""
+    rows = corpus.open(built[0] / "corpus").manifest.to_pylist()
+    for shard in {row["shard"] for row in rows}:
+        tasks = [row["task_type"] for row in sorted(rows, key=lambda r: int(r["offset"])) if row["shard"] == shard]
+        assert tasks == sorted(tasks) and len(set(tasks)) >= 3
+
+
 def test_a_second_run_computes_nothing_and_starts_no_ray(built: tuple[Path, dict[str, object]]) -> None:
     before = bytes_of(built[0] / "corpus")
     again = build(built[0] / "recipe.yaml")
