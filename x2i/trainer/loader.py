@@ -23,6 +23,9 @@ from x2i.trainer.ranges import Block, Window, fetch, local
 from x2i.trainer.stage import Stage
 from x2i.trainer.table import SampleRef
 
+#: Steps more to look ahead, at each step.
+_WIDER = 0.25
+
 
 class Loader:
     """The batches of a stage from step `start` to its end. Iterate it once.
@@ -100,12 +103,12 @@ class Loader:
         window = Window(self._reading.join_gap_kib << 10, most)
         blocks: dict[int, Block] = {}  # of samples that are due, by number
         ahead: deque[list[_Due]] = deque()
-        number, look, seen = 0, 0, 0
+        number, look, seen = 0, 1.0, 0
         try:
             left = iter(self._steps)
             while True:
-                # one step more than at the last time, so that the first does not wait for many to be looked up
-                look = max(look + 2, len(ahead))
+                # a step more than before only now and then: the first is not to wait until many are looked up
+                look += _WIDER
                 while (not ahead or (len(ahead) < look and seen < self._reading.join_samples)) and (
                     step := next(left, None)
                 ) is not None:
