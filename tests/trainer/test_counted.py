@@ -72,8 +72,12 @@ def test_a_damaged_file_of_counts_is_named(table: SampleTable, tmp_path: Path) -
     counted(table, {"t2i"}, lambda sample: sample, tmp_path, print)
     files = sorted(tmp_path.glob("*.npy"))
     assert len(files) == 5
-    files[2].write_bytes(b"no")
-    with pytest.raises(X2IError, match=rf"{files[2].name}: cannot be read .* Remove it to count its texts anew"):
+    for damage in (b"no", b"", b"PK\x03\x04 is a zip", bytes(900)):
+        files[2].write_bytes(damage)
+        with pytest.raises(X2IError, match=rf"{files[2].name}: cannot be read .* Remove it to count its texts anew"):
+            counted(table, {"t2i"}, lambda sample: sample, tmp_path, print)
+    np.save(files[2], np.zeros(200))
+    with pytest.raises(X2IError, match=r"float64.*, and 200 are wanted"):
         counted(table, {"t2i"}, lambda sample: sample, tmp_path, print)
     np.save(files[2], np.zeros(3, np.int32))
     with pytest.raises(X2IError, match=r"and 200 are wanted"):
@@ -105,6 +109,12 @@ def test_packs_of_counted_texts_are_as_planned_to_the_token(tmp_path: Path) -> N
     of = setup.processors[0], SampleReader(setup.table), config.stages[0], config.output / FILE
     again = lengths_of(*of).counted
     assert again is not None and np.array_equal(again, counts)
+    measured = (config.output / FILE).read_text()
+    for damage in ("[]", "null", measured.replace("slope", "steep"), measured[:50], '{"only": 5}'):
+        (config.output / FILE).write_text(damage)
+        with pytest.raises(X2IError, match=rf"{FILE}: cannot be read .* Remove it to measure the texts anew"):
+            lengths_of(*of)
+    (config.output / FILE).write_text(measured)
     file.unlink()
     none = lengths_of(*of).counted
     assert none is not None and none.max() == -1

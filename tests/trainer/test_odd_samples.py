@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -110,3 +111,19 @@ def test_preferences_are_learned_from_samples_that_have_them(tmp_path: Path) -> 
     assert run(tmp_path / "a", lambda i: chat(i, rejected="A dog." if i % 2 else None), model, stage).finished
     with pytest.raises(X2IError, match="none has a rejected_response to learn from"):
         run(tmp_path / "b", chat, model, stage)
+
+
+@pytest.mark.parametrize("rejected", [7, ["A dog."], "<image>"])
+def test_a_rejected_answer_that_is_no_text_gives_way_in_packs_too(rejected: Any, tmp_path: Path) -> None:
+    stage = {"preference": {}, "batch": None, "pack": {"tokens": 512, "packs": 1}}
+    made = run(tmp_path, lambda i: chat(i, rejected="A dog." if i % 3 else rejected), MODELS["ovis2"], stage)
+    assert made.finished and {d["reason"] for d in made.damaged} == {"its rejected_response is not a text"}
+
+
+def test_objects_of_another_layout_give_way(tmp_path: Path) -> None:
+    def made(number: int) -> Made:
+        found = chat(number)
+        return found if number % 2 else replace(found, sample=replace(found.sample, objects=[{"ref": "a cat"}]))
+
+    found = run(tmp_path, made, MODELS["ovis2"])
+    assert found.finished and found.damaged and all("AttributeError" in d["reason"] for d in found.damaged)

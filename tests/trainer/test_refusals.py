@@ -150,6 +150,25 @@ def test_a_damaged_checkpoint_is_named(damage: str, start: Result, corpus: Path,
         train(run)
 
 
+def test_a_damaged_checkpoint_says_how_to_go_on(corpus: Path, tmp_path: Path) -> None:
+    class Cut(Silent):
+        def step(self, stage: str, done: int, loss: float, by_task: dict[str, float]) -> None:
+            if done == 3:
+                raise MemoryError
+
+    run = config(corpus, tmp_path / "run", {"steps": 4}, checkpoint_every=2, ema=0.9)
+    with pytest.raises(MemoryError):
+        train(run, progress=Cut())
+    place = tmp_path / "run/step-000002"
+    for name in ("model.safetensors", "ema.safetensors", "tokenizer.json", "trainer.json", "optimizer/__0_0.distcp"):
+        whole = (place / name).read_bytes()
+        (place / name).write_bytes(whole[: len(whole) // 2])
+        with pytest.raises(X2IError, match=rf"step-000002/.*\. Remove {place} to go on from the checkpoint before it"):
+            train(run)
+        (place / name).write_bytes(whole)
+    assert train(run).finished
+
+
 @pytest.mark.parametrize("limit", [20_000, 700_000])  # the model's file does not fit; it does, the optimiser's does not
 def test_a_full_disk_is_told_and_leaves_nothing_half_written(limit: int, corpus: Path, tmp_path: Path) -> None:
     run = config(corpus, tmp_path / "run", {"steps": 4}, checkpoint_every=2)

@@ -16,10 +16,11 @@ preview.png          pictures drawn from these weights
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -123,6 +124,15 @@ def unwritten(path: Path, error: BaseException) -> X2IError:
         f"{path}: cannot be written ({error}). Make room and run the same command again: it goes on from the checkpoint "
         "before"
     )
+
+
+@contextlib.contextmanager
+def resuming(place: Path) -> Iterator[None]:
+    """Where a run goes on from its checkpoint at `place`: if that is damaged, the X2IError says what to do."""
+    try:
+        yield
+    except X2IError as error:
+        raise X2IError(f"{error}. Remove {place} to go on from the checkpoint before it, or use --fresh") from None
 
 
 def _filled(content: Callable[[Path], None], path: Path, target: Path) -> None:

@@ -78,9 +78,12 @@ def _keep(file: Path, counts: np.ndarray) -> None:
 
 def _read(file: Path, rows: int) -> np.ndarray:
     try:
-        found = np.load(file)
+        with file.open("rb") as opened:
+            found = np.lib.format.read_array(opened, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise X2IError(f"{file}: cannot be read ({error}). Remove it to count its texts anew") from None
-    if found.shape != (rows,):
-        raise X2IError(f"{file}: has {found.shape} counts, and {rows} are wanted. Remove it to count its texts anew")
+    if found.shape != (rows,) or found.dtype != np.int32:
+        raise X2IError(
+            f"{file}: has {found.shape} counts ({found.dtype}), and {rows} are wanted. Remove it to count its texts anew"
+        )
     return np.asarray(found)

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from x2i.base.errors import RecipeError
+from x2i.trainer import checkpoint
 from x2i.trainer.checkpoint import Checkpoint
 from x2i.trainer.config import RunConfig
 
@@ -88,7 +89,8 @@ def _any(found: Sequence[Checkpoint]) -> Checkpoint | None:
 
 def _agreed(run: RunConfig, place: int, newest: Checkpoint, origin: Origin) -> Origin:
     """What a stage under way has begun with. Raises RecipeError if that is not what it would begin with now."""
-    begun: Origin = newest.info.get("begun", run.origin(place))
+    with checkpoint.resuming(newest.path):
+        begun: Origin = newest.info.get("begun", run.origin(place))
     if begun in (origin, run.origin(place)) or (isinstance(begun, str) and isinstance(origin, str)):
         return begun
     stage = run.stages[place].name

@@ -159,6 +159,7 @@ class SampleReader:
         inputs = (np.zeros((side, side, 3), np.uint8),) * len(record.get("input_images") or ())
         if "output_image" not in record:
             said, rejected = turns.messages(record), record.get("rejected_response")
+            turns.check_turns(said, len(inputs), rejected)
             return Example(-1, ref.key, ref.task, "", inputs, None, said, rejected, index)
         return Example(-1, ref.key, ref.task, str(record.get("instruction") or ""), inputs, None, sample=index)
 

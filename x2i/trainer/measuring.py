@@ -103,11 +103,11 @@ def lengths_of(
     name = f"{stage.name} {digest(kind, corpora, words, *how)[:16]}"
     noted = _noted(keep)
     if name not in noted:
-        fits = [calibrated(reader.table, partial(asked, chats=chats), preferred=preferred) for chats in (False, True)]
-        noted[name] = [asdict(fit) for fit in fits]
+        noted[name] = [calibrated(reader.table, partial(asked, chats=c), preferred=preferred) for c in (False, True)]
         if keep is not None:
-            write_text(keep, json.dumps(noted, indent=1) + "\n")
-    drawn, said = (Fit(**fit) for fit in noted[name])
+            written = {stage: [asdict(fit) for fit in fits] for stage, fits in noted.items()}
+            write_text(keep, json.dumps(written, indent=1) + "\n")
+    drawn, said = noted[name]
     counts = None
     if stage.pack is not None and sum(len(samples) for samples in tasks.values()) <= stage.pack.count:
         place = digest("texts/1", corpora, words, *how[1:], preferred, sorted(tasks))[:16]
@@ -130,15 +130,15 @@ def lengths_of(
     )
 
 
-def _noted(keep: Path | None) -> dict[str, Any]:
-    """What was measured before, by stage and corpora. Raises X2IError if it cannot be read."""
+def _noted(keep: Path | None) -> dict[str, list[Fit]]:
+    """What was measured before, by stage and corpora: of what is drawn, of what is said. Raises X2IError."""
     if keep is None or not keep.is_file():
         return {}
     try:
-        found: dict[str, Any] = json.loads(keep.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        found = json.loads(keep.read_text(encoding="utf-8"))
+        return {name: [Fit(**drawn), Fit(**said)] for name, (drawn, said) in found.items()}
+    except (OSError, ValueError, TypeError, AttributeError) as error:
         raise X2IError(f"{keep}: cannot be read ({error}). Remove it to measure the texts anew") from None
-    return found
 
 
 _ASKED = (Message("user", ""), Message("assistant", "x"))

@@ -161,7 +161,7 @@ def state_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Te
 def restore(model: nn.Module, optimizer: torch.optim.Optimizer, place: Path) -> None:
     """Read a checkpoint's state of the optimiser, written by whatever number of ranks. Raises X2IError."""
     reader = dcp.FileSystemReader(place / checkpoint.OPTIMIZER)
-    with _naming(place):
+    with checkpoint.resuming(place), _naming(place):
         for parameter in model.parameters():
             if parameter.requires_grad:
                 state = {key: torch.zeros_like(parameter) for key in _MOMENTS}
@@ -177,7 +177,4 @@ def _naming(place: Path) -> Iterator[None]:
         yield
     except faults as error:
         told = str(error).strip().rpartition("\n")[2].partition(". ")[0] or type(error).__name__
-        raise X2IError(
-            f"{place / checkpoint.OPTIMIZER}: cannot be read ({told}). Remove {place} to go on from the checkpoint before "
-            "it, or use --fresh"
-        ) from None
+        raise X2IError(f"{place / checkpoint.OPTIMIZER}: cannot be read ({told})") from None

@@ -264,7 +264,8 @@ class Session:
                 self._setup.load(path)  # over those of the beginning, and into the adapters
             assert self._learner.optimizer is not None
             restore(self._learner.model, self._learner.optimizer, path)
-        self._restore_averages(path)
+        with checkpoint.resuming(path):
+            self._restore_averages(path)
 
     def _restore_averages(self, path: Path) -> None:
         ema = self._learner.ema

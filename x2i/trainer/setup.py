@@ -166,7 +166,8 @@ class Setup:
         if self._newest is None or self.run.model.lora is not None:
             self._start()
         if self._newest is not None:
-            self.load(self._newest.path)
+            with checkpoint.resuming(self._newest.path):
+                self.load(self._newest.path)
         self._opened = None  # it has the weights once more
 
     def begin(self) -> None:
@@ -232,7 +233,8 @@ class Setup:
 
     def _build_tokenizer(self, processor: type[Processor[Any]]) -> Tokenizer:
         if self._newest is not None:
-            return tokens.load(self._newest.path)
+            with checkpoint.resuming(self._newest.path):
+                return tokens.load(self._newest.path)
         if self.run.tokenizer is not None:
             return tokens.build(self.run.tokenizer, self.reader, processor, self.tasks)
         assert self._base is not None

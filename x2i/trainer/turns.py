@@ -30,7 +30,7 @@ def messages(record: dict[str, Any]) -> tuple[Message, ...]:
             raise DamagedSample(f"its boxes are {objects['bbox_type']!r}; norm1 is read")
         marks = {"<ref-object>": lambda: str(next(refs)), "<bbox>": lambda: _box(next(boxes))}
         return tuple(Message(r, re.sub("<ref-object>|<bbox>", lambda m: marks[m[0]](), t)) for r, t in turns)
-    except (KeyError, TypeError, ValueError, StopIteration, RuntimeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, StopIteration, RuntimeError) as error:
         raise DamagedSample(f"its messages cannot be read ({type(error).__name__}: {error})") from None
 
 
