@@ -26,6 +26,7 @@ from x2i.trainer.learner import Learner
 from x2i.trainer.progress import Silent
 from x2i.trainer.run import Result, train
 from x2i.trainer.setup import Setup
+from x2i.trainer.speed import guessed, measure
 
 BUDGET = 4096
 
@@ -179,3 +180,15 @@ def test_a_model_that_takes_no_packs_is_refused(mixed: Path, tmp_path: Path, mon
     monkeypatch.setattr(OmniGen, "packs", False)
     with pytest.raises(RecipeError, match=r"stages\.0\.pack: omnigen is trained on batches"):
         train(parse_config(RunConfig, content(mixed, tmp_path / "run"), "test"))
+
+
+def test_the_loader_is_timed_with_the_packs_that_are_trained(
+    mixed: Path, straight: Result, setup: Setup, tmp_path: Path
+) -> None:
+    """By the run's own tokenizer, once there is a checkpoint; before, by a guess that says so."""
+    config = parse_config(RunConfig, content(mixed, straight.output), "test")
+    stage = config.stages[-1]
+    real = sum(len(setup.plans[-1].step(step)) for step in range(2))
+    assert {found.samples for found in measure(config, stage.name, 2)} == {real} and not guessed(config)
+    fresh = parse_config(RunConfig, content(mixed, tmp_path / "fresh"), "test")
+    assert guessed(fresh) and measure(fresh, stage.name, 1)[0].samples != real / 2

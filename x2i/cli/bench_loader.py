@@ -33,7 +33,7 @@ def bench_loader(
 
     Example: x2i bench-loader configs/train/quickstart.yaml --steps 100
     """
-    from x2i.trainer.speed import measure, trained
+    from x2i.trainer.speed import guessed, measure, trained
 
     found = measure(run, stage, steps)
     told = "given" if step_seconds else "by the run's logs"
@@ -57,3 +57,8 @@ def bench_loader(
     else:
         told = "the run has not trained: --step-seconds says how long a step takes"
     console.print(told, highlight=False)
+    if guessed(run, stage):
+        console.print(
+            "the run has no checkpoint yet: how many samples a pack holds is guessed, a picture at a token for 16 x 16 pixels",
+            highlight=False,
+        )

@@ -15,13 +15,15 @@ from typing import Any, Literal
 
 from x2i import corpus
 from x2i.base.errors import RecipeError
-from x2i.trainer import turns
+from x2i.trainer import checkpoint, turns
 from x2i.trainer.config import Decode, RunConfig, load_run
 from x2i.trainer.data import Example, SampleReader
 from x2i.trainer.loader import Loader
 from x2i.trainer.mixture import plan_of, table_of
+from x2i.trainer.plan import Plan
 from x2i.trainer.run import LOGS
 from x2i.trainer.stage import Stage
+from x2i.trainer.table import SampleTable
 
 #: Steps from which a training step's seconds are taken, and what the trainer calls their parts.
 _STEPS, _PARTS = 200, ("seconds/encoding", "seconds/compute")
@@ -73,8 +75,7 @@ def measure(run: str | Path | RunConfig, stage: str | None = None, steps: int = 
     """
     config, chosen = _stage(run, stage)
     short = chosen.model_copy(update={"steps": min(steps, chosen.steps)})
-    table = table_of([corpus.open(path) for path in config.corpora], [chosen], config.held_out)
-    plan, reading = plan_of(table, chosen, config.seed, shuffle=config.shuffle), config.reading
+    (table, plan), reading = _planned(config, chosen), config.reading
     found = []
     ways: tuple[Decode | Literal["none"], ...] = ("full", "reduced", "none")
     for what in ways:
@@ -95,6 +96,25 @@ def measure(run: str | Path | RunConfig, stage: str | None = None, steps: int = 
             )
         )
     return found
+
+
+def guessed(run: str | Path | RunConfig, stage: str | None = None) -> bool:
+    """Whether a stage's packs are planned by a guess of their lengths, for the run has no checkpoint to ask yet."""
+    config, chosen = _stage(run, stage)
+    return chosen.pack is not None and not checkpoint.all_of(config.output)
+
+
+def _planned(config: RunConfig, stage: Stage) -> tuple[SampleTable, Plan]:
+    """The samples and a stage's order; of packs as the run has it, by its newest checkpoint's tokenizer and numbers."""
+    corpora = [corpus.open(path) for path in config.corpora]
+    found = checkpoint.all_of(config.output)
+    if stage.pack is not None and found:
+        from x2i.trainer.setup import Setup
+
+        setup = Setup(config, corpora, found[-1], "cpu", share=(0, 1))  # of the model the numbers alone, no weights
+        return setup.table, setup.plans[config.stages.index(stage)]
+    table = table_of(corpora, [stage], config.held_out)
+    return table, plan_of(table, stage, config.seed, shuffle=config.shuffle)
 
 
 def trained(run: str | Path | RunConfig, stage: str | None = None) -> float | None:
