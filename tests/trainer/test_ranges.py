@@ -19,7 +19,7 @@ from tests.trainer import corpora
 from tests.trainer.test_data import same, stage
 from x2i import corpus
 from x2i.base.errors import X2IError
-from x2i.trainer import ranges
+from x2i.trainer import index, ranges
 from x2i.trainer.config import Reading
 from x2i.trainer.data import Example, SampleReader
 from x2i.trainer.loader import Loader
@@ -144,6 +144,34 @@ def test_a_server_that_sends_whole_files_is_named(
     monkeypatch.setattr(Ranges, "do_GET", whole)
     with served(corpus_folder) as url, pytest.raises(X2IError, match="one that serves ranges of files"):
         read(url, join_mib=join_mib)
+
+
+def test_a_manifest_behind_a_url_is_asked_for_again(
+    corpus_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(index, "_PAUSES", (0.0, 0.0))
+    plain, answer, fails = read(corpus_folder)[0], Ranges.do_GET, 0
+
+    def busy(self: Ranges) -> None:
+        nonlocal fails
+        if "manifest" in self.path and fails > 0:
+            fails -= 1
+            return self.send_error(503)
+        return answer(self)
+
+    monkeypatch.setattr(Ranges, "do_GET", busy)
+    with served(corpus_folder) as url:
+        there = corpus.open(url)
+        fs = there._fs
+        monkeypatch.setattr(
+            fs, "open", partial(fs.open, block_size=1, cache_type="none")
+        )  # else all of it comes at once
+        table = SampleTable([there], 0.2)
+        fails = 2
+        assert table[0].key == SampleTable([corpus.open(corpus_folder)], 0.2)[0].key and fails == 0
+        fails = 1000
+        with pytest.raises(X2IError, match=r"manifest.parquet: row group \d+ cannot be read .*503.*serves ranges"):
+            table[len(plain)]
 
 
 def test_a_shard_that_is_cut_off_costs_no_neighbour(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
