@@ -13,12 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import fsspec
+import numpy as np
 import pytest
+from PIL import Image
 
 from tests.trainer import corpora
 from tests.trainer.test_data import same, stage
 from x2i import corpus
 from x2i.base.errors import X2IError
+from x2i.corpus.sample import Sample
 from x2i.trainer import index, ranges
 from x2i.trainer.config import Reading
 from x2i.trainer.data import Example, SampleReader
@@ -202,6 +205,25 @@ def test_what_is_read_ahead_has_a_bound(tmp_path: Path) -> None:
     next(batches)
     assert short.most_held <= 3 * step  # the step that is wanted, one ahead, and one whose place is free again
     batches.close()  # type: ignore[attr-defined]
+
+
+def test_joined_reads_of_one_step_are_bounded_together(tmp_path: Path) -> None:
+    made = []
+    for number in range(80):
+        noise = np.random.default_rng(number).integers(0, 256, (128, 128, 3), dtype=np.uint8)
+        shown = corpora.picture(Image.fromarray(noise))
+        made.append(corpora.Made(Sample(f"{number:04d}-t2i", "text_to_image", "Noise", (), shown), f"{number:064d}"))
+    folder = corpora.write(tmp_path / "corpus", made)
+    of = stage(resolution=8, batch=8, steps=20, mixture={"text_to_image": 1})
+    memory = fsspec.filesystem("memory")
+    memory.put(str(folder), "/noise", recursive=True)
+    try:
+        table = SampleTable([corpus.open("memory://noise")], 0.0)
+        loader = Loader(SampleReader(table), plan_of(table, of, 0), of, 0, Reading(prefetch_mib=1))
+        assert len(list(loader)) == 20
+    finally:
+        memory.rm("/noise", recursive=True)
+    assert loader.most_held < 5 << 18, loader.most_held  # and not half of what is free for each sample
 
 
 def test_few_shards_are_open_at_a_time(tmp_path: Path) -> None:
