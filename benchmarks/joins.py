@@ -176,6 +176,7 @@ def written(folder: Path, rows: int, layout: str) -> corpus.Corpus:
                 "split": pa.array(random.integers(0, 2**32, ROW_GROUP, dtype=np.uint32)),
                 "split_others": pa.nulls(ROW_GROUP, pa.uint32()),
                 "text_tokens": pa.array(np.clip(random.lognormal(3.7, 0.5, ROW_GROUP), 8, 400), pa.int32(), safe=False),
+                "rejected_tokens": pa.nulls(ROW_GROUP, pa.int32()),
             }
             writer.write(pa.table([columns[n] for n in STORED.names], schema=STORED).slice(0, rows - start))
     return corpus.open(folder)

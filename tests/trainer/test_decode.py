@@ -90,6 +90,12 @@ def test_crops_of_any_size_fit_into_the_picture() -> None:
         assert crop(pixels, h, w, 1.0, 1.0, 1.0).shape == (h, w, 3)
 
 
+def test_halves_of_a_pixel_are_rounded_as_in_full() -> None:
+    """Packs are planned by it, too: 1500 * (17 / 200) is a little more than 127.5, and 1500 / (200 / 17) is not."""
+    data = jpeg(np.zeros((1500, 200, 3), np.uint8))
+    assert {pictures([data], 17, 17, True, how)[0].shape for how in ("full", "reduced")} == {(128, 17, 3)}
+
+
 def test_odd_files_come_out_as_in_full() -> None:
     photograph = Image.fromarray(PHOTOGRAPHS[1])
     turned = Image.Exif()

@@ -83,7 +83,7 @@ class Corpus:
             return pq.ParquetFile(file, **options)
         except FileNotFoundError:
             raise X2IError(f"{self._at(MANIFEST)}: no such file. Build the corpus again.") from None
-        except (pa.ArrowInvalid, ValueError) as error:
+        except Exception as error:  # noqa: BLE001 - each filesystem raises what its library does, as aiohttp's errors
             raise X2IError(f"{self._at(MANIFEST)}: cannot be read: {error}") from None
 
     @cached_property

@@ -66,7 +66,9 @@ def pictures(files: Sequence[Data], height: int, width: int, whole: bool, decode
         elif ratio <= 1:
             out.append(pixels)
         else:
-            w, h = (max(round(side / ratio), min(height, width)) for side in (header.width, header.height))
+            shorter = min(height, width)
+            by = shorter / min(header.width, header.height)  # as `shrink` reckons, for halves to be rounded alike
+            w, h = (max(round(side * by), shorter) for side in (header.width, header.height))
             out.append(_scaled(pixels, header.width / scale, header.height / scale, w, h, None))
     return out
 

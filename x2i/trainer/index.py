@@ -10,19 +10,22 @@ are packed, what tells the samples' lengths.
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice, product
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from x2i.corpus.corpus import Corpus
+from x2i.base.errors import X2IError
+from x2i.corpus.corpus import MANIFEST, Corpus
 from x2i.corpus.manifest import SPLIT, split_columns
 from x2i.trainer.buckets import COLUMNS, Size, nearest, sizes_of
 from x2i.trainer.classes import Classes
@@ -34,6 +37,10 @@ TRAIN, HELD_OUT, APART = range(3)
 
 _KINDS = ["task_type", "source"]
 _THREADS = 4
+
+#: Seconds before a URL is asked again, each time.
+_PAUSES = (0.5, 1.0)
+
 _T = TypeVar("_T")
 
 
@@ -93,9 +100,24 @@ class ManifestReader:
         self._names: dict[tuple[tuple[str, ...], tuple[str, ...]], list[Kind]] = {}
 
     def read(self, group: int, columns: list[str]) -> pa.Table:
-        """Columns of one row group."""
+        """Columns of one row group. Raises X2IError."""
         with self._lock:
-            return self._file.read_row_group(group, columns=columns)
+            return self._asked(self._file, group, columns=columns)
+
+    def _asked(self, file: pq.ParquetFile, group: int, **options: Any) -> pa.Table:
+        """Of one row group what the options say; a URL, which may fail now and not a moment later, is asked again."""
+        remote = not isinstance(self.corpus.path, Path)
+        for pause in (*_PAUSES, 0) if remote else (0,):
+            try:
+                return file.read_row_group(group, **options)
+            except MemoryError:
+                raise
+            except Exception as error:  # noqa: BLE001 - each filesystem raises what its library does, as aiohttp's errors
+                failed = error
+            time.sleep(pause)
+        remedy = "The server must be one that serves ranges of files." if remote else "Build the corpus again."
+        where = f"{str(self.corpus.path).rstrip('/')}/{MANIFEST}: row group {group}"
+        raise X2IError(f"{where} cannot be read ({type(failed).__name__}: {failed}). {remedy}") from failed
 
     def lengths(self, group: int) -> pa.Table:
         """What `x2i.trainer.lengths` wants to know of one row group."""
@@ -182,7 +204,7 @@ class ManifestReader:
             if not hasattr(mine, "file"):
                 options: dict[str, Any] = {"metadata": self._file.metadata, "read_dictionary": _KINDS}
                 mine.file = self.corpus.open_manifest(**options)
-            table = mine.file.read_row_group(group, columns=self._narrow, use_threads=False)
+            table = self._asked(mine.file, group, columns=self._narrow, use_threads=False)
             return (group, *self._parsed(group, table), self._without_output(mine.file, group))
 
         yield from _in_order(read, range(len(self.sizes)))
@@ -222,7 +244,7 @@ class ManifestReader:
         column = file.metadata.row_group(group).column(self._width)
         if column.statistics is not None and column.statistics.has_null_count:
             return int(column.statistics.null_count)
-        return int(file.read_row_group(group, columns=["output_size"])["output_size"].null_count)
+        return int(self._asked(file, group, columns=["output_size"])["output_size"].null_count)
 
     @cached_property
     def _width(self) -> int:

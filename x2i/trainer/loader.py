@@ -125,12 +125,14 @@ class Loader:
                 dues = ahead.popleft()
                 seen -= len(dues)
                 fresh, held = {}, {}  # blocks that begin with this step, and those that are in memory from now on
+                free = self._budget.room // 2  # for all that this step reads for later ones
                 for due in dues:
-                    room = most if (near := local(due.ref.corpus)) else min(self._budget.room // 2, most)
+                    room = most if (near := local(due.ref.corpus)) else min(max(free, 0), most)
                     if due.number not in blocks:
                         block, numbers = window.take(due.number, due.ref, room)
                         blocks.update(dict.fromkeys(numbers, block))
                         fresh[due.number] = block
+                        free -= 0 if near else block.size
                     due.block = blocks.pop(due.number)
                     if near:
                         due.block = due.block.alone(due.ref)

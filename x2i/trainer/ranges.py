@@ -10,6 +10,7 @@ itself, and it is that one which succeeds or fails.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import posixpath
 import threading
@@ -24,6 +25,7 @@ from typing import Any
 
 import fsspec
 
+from x2i.base.errors import X2IError
 from x2i.corpus.corpus import Corpus
 from x2i.trainer.table import SampleRef
 
@@ -53,7 +55,7 @@ class Shards:
         self._files: OrderedDict[str, list[int]] = OrderedDict()  # descriptor, and how many read from it now
         self._calls = threading.Semaphore(_CALLS)
         self._remote: dict[str, tuple[Any, str]] = {}
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
 
     def read(self, corpus: Corpus, shard: str, offset: int, size: int, advised: bool = False) -> bytes:
         """A range of a shard; less of it where the shard ends. `advised`: it is counted already. Raises OSError."""
@@ -62,7 +64,7 @@ class Shards:
                 data = os.pread(descriptor, size, offset)
         else:
             fs, root = self._filesystem(corpus)
-            data = _patiently(lambda: fs.cat_file(posixpath.join(root, shard), offset, offset + size))
+            data = _patiently(lambda: fs.cat_file(posixpath.join(root, shard), offset, offset + size), size)
         if not advised:
             self._count(1, len(data))
         return data
@@ -84,7 +86,7 @@ class Shards:
         with self._calls:
             found = fs.cat_ranges(paths, starts, ends, on_error="return", batch_size=most)
         for block, data in zip(blocks, found, strict=True):
-            block.data = data if isinstance(data, bytes) else b""
+            block.data = data if isinstance(data, bytes) and len(data) <= block.size else b""
             self._count(1, len(block.data))
 
     def at_once(self, corpus: Corpus) -> bool:
@@ -118,12 +120,12 @@ class Shards:
         """A descriptor that stays open within the block."""
         with self._lock:
             there = self._files.get(name)
-        opened = os.open(name, os.O_RDONLY) if there is None else -1  # outside the lock: it may take long
+        opened = self._opened(name) if there is None else -1  # outside the lock: it may take long
         with self._lock:
             there = self._files.get(name)
             if there is None:
                 if opened < 0:  # closed in between
-                    opened = os.open(name, os.O_RDONLY)
+                    opened = self._opened(name)
                 there, opened = [opened, 0], -1
                 self._files[name] = there
             there[1] += 1
@@ -140,18 +142,44 @@ class Shards:
             with self._lock:
                 there[1] -= 1
 
+    def _opened(self, name: str) -> int:
+        """A new descriptor; shards that nobody reads from are closed where the system allows no more."""
+        while True:
+            try:
+                return os.open(name, os.O_RDONLY)
+            except OSError as error:
+                if error.errno not in (errno.EMFILE, errno.ENFILE):
+                    raise
+            with self._lock:
+                idle = [n for n, (_, users) in self._files.items() if not users]
+                if not idle:  # not the shard's fault: no sample is to give way for it
+                    raise X2IError(
+                        f"{name}: the system allows no more open files: allow more (ulimit -n), or let fewer threads read "
+                        "(reading.threads, reading.in_flight)"
+                    )
+                os.close(self._files.pop(idle[0])[0])
 
-def _patiently(read: Callable[[], bytes]) -> bytes:
-    """What is read from a URL, which may fail now and not a moment later. Raises OSError."""
+
+def _patiently(read: Callable[[], bytes], size: int) -> bytes:
+    """So many bytes from a URL, which may fail or send fewer now and not a moment later. Raises OSError."""
+    data, failed = None, None
     for attempt in range(_TRIES):
         try:
-            return read()
+            data = read()
         except FileNotFoundError:
             raise
         except Exception as error:  # noqa: BLE001 - each filesystem raises what its library does, as aiohttp's errors
             failed = error
+        if data is not None and len(data) > size:
+            raise OSError(
+                f"of {size} bytes asked for {len(data)} came: the server must be one that serves ranges of files"
+            )
+        if data is not None and len(data) == size:
+            return data
         if attempt + 1 < _TRIES:
             time.sleep(_PAUSE * 2**attempt)
+    if data is not None:
+        return data
     raise OSError(f"{type(failed).__name__}: {failed}") from failed
 
 
