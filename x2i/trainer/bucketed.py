@@ -13,7 +13,7 @@ import numpy as np
 
 from x2i.trainer.plan import OPEN, SPAN
 from x2i.trainer.streams import PartStream
-from x2i.trainer.table import SampleTable
+from x2i.trainer.table import Kinds, SampleTable
 
 #: Bytes of all strata's samples, by row group, that are kept.
 _MEMORY = 64 << 20
@@ -44,22 +44,13 @@ class BucketSamples:
 
     def __init__(self, table: SampleTable, places: Mapping[int, int], side: int) -> None:
         self._table = table
-        counts = np.zeros((max(places.values()) + 1, len(table.sizes)), np.int64)
-        for place in set(places.values()):
-            groups, number = table.counted([code for code, at in places.items() if at == place], side)
-            counts[place, groups] = number
-        self._groups = np.flatnonzero(counts.any(0))
-        self.counts, self.sizes = counts[:, self._groups], table.sizes[self._groups]
-        self._kind = np.full(3 * len(table.cells), -1, np.int16)
-        for code, place in places.items():
-            self._kind[3 * code + side] = place
+        self._found = Kinds(table, places, side, max(places.values()) + 1)
+        self.counts, self.sizes = self._found.counts, self._found.sizes
 
     def rows(self, entry: int) -> BucketRows:
         """The samples of the `entry`-th row group that holds any."""
-        group = int(self._groups[entry])
-        kind = self._kind[self._table.kinds(group)]
-        rows = np.flatnonzero(kind >= 0)
-        return BucketRows(self._table.first(group) + rows, kind[rows])
+        group, rows, kind = self._found.find(entry)
+        return BucketRows(self._table.first(group) + rows, kind)
 
 
 class BucketStream:

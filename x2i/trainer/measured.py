@@ -11,7 +11,7 @@ import numpy as np
 from x2i.trainer.buckets import Size
 from x2i.trainer.kept import Kept
 from x2i.trainer.lengths import Measure
-from x2i.trainer.table import SampleTable
+from x2i.trainer.table import Kinds, SampleTable
 
 
 @dataclass(frozen=True)
@@ -111,31 +111,20 @@ class MeasuredSamples:
         self.tasks: Sequence[str] = sorted({cell.task for cell in cells})
         self.boxes: Sequence[Size] = groups.measure.stage.buckets
         classes = 1 if table.classes is None else len(table.classes)
-        counts = np.zeros((classes, len(table.sizes)), np.int64)
-        for kind in sorted({cell.length for cell in cells}):
-            found, number = table.counted(
-                [c for c, cell in zip(codes, cells, strict=True) if cell.length == kind], side
-            )
-            counts[kind, found] = number
-        self._groups = np.flatnonzero(counts.any(0))
-        self.counts, self.sizes = counts[:, self._groups], table.sizes[self._groups]
-        self._kind = np.full(3 * len(table.cells), -1, np.int16)
-        self._task = np.zeros(3 * len(table.cells), np.int16)
+        self._found = Kinds(table, {code: table.cells[code].length for code in codes}, side, classes)
+        self.counts, self.sizes = self._found.counts, self._found.sizes
+        self._task = np.zeros(len(table.cells), np.int16)
         for code, cell in zip(codes, cells, strict=True):
-            self._kind[3 * code + side] = cell.length
-            self._task[3 * code + side] = self.tasks.index(cell.task)
+            self._task[code] = self.tasks.index(cell.task)
         self._chats = np.array([task in table.chats for task in self.tasks])
 
     def rows(self, entry: int) -> Rows:
         """The samples of the `entry`-th row group that holds any."""
-        group = int(self._groups[entry])
-        kinds = self._table.kinds(group)
-        kind = self._kind[kinds]
-        rows = np.flatnonzero(kind >= 0)
-        task = self._task[kinds[rows]]
+        group, rows, kind = self._found.find(entry)
+        task = self._task[self._table.kinds(group)[rows] // 3]
         found = self._measured.of(group)
         shown, bare = (v[rows].astype(np.int64) for v in (found.shown, found.bare))
         return Rows(
-            *(self._table.first(group) + rows, kind[rows], task, found.size[rows], shown, bare),
+            *(self._table.first(group) + rows, kind, task, found.size[rows], shown, bare),
             *(~self._chats[task], found.doubt[rows].astype(float)),
         )

@@ -7,7 +7,7 @@ bounded in bytes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, overload
@@ -296,6 +296,37 @@ class Samples(Sequence[int]):
         """At most `count` of them, evenly spaced."""
         places = np.unique(np.linspace(0, len(self) - 1, min(count, len(self))).astype(np.int64))
         return [self[int(p)] for p in places]
+
+
+class Kinds:
+    """Samples of some cells on one side, each of a kind: counted, and found when asked for.
+
+    Attributes:
+        counts: samples by kind and row group, int64 [kinds, row groups], of those that hold any; `sizes`: all rows of these.
+
+    Args:
+        kinds: of each cell, by its place in the table's `cells`, the kind of its samples.
+        count: how many kinds there are.
+    """
+
+    def __init__(self, table: SampleTable, kinds: Mapping[int, int], side: int, count: int) -> None:
+        self._table = table
+        counts = np.zeros((count, len(table.sizes)), np.int64)
+        for kind in set(kinds.values()):
+            groups, number = table.counted([code for code, of in kinds.items() if of == kind], side)
+            counts[kind, groups] = number
+        self._groups = np.flatnonzero(counts.any(0))
+        self.counts, self.sizes = counts[:, self._groups], table.sizes[self._groups]
+        self._kind = np.full(3 * len(table.cells), -1, np.int16)
+        for code, kind in kinds.items():
+            self._kind[3 * code + side] = kind
+
+    def find(self, entry: int) -> tuple[int, np.ndarray, np.ndarray]:
+        """The `entry`-th row group that holds any: its number, the rows of these samples in it, and their kinds."""
+        group = int(self._groups[entry])
+        kind = self._kind[self._table.kinds(group)]
+        rows = np.flatnonzero(kind >= 0)
+        return group, rows, kind[rows]
 
 
 class _Group:
